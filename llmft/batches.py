@@ -1,0 +1,123 @@
+"""From token ids to tensors: batches sorted by length, under a token budget, and the shared prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from llmft.model import BorrowedModel
+from llmft.tokens import EncodedQueries, LabelWords
+
+SHORTEST_PREFIX = 8  # tokens; below that a cache costs more than it saves
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The opening tokens of every prompt, encoded once: keys and values per layer, each [1, heads, length, size]."""
+
+    layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    length: int
+
+    def cache(self, n_rows: int):
+        """A cache for `n_rows` prompts; a forward pass may append to it without touching the prefix."""
+        from transformers import DynamicCache
+
+        return DynamicCache([(key.expand(n_rows, -1, -1, -1), value.expand(n_rows, -1, -1, -1)) for key, value in self.layers])
+
+
+@torch.no_grad()
+def encode_prefix(model: BorrowedModel, ids: Sequence[int]) -> Prefix:
+    """Run the network over the tokens that all prompts share."""
+    with model.autocast():
+        output = model.network.base_model(input_ids=torch.tensor([ids], device=model.device), use_cache=True)
+    cache = output.past_key_values
+    return Prefix(tuple((layer.keys, layer.values) for layer in cache.layers), len(ids))
+
+
+@dataclass(frozen=True)
+class QueryBatch:
+    """Queries ready for the network; padded on the right.
+
+    With label words of several tokens every query has one row a label word (the word's last token left out), in that order;
+    otherwise one row.
+
+    Attributes:
+        input_ids, attention_mask: [rows, length]; the mask also covers the prefix, [rows, prefix + length].
+        answer_at: [rows], the place in `input_ids` whose next token is the (first token of the) label word.
+        labels: [queries], gold labels.
+        words: the label words.
+        prefix: what precedes every row, already encoded; None where the rows hold everything.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    answer_at: torch.Tensor
+    labels: torch.Tensor
+    words: LabelWords
+    prefix: Prefix | None = None
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+    @property
+    def position_ids(self) -> torch.Tensor:
+        """[rows, length]; a padded place repeats the last position."""
+        start = self.prefix.length if self.prefix else 0
+        positions = torch.arange(self.input_ids.shape[1], device=self.input_ids.device) + start
+        last = self.attention_mask.sum(1, keepdim=True) - 1
+        return torch.minimum(positions[None], last)
+
+
+def make_batch(
+    queries: EncodedQueries,
+    indices: Sequence[int],
+    words: LabelWords,
+    model: BorrowedModel,
+    prefix: Prefix | None = None,
+    opening: tuple[int, ...] = (),
+) -> QueryBatch:
+    """The batch of the queries at `indices`.
+
+    Args:
+        prefix: the encoded opening; or
+        opening: its tokens, to be put in front of every row instead.
+    """
+    endings = [()] if words.single else [ids[:-1] for ids in words.ids]
+    rows = [(*opening, *queries.suffixes[i]) for i in indices]
+    answer_at = [len(row) - 1 for row in rows for _ in endings]
+    full = [row + ending for row in rows for ending in endings]
+    length = max(map(len, full))
+    ids = np.zeros((len(full), length), dtype=np.int64)
+    mask = np.zeros((len(full), length), dtype=np.int64)
+    for place, row in enumerate(full):
+        ids[place, : len(row)] = row
+        mask[place, : len(row)] = 1
+    if prefix:
+        mask = np.concatenate([np.ones((len(full), prefix.length), dtype=np.int64), mask], axis=1)
+
+    def tensor(values) -> torch.Tensor:
+        return torch.as_tensor(values, device=model.device)
+
+    return QueryBatch(tensor(ids), tensor(mask), tensor(answer_at), tensor([queries.labels[i] for i in indices]), words, prefix)
+
+
+def split_by_tokens(lengths: Sequence[int], budget: int, overhead: int = 0) -> list[list[int]]:
+    """Group queries of similar length so that a padded group holds at most `budget` tokens (or is a single query).
+
+    Args:
+        lengths: tokens of each query.
+        overhead: tokens that every row carries besides (the prefix's).
+
+    Returns:
+        Groups of indices into `lengths`, longest queries first, so that what will not fit in memory shows at once.
+    """
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if groups and (lengths[groups[-1][0]] + overhead) * (len(groups[-1]) + 1) <= budget:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups

@@ -1,0 +1,119 @@
+"""Warnings that a careful reviewer would raise, each beside the number that it concerns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from llmft.record import Finding, SetMetrics
+from llmft.task import Example, TaskData
+from llmft.tokens import EncodedTrial, LabelWords
+
+CODES = {
+    "constant_prediction": "every query got the same label",
+    "near_constant_prediction": "almost every query got the same label",
+    "equals_class_share": "the accuracy is exactly the share of one label, as a constant predictor's would be",
+    "chance_level": "the accuracy cannot be told from always giving the most frequent label",
+    "mostly_other_words": "in most queries the best of all words is no label word",
+    "dropped_demonstrations": "demonstrations did not fit into the prompt and were left out",
+    "no_demonstrations": "no demonstration fitted: the trial is zero-shot",
+    "label_words_share_first_token": "two label words begin with the same token",
+    "label_word_prefixes_another": "one label word is the beginning of another, which favours it",
+    "train_test_overlap": "drawn examples also stand in a test set",
+    "loss_did_not_fall": "the training loss ended no lower than it began",
+    "skipped_steps": "optimiser steps were skipped because fp16 gradients overflowed",
+    "few_rows": "fewer rows than the task's full test set were scored",
+}
+"""Every code that a trial can raise, with its meaning. (The analysis adds those that concern several trials.)"""
+
+NEAR_CONSTANT = 0.95
+MOSTLY_OTHER = 0.5
+
+
+def set_findings(metrics: SetMetrics, name: str, selection: str) -> list[Finding]:
+    """What is suspicious about one set's numbers."""
+
+    def finding(code: str, severity: str, message: str, value: float) -> Finding:
+        return Finding(code=code, severity=severity, message=message, set=name, selection=selection, value=value)
+
+    found = []
+    top, share = max(metrics.predicted_shares.items(), key=lambda item: item[1])
+    if share == 1.0:
+        found.append(finding("constant_prediction", "warning", f"all {metrics.n} queries of {name} got the label {top}", share))
+    elif share >= NEAR_CONSTANT:
+        found.append(finding("near_constant_prediction", "warning", f"{share:.1%} of the queries of {name} got the label {top}", share))
+    shares = [value for value in metrics.label_shares.values() if value < 1]
+    if share < 1.0 and any(math.isclose(metrics.accuracy, value, abs_tol=0.5 / metrics.n / 10) for value in shares):
+        found.append(
+            finding("equals_class_share", "note", f"the accuracy on {name}, {metrics.accuracy:.2%}, is exactly a label's share", metrics.accuracy)
+        )
+    low, high = accuracy_interval(metrics.accuracy, metrics.n)
+    if low <= metrics.majority_share:
+        message = f"accuracy on {name} {metrics.accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}) does not exceed the majority class, {metrics.majority_share:.1%}"
+        found.append(finding("chance_level", "note", message, low))
+    if metrics.non_label_share is not None and metrics.non_label_share > MOSTLY_OTHER:
+        message = f"in {metrics.non_label_share:.1%} of the queries of {name} the best of all words is no label word"
+        found.append(finding("mostly_other_words", "note", message, metrics.non_label_share))
+    return found
+
+
+def accuracy_interval(accuracy: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The Wilson interval of a share `accuracy` seen in `n` rows (scipy's `binomtest`)."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(round(accuracy * n), n).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def word_findings(words: LabelWords) -> list[Finding]:
+    """What is suspicious about the label words."""
+    found = []
+    for i, first in enumerate(words.ids):
+        for j, second in enumerate(words.ids):
+            if i != j and first == second[: len(first)]:
+                message = f"the label word {words.words[i]!r} is the beginning of {words.words[j]!r}, which can never be more probable"
+                found.append(Finding(code="label_word_prefixes_another", severity="warning", message=message))
+            elif i < j and first[0] == second[0]:
+                message = f"the label words {words.words[i]!r} and {words.words[j]!r} begin with the same token; they are told apart by the later ones"
+                found.append(Finding(code="label_words_share_first_token", severity="note", message=message))
+    return found
+
+
+def prompt_findings(encoded: EncodedTrial, n_wanted: int) -> list[Finding]:
+    """Demonstrations that did not fit."""
+    if not encoded.n_dropped:
+        return []
+    left = len(encoded.demonstrations)
+    message = f"{encoded.n_dropped} of {n_wanted} demonstrations did not fit into the prompt; {left} are left"
+    return [Finding(code="dropped_demonstrations" if left else "no_demonstrations", severity="warning", message=message, value=encoded.n_dropped)]
+
+
+def overlap_findings(drawn: Sequence[Example], data: TaskData) -> list[Finding]:
+    """Drawn examples whose text is also in a test set."""
+    texts = {tuple(sorted(example.fields.items())) for example in drawn}
+    found = []
+    for test in data.tests:
+        n = sum(tuple(sorted(example.fields.items())) in texts for example in test.examples)
+        if n:
+            message = f"{n} rows of {test.name} have the same text as a drawn example"
+            found.append(Finding(code="train_test_overlap", severity="warning", message=message, set=test.name, value=n))
+    return found
+
+
+def training_findings(first_loss: float, last_loss: float, n_steps: int, n_skipped: int) -> list[Finding]:
+    """What is suspicious about the course of training."""
+    found = []
+    if last_loss >= first_loss:
+        message = f"the training loss went from {first_loss:.4f} to {last_loss:.4f}"
+        found.append(Finding(code="loss_did_not_fall", severity="warning", message=message, value=last_loss))
+    if n_skipped:
+        message = f"{n_skipped} of {n_steps} optimiser steps were skipped because fp16 gradients overflowed"
+        severity = "warning" if n_skipped > 0.1 * n_steps else "note"
+        found.append(Finding(code="skipped_steps", severity=severity, message=message, value=n_skipped))
+    return found
+
+
+def worst(findings: Iterable[Finding]) -> str:
+    """The highest severity among `findings` ("note" where there is none)."""
+    order = ("note", "warning", "error")
+    return max((finding.severity for finding in findings), key=order.index, default="note")

@@ -1,0 +1,76 @@
+"""What a method is: settings, a search space and at most four hooks. Each file in `methods/` holds one.
+
+A method file must import without torch (the plan's validation reads it), so the hooks import what they need.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from llmft.spec import Spec
+
+if TYPE_CHECKING:
+    import torch
+
+    from llmft.model import BorrowedModel
+    from llmft.scoring import QueryBatch, Scores
+    from llmft.task import Example
+
+
+@dataclass(frozen=True)
+class Range:
+    """A search range as plain data: continuous between `low` and `high`, or one of `choices`."""
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    integer: bool = False
+    choices: tuple[Any, ...] = ()
+
+
+class Method:
+    """A way of adapting a model. Subclasses override what they need; the defaults are plain zero-shot scoring.
+
+    Class attributes:
+        Settings: the method's own hyper-parameters, each with its default.
+        train_defaults: fields of `TrainSpec` whose default this method changes.
+        search: what a sweep searches, by the name of a setting or of a `TrainSpec` field.
+        trains: whether weights are changed at all.
+        uses_shots: whether labelled examples are used at all.
+        paper: where the method comes from.
+    """
+
+    class Settings(Spec):
+        pass
+
+    train_defaults: ClassVar[dict[str, Any]] = {}
+    search: ClassVar[dict[str, Range]] = {}
+    trains: ClassVar[bool] = True
+    uses_shots: ClassVar[bool] = True
+    paper: ClassVar[str] = ""
+
+    def __init__(self, settings: Spec | None = None):
+        self.settings = settings if settings is not None else self.Settings()
+
+    def context(self, shots: tuple[Example, ...]) -> tuple[Example, ...]:
+        """The demonstrations that stand in every prompt (none unless the method is in-context learning)."""
+        return ()
+
+    def prepare(self, model: BorrowedModel, n_labels: int, generator: torch.Generator) -> None:
+        """Change `model.network` in place: add modules, and leave `requires_grad` only where training shall go.
+
+        It is called with every parameter frozen. `generator` seeds whatever is initialised.
+        """
+
+    def scores(self, model: BorrowedModel, batch: QueryBatch) -> Scores:
+        """Score every label for every query of the batch."""
+        from llmft.scoring import label_word_scores
+
+        return label_word_scores(model, batch)
+
+    def loss(self, model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
+        """The mean training loss over the batch (a scalar); by default the cross-entropy of `scores`."""
+        import torch.nn.functional as F
+
+        return F.cross_entropy(self.scores(model, batch).labels.float(), batch.labels)

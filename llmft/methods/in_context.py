@@ -1,0 +1,18 @@
+"""In-context learning (Brown et al. 2020): the shots stand in the prompt as demonstrations, and no weight changes.
+
+Scored as in Mosbach et al. 2023: the most probable of the label words after the query. Whole demonstrations that do not fit the
+model's context are left out evenly over the labels, and counted.
+"""
+
+from llmft.method import Method
+
+
+class InContext(Method):
+    trains = False
+    paper = "Brown et al. 2020"
+
+    def context(self, shots):
+        return shots
+
+
+METHOD = InContext

@@ -1,0 +1,53 @@
+"""LoRA (Hu et al. 2022): h = W x + (alpha / r) B A x, with W frozen, A random and B zero, trained to say the right label word.
+
+The adapters are peft's. They start as the identity (B = 0) and can be merged into W without changing an answer beyond rounding.
+"""
+
+from typing import Literal
+
+from llmft.errors import UserError
+from llmft.method import Method, Range
+from llmft.methods.pattern import label_word_loss
+from llmft.spec import Spec
+
+
+class LoraSettings(Spec):
+    r: int = 8
+    alpha: int = 8
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()  # names of linear layers; empty: peft's choice for the architecture (query and value)
+    loss: Literal["full_vocabulary", "restricted"] = "full_vocabulary"
+
+
+class Lora(Method):
+    Settings = LoraSettings
+    train_defaults = {"learning_rate": 2e-4}
+    search = {"learning_rate": Range(1e-5, 1e-2, log=True)}
+    paper = "Hu et al. 2022"
+
+    def prepare(self, model, n_labels, generator):
+        import torch
+        from peft import LoraConfig, inject_adapter_in_model
+
+        settings = self.settings
+        config = LoraConfig(r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=list(settings.targets) or None)
+        if config.target_modules is None:
+            from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+            architecture = model.network.config.model_type
+            if architecture not in KNOWN:
+                raise UserError(f"method 'lora': peft names no targets for {architecture!r} models. Set settings.targets, e.g. [q_proj, v_proj].")
+            config.target_modules = set(KNOWN[architecture])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+            inject_adapter_in_model(config, model.network)
+        model.network.requires_grad_(False)
+        for name, parameter in model.network.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+        model.network.to(model.device)
+
+    def loss(self, model, batch):
+        return label_word_loss(self.settings.loss, self.scores(model, batch).labels, batch.labels)
+
+
+METHOD = Lora

@@ -1,0 +1,36 @@
+"""Pattern-based fine-tuning (Schick & Schuetze 2021; Gao et al. 2021): every weight is trained to say the right label word.
+
+The language-model head is kept. `loss: full_vocabulary` raises the label word among all words, as Mosbach et al. 2023 do;
+`loss: restricted` raises it among the label words only.
+"""
+
+from typing import Literal
+
+from llmft.method import Method, Range
+from llmft.spec import Spec
+
+
+class PatternSettings(Spec):
+    loss: Literal["full_vocabulary", "restricted"] = "full_vocabulary"
+
+
+def label_word_loss(kind: str, scores, labels):
+    """The mean loss of `scores` (`Scores.labels`, [queries, labels]) for gold `labels` [queries], in nats."""
+    import torch.nn.functional as F
+
+    return F.cross_entropy(scores, labels) if kind == "restricted" else F.nll_loss(scores, labels)
+
+
+class PatternBased(Method):
+    Settings = PatternSettings
+    search = {"learning_rate": Range(1e-6, 1e-4, log=True)}
+    paper = "Schick & Schuetze 2021"
+
+    def prepare(self, model, n_labels, generator):
+        model.network.requires_grad_(True)
+
+    def loss(self, model, batch):
+        return label_word_loss(self.settings.loss, self.scores(model, batch).labels, batch.labels)
+
+
+METHOD = PatternBased

@@ -1,0 +1,47 @@
+"""Vanilla fine-tuning (Devlin et al. 2019): a new classification head on the right-most real token; every weight is trained.
+
+The head is linear, or fully connected as in Mosbach et al. 2023: Linear(d, d), ReLU, dropout, Linear(d, labels), weights from
+N(0, 0.02), biases 0.
+"""
+
+from typing import Literal
+
+from llmft.method import Method, Range
+from llmft.spec import Spec
+
+INIT_STD = 0.02
+
+
+class Vanilla(Method):
+    class Settings(Spec):
+        head: Literal["fully_connected", "linear"] = "fully_connected"
+
+    search = {"learning_rate": Range(1e-6, 1e-4, log=True)}
+    paper = "Devlin et al. 2019"
+
+    def prepare(self, model, n_labels, generator):
+        import torch
+        from torch import nn
+
+        width = model.width
+        if self.settings.head == "linear":
+            head = nn.Linear(width, n_labels, bias=False)
+        else:
+            dropout = nn.Dropout(getattr(model.network.config, "dropout", 0.0) or 0.0)
+            head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), dropout, nn.Linear(width, n_labels))
+        for parameter in head.parameters():
+            with torch.no_grad():
+                parameter.zero_() if parameter.ndim == 1 else parameter.normal_(0, INIT_STD, generator=generator)
+        model.network.requires_grad_(True)
+        output = model.network.get_output_embeddings()
+        if output.weight is not model.network.get_input_embeddings().weight:
+            output.requires_grad_(False)  # the head replaces it
+        model.network.classifier = head.to(model.device)
+
+    def scores(self, model, batch):
+        from llmft.scoring import Scores, answer_hidden
+
+        return Scores(model.network.classifier(answer_hidden(model, batch)))
+
+
+METHOD = Vanilla

@@ -1,0 +1,62 @@
+"""The numbers of one set, from its predictions. What scikit-learn has is scikit-learn's."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+from llmft.evaluate import Predictions
+from llmft.record import SetMetrics
+from llmft.task import Example
+
+N_BINS = 10
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray, n_bins: int = N_BINS) -> float:
+    """Expected calibration error (Guo et al. 2017, eq. 3): the mean gap between confidence and accuracy over equal-width bins.
+
+    Args:
+        probabilities: [n, labels], rows sum to one.
+        labels: [n] gold indices.
+    """
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+    bins = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)  # bin b is (b / n, (b + 1) / n]
+    gaps = [abs(correct[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins)]
+    return float(sum(gaps))
+
+
+def set_metrics(predictions: Predictions, examples: Sequence[Example], label_names: Sequence[str], domain: str) -> SetMetrics:
+    """Every number of one test set. Accuracies per label and group are shares in [0, 1]; labels absent from the set are left out."""
+    from sklearn.metrics import f1_score, matthews_corrcoef
+
+    gold, predicted = predictions.labels, predictions.predicted
+    present = np.unique(gold)
+    correct = predicted == gold
+    recall = {label_names[label]: float(correct[gold == label].mean()) for label in present}
+    groups: dict[str, dict[str, list[bool]]] = {}
+    for example, right in zip(examples, correct, strict=True):
+        for grouping, value in example.groups.items():
+            groups.setdefault(grouping, {}).setdefault(value, []).append(bool(right))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one label only: the correlation is 0 by convention, which is what we want
+        mcc = float(matthews_corrcoef(gold, predicted))
+    free = predictions.free
+    return SetMetrics(
+        n=len(gold),
+        accuracy=float(correct.mean()),
+        macro_accuracy=float(np.mean(list(recall.values()))),
+        macro_f1=float(f1_score(gold, predicted, average="macro", labels=present, zero_division=0)),
+        mcc=mcc,
+        calibration_error=calibration_error(np.exp(predictions.log_probabilities), gold),
+        loss=predictions.loss,
+        full_vocabulary_accuracy=None if free is None else float((free == gold).mean()),
+        non_label_share=None if free is None else float((free < 0).mean()),
+        majority_share=float(np.bincount(gold).max() / len(gold)),
+        label_shares={name: float((gold == label).mean()) for label, name in enumerate(label_names)},
+        predicted_shares={name: float((predicted == label).mean()) for label, name in enumerate(label_names)},
+        label_accuracy=recall,
+        group_accuracy={grouping: {value: float(np.mean(right)) for value, right in sorted(values.items())} for grouping, values in groups.items()},
+        domain=domain,
+    )

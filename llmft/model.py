@@ -1,0 +1,218 @@
+"""Models: where they lie, and how a trial borrows one.
+
+A process keeps the base model that it loaded last, untouched, in memory; a trial that trains gets a copy and may do with it
+what it likes. So nothing can leak from one trial into the next, whatever a method changes.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmft.errors import UserError
+from llmft.spec import ModelRef
+
+TOY = Path(__file__).parent / "toy" / "model"
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+DROPOUT = {  # the names of the hidden dropout, by architecture: OPT ignores `hidden_dropout_prob`
+    "opt": ("dropout",),
+    "gpt2": ("resid_pdrop", "embd_pdrop"),
+    "gpt_neo": ("resid_dropout", "embed_dropout"),
+    "gpt_neox": ("hidden_dropout",),
+    "gptj": ("resid_pdrop", "embd_pdrop"),
+    "bloom": ("hidden_dropout",),
+    "falcon": ("hidden_dropout",),
+    "phi": ("resid_pdrop", "embd_pdrop"),
+    "stablelm": ("hidden_dropout",),
+}
+SAMPLE = 1 << 20  # bytes from either end of a weights file that its fingerprint reads
+
+
+def resolve_model(name: str, revision: str = "main") -> ModelRef:
+    """The model that `name` means: "toy", a local folder in hub format, or a hub name.
+
+    Raises:
+        UserError: a folder without configuration, weights or tokenizer, or a path that is not there.
+    """
+    if name == "toy":
+        return ModelRef(name="toy", revision=revision, fingerprint=folder_fingerprint(TOY), path=str(TOY))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        folder = folder.resolve()
+        for what, patterns in (("config.json", ("config.json",)), ("weights", WEIGHTS), ("a tokenizer", ("tokenizer*", "vocab.*", "*.model"))):
+            if not any(found for pattern in patterns for found in folder.glob(pattern)):
+                raise UserError(f"model: the folder {folder} holds no {what.removeprefix('a ')}. It must be in hub format: config.json, *.safetensors, tokenizer files.")
+        return ModelRef(name=folder.name, revision=revision, fingerprint=folder_fingerprint(folder), path=str(folder))
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"model: there is no folder {folder}. Give a folder in hub format, a hub name such as facebook/opt-125m, or 'toy'.")
+    return ModelRef(name=name, revision=revision, fingerprint=f"hub:{name}@{revision}")
+
+
+@lru_cache(maxsize=64)
+def folder_fingerprint(folder: Path) -> str:
+    """16 hexadecimal digits for a folder's contents: names, sizes, small files whole, weights from both ends."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".bin", ".txt", ".model") and p.stem != "training"):
+        size = path.stat().st_size
+        digest.update(f"{path.name}/{size}/".encode())
+        with open(path, "rb") as file:
+            digest.update(file.read(SAMPLE))
+            if size > SAMPLE:
+                file.seek(max(SAMPLE, size - SAMPLE))
+                digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def _from_hub(ref: ModelRef, load, what: str, **arguments) -> Any:
+    """Call one of transformers' loaders, from the folder or the hub, and turn what it raises into one line."""
+    try:
+        return load(ref.path or ref.name, **({} if ref.path else {"revision": ref.revision}), **arguments)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        where = f"the folder {ref.path}" if ref.path else f"the hub ({ref.name}, revision {ref.revision})"
+        fix = "Check that the folder is complete." if ref.path else "Check the name and the network, or give a local folder."
+        raise UserError(f"model: cannot load the {what} from {where}: {reason} {fix}") from None
+
+
+@lru_cache(maxsize=4)
+def load_tokenizer(ref: ModelRef):
+    """The tokenizer, with a padding token (its ids are masked, so which one does not matter).
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = _from_hub(ref, AutoTokenizer.from_pretrained, "tokenizer")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+@lru_cache(maxsize=4)
+def load_config(ref: ModelRef):
+    """The model's configuration.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    from transformers import AutoConfig
+
+    return _from_hub(ref, AutoConfig.from_pretrained, "configuration")
+
+
+def context_length(config) -> int:
+    """The longest text, in tokens, that the model's positions reach; a large number where there is no bound."""
+    for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
+        if isinstance(value := getattr(config, name, None), int):
+            return value
+    return 1 << 30
+
+
+@dataclass
+class BorrowedModel:
+    """A network in a trial's hands.
+
+    Attributes:
+        network: a causal language model of transformers; methods may add modules to it.
+        device, precision: where it lies, and "fp32", "bf16" or "fp16".
+        plain_head: whether the logits are just the output embedding times the last hidden state (a few architectures scale or cap
+            them; then the network's own forward is used).
+    """
+
+    network: torch.nn.Module
+    device: torch.device
+    precision: str
+    plain_head: bool
+
+    @property
+    def width(self) -> int:
+        """The size of the hidden state that the output embedding reads."""
+        return self.network.get_output_embeddings().weight.shape[1]
+
+    def autocast(self):
+        """The context in which forward passes run: half precision where the trial asks for it, weights stay fp32 when trained."""
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
+        return torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32")
+
+
+_BASE: dict[tuple, tuple[torch.nn.Module, bool]] = {}
+
+
+def _load_base(ref: ModelRef, dropout: float | None) -> tuple[torch.nn.Module, bool]:
+    """The untouched network on the CPU in fp32, from this process's memory where it is the one loaded last."""
+    key = (ref.name, ref.revision, ref.fingerprint, dropout)
+    if key not in _BASE:
+        from transformers import AutoModelForCausalLM
+
+        changed = {}
+        if dropout is not None:
+            config = load_config(ref)
+            if config.model_type not in DROPOUT:
+                raise UserError(
+                    f"train.dropout: the name of the dropout of {config.model_type!r} models is not known. Set it to null to keep the "
+                    f"model's own. Known: {', '.join(sorted(DROPOUT))}."
+                )
+            changed = dict.fromkeys(DROPOUT[config.model_type], dropout)
+        network = _from_hub(ref, AutoModelForCausalLM.from_pretrained, "weights", dtype=torch.float32, **changed)
+        network.requires_grad_(False).eval()
+        _BASE.clear()
+        _BASE[key] = network, _has_plain_head(network)
+    return _BASE[key]
+
+
+@torch.no_grad()
+def _has_plain_head(network) -> bool:
+    """Compare the output embedding's product with the network's own logits on three tokens."""
+    head, ids = network.get_output_embeddings(), torch.tensor([[5, 6, 7]])
+    if head is None:
+        return False
+    hidden = network.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    return bool(torch.allclose(head(hidden), network(input_ids=ids, use_cache=False).logits, atol=1e-5, rtol=1e-5))
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device called `name`, or the best there is."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@contextmanager
+def borrow_model(ref: ModelRef, precision: str, device: torch.device, dropout: float | None = None, copied: bool = True) -> Iterator[BorrowedModel]:
+    """A network to work with, every parameter frozen.
+
+    Args:
+        copied: whether the caller will change it. Without a copy the weights are only read; in half precision they are then
+            stored in half as well.
+
+    Raises:
+        UserError: the weights cannot be loaded.
+    """
+    base, plain_head = _load_base(ref, dropout)
+    stays = not copied and device.type == "cpu" and precision == "fp32"
+    network = base if stays else copy.deepcopy(base)
+    if not stays:
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+        network.to(device, dtype=half if half is not None and not copied else None)
+    try:
+        yield BorrowedModel(network, device, precision, plain_head)
+    finally:
+        del network
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def checksum(network: torch.nn.Module) -> str:
+    """A hash of every parameter and buffer, bit for bit."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,53 @@
+"""From an example to text: patterns, demonstrations and whole prompts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+FIELD = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A template such as `"{premise} {hypothesis} ?"`.
+
+    The text ends where the label word begins; `label_prefix` stands between the two and belongs to the word, since " Yes" and
+    "Yes" are different tokens. `verbalizer` names the label words that go with the pattern unless a plan says otherwise.
+    """
+
+    template: str
+    label_prefix: str = " "
+    verbalizer: str = "yes-no"
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return tuple(FIELD.findall(self.template))
+
+    def render(self, fields: Mapping[str, str]) -> str:
+        """The text of a query. Braces inside a field are left alone."""
+        return FIELD.sub(lambda match: fields[match.group(1)], self.template)
+
+    def render_labelled(self, fields: Mapping[str, str], word: str) -> str:
+        """The text of a demonstration: the query and its label word."""
+        return self.render(fields) + self.label_prefix + word
+
+
+def render_prompt(
+    pattern: Pattern,
+    demonstrations: Sequence[tuple[Mapping[str, str], str]],
+    query: Mapping[str, str],
+    separator: str,
+) -> str:
+    """Demonstrations (fields, label word) and the query, joined by `separator`."""
+    parts = [pattern.render_labelled(fields, word) for fields, word in demonstrations]
+    return separator.join([*parts, pattern.render(query)])
+
+
+NLI_PATTERNS: Mapping[str, Pattern] = {  # Mosbach et al. 2023, Table 5, with real newlines
+    "minimal": Pattern("{premise} {hypothesis} ?"),
+    "gpt-3": Pattern("{premise} question: {hypothesis} Yes or No? answer:"),
+    "eval-harness": Pattern("{premise}\nQuestion: {hypothesis} True or False?\nAnswer:", verbalizer="true-false"),
+}
+NLI_VERBALIZERS: Mapping[str, tuple[str, ...]] = {"yes-no": ("Yes", "No"), "true-false": ("True", "False")}

@@ -1,0 +1,184 @@
+"""What one trial leaves behind: a record (JSON) and its per-example predictions (parquet), side by side in one folder.
+
+`record.json` is the commit point: it is written last, in one atomic step, and names the checksum of the predictions. A folder
+without it does not count. This module imports neither torch nor Ray nor pandas, so that the analysis can read records anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from llmft.errors import Cause
+from llmft.spec import TrialSpec
+
+SCHEMA_VERSION = 1
+RECORD_FILE, PREDICTIONS_FILE = "record.json", "predictions.parquet"
+
+
+class Data(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class Finding(Data):
+    """A warning that travels with a number.
+
+    `code` is stable (`constant_prediction`, ...; all are listed in `llmft.findings.CODES`); `set` and `selection` say which
+    number it concerns (None: the whole trial).
+    """
+
+    code: str
+    severity: Literal["note", "warning", "error"]
+    message: str
+    set: str | None = None
+    selection: str | None = None
+    value: float | None = None
+
+
+class SetMetrics(Data):
+    """The numbers of one test set under one selection. Shares and scores in [0, 1]; NaN is written as null.
+
+    `accuracy` is micro, under the restricted rule (the best of the label words); `full_vocabulary_accuracy` demands that the
+    best of all words is the right label word; `non_label_share` is how often the best of all words is no label word (both
+    null for methods with a classification head). `loss` is the mean restricted negative log-likelihood in nats.
+    """
+
+    n: int
+    accuracy: float
+    macro_accuracy: float
+    macro_f1: float
+    mcc: float
+    calibration_error: float
+    loss: float
+    full_vocabulary_accuracy: float | None = None
+    non_label_share: float | None = None
+    majority_share: float = Field(description="accuracy of always giving the most frequent label")
+    label_shares: dict[str, float] = Field(description="share of each label among the gold labels")
+    predicted_shares: dict[str, float] = Field(description="share of each label among the predictions")
+    label_accuracy: dict[str, float] = Field(description="recall of each label")
+    group_accuracy: dict[str, dict[str, float]] = Field(default_factory=dict, description="grouping -> value -> accuracy")
+    domain: Literal["in", "out"] = "in"
+
+
+class CurvePoint(Data):
+    """One look at the dev set during training."""
+
+    step: int
+    epoch: int
+    train_loss: float
+    learning_rate: float
+    dev_accuracy: float | None = None
+    dev_loss: float | None = None
+
+
+class Draws(Data):
+    """Which examples were drawn."""
+
+    shots: list[str] = Field(default_factory=list, description="ids, in the order of the draw")
+    dev: list[str] = Field(default_factory=list)
+    demonstrations: list[str] = Field(default_factory=list, description="ids in the prompt, in order")
+    n_demonstrations_dropped: int = 0
+    shots_hash: str = ""
+
+
+class Cost(Data):
+    """What the trial took. Times in seconds, memory in bytes."""
+
+    wall_s: float
+    train_s: float = 0.0
+    evaluate_s: float = 0.0
+    device: str = "cpu"
+    peak_memory_bytes: int = Field(0, description="device memory on an accelerator, growth of the resident set on a CPU")
+    tokens_trained: int = 0
+    tokens_evaluated: int = 0
+    n_parameters: int = 0
+    n_trainable_parameters: int = 0
+    stored_bytes: int = Field(0, description="what must be kept to use the adapted model, beside the base model")
+    tokens_per_query: float = Field(0.0, description="mean prompt length at inference, demonstrations included")
+    flops: float = Field(0.0, description="estimate: 6 per parameter and trained token, 2 per evaluated token")
+    n_steps: int = 0
+    n_workers: int = 1
+
+
+class TrialRecord(Data):
+    """One trial's whole result. Anything a table needs is in here."""
+
+    schema_version: int = SCHEMA_VERSION
+    digest: str
+    spec: TrialSpec
+    status: Literal["finished", "failed"]
+    cause: Cause | None = None
+    message: str = ""
+    dev_accuracy: dict[str, float] = Field(default_factory=dict, description="selection -> accuracy on the dev examples")
+    dev_loss: dict[str, float] = Field(default_factory=dict)
+    selected_step: dict[str, int] = Field(default_factory=dict, description="selection -> optimiser step of the checkpoint")
+    metrics: dict[str, dict[str, SetMetrics]] = Field(default_factory=dict, description="selection -> set -> numbers")
+    curve: list[CurvePoint] = Field(default_factory=list)
+    findings: list[Finding] = Field(default_factory=list)
+    draws: Draws = Field(default_factory=Draws)
+    cost: Cost | None = None
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    predictions_sha256: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+
+class RecordError(Exception):
+    """A record file that cannot be read; the message says which, and why."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """All of `content` or nothing, also when the process is killed in between."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_record(folder: Path, record: TrialRecord, predictions: bytes | None = None) -> None:
+    """Put one trial into `folder`: the predictions first, the record last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if predictions is not None:
+        record = record.model_copy(update={"predictions_sha256": hashlib.sha256(predictions).hexdigest()})
+        write_atomically(folder / PREDICTIONS_FILE, predictions)
+    write_atomically(folder / RECORD_FILE, record.model_dump_json(indent=1).encode())
+
+
+def read_record(folder: Path) -> TrialRecord:
+    """The record in `folder`.
+
+    Raises:
+        FileNotFoundError: there is none (a trial that never ended).
+        RecordError: it is damaged, or of a newer schema.
+    """
+    path = Path(folder) / RECORD_FILE
+    try:
+        content = json.loads(path.read_text())
+        if content.get("schema_version", 0) > SCHEMA_VERSION:
+            raise RecordError(
+                f"{path}: schema version {content['schema_version']} is newer than this program's ({SCHEMA_VERSION}); upgrade llmft."
+            )
+        return TrialRecord.model_validate_json(path.read_bytes())
+    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        first = str(error).splitlines()[0]
+        raise RecordError(f"{path}: not a readable record ({first}); remove the folder and run the plan again.") from error
+
+
+def read_records(root: Path) -> Iterator[TrialRecord | RecordError]:
+    """Every record below `root`, in the order of the digests; an unreadable one comes as the error itself."""
+    for path in sorted(Path(root).rglob(RECORD_FILE)):
+        try:
+            yield read_record(path.parent)
+        except RecordError as error:
+            yield error

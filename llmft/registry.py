@@ -1,0 +1,68 @@
+"""The folder is the registry: every file in `methods/` and `tasks/` is one method or task, under the name of the file.
+
+The names are known without importing anything; a file is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from llmft.errors import UserError, unknown_name
+from llmft.spec import error_lines
+
+if TYPE_CHECKING:
+    from llmft.method import Method
+    from llmft.task import Task
+
+
+def _names(folder: str) -> tuple[str, ...]:
+    return tuple(sorted(path.stem for path in (Path(__file__).parent / folder).glob("*.py") if path.stem != "__init__"))
+
+
+METHODS: tuple[str, ...] = _names("methods")
+TASKS: tuple[str, ...] = _names("tasks")
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of the method `name`.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    if name not in METHODS:
+        raise unknown_name("method", name, METHODS)
+    return importlib.import_module(f"llmft.methods.{name}").METHOD
+
+
+def build_method(name: str, settings: dict) -> Method:
+    """The method `name` with its settings; what is not given takes the method's default.
+
+    Raises:
+        UserError: there is no such method or setting, or a value is not allowed.
+    """
+    cls = method_class(name)
+    try:
+        return cls(cls.Settings.model_validate_json(json.dumps(settings)))  # JSON's rules: a list is a tuple
+    except ValidationError as error:
+        raise UserError(error_lines(error, f"method '{name}'", {"": cls.Settings.model_fields})) from None
+
+
+def complete_settings(name: str, settings: dict) -> dict:
+    """`settings` with the method's defaults filled in, as a trial's spec holds them."""
+    return build_method(name, settings).settings.model_dump(mode="json")
+
+
+def load_task(name: str) -> Task:
+    """The task `name`.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    if name not in TASKS:
+        raise unknown_name("task", name, TASKS)
+    return importlib.import_module(f"llmft.tasks.{name}").TASK

@@ -1,0 +1,85 @@
+"""Scores are read off the logits at the answer's place; nothing is decoded or searched in text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from llmft.batches import QueryBatch
+from llmft.model import BorrowedModel
+
+NO_LABEL = -1
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a method says about a batch.
+
+    Attributes:
+        labels: [queries, labels]; the log-probability of each label word among all words (summed over its tokens), or the logits of
+            a classification head. A softmax over them is the restricted rule.
+        free: [queries], the label whose word is the best of all words, NO_LABEL where another word is; None with a classification head.
+    """
+
+    labels: torch.Tensor
+    free: torch.Tensor | None = None
+
+
+def hidden_states(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
+    """The last layer's states, [rows, length, width]."""
+    return model.network.base_model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        past_key_values=batch.prefix.cache(batch.input_ids.shape[0]) if batch.prefix else None,
+        use_cache=batch.prefix is not None,
+    ).last_hidden_state
+
+
+def answer_hidden(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
+    """The state at the right-most real token of each query, [queries, width]."""
+    rows = torch.arange(len(batch), device=model.device) * (batch.input_ids.shape[0] // len(batch))
+    return hidden_states(model, batch)[rows, batch.answer_at[rows]]
+
+
+def _logits_at(model: BorrowedModel, batch: QueryBatch):
+    """A function from (rows, places) to full-vocabulary logits; only what is asked for is projected."""
+    if model.plain_head:
+        hidden, head = hidden_states(model, batch), model.network.get_output_embeddings()
+        return lambda rows, places: head(hidden[rows, places])
+    logits = model.network(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        past_key_values=batch.prefix.cache(batch.input_ids.shape[0]) if batch.prefix else None,
+        use_cache=batch.prefix is not None,
+    ).logits
+    return lambda rows, places: logits[rows, places]
+
+
+def label_word_scores(model: BorrowedModel, batch: QueryBatch) -> Scores:
+    """The log-probability of every label word after every query, and which word is the best of all."""
+    logits_at, words, n = _logits_at(model, batch), batch.words, len(batch)
+    rows = torch.arange(batch.input_ids.shape[0], device=model.device)
+    if words.single:
+        logits = logits_at(rows, batch.answer_at).float()  # [queries, vocabulary]
+        ids = torch.tensor([word[0] for word in words.ids], device=model.device)
+        is_best = logits.argmax(-1, keepdim=True) == ids  # [queries, labels]
+        return Scores(logits.log_softmax(-1)[:, ids], _best_label(is_best))
+    scores, is_best = [], []
+    for label, word in enumerate(words.ids):
+        mine = rows.view(n, -1)[:, label]
+        total, agrees = 0.0, torch.ones(n, dtype=torch.bool, device=model.device)
+        for step, token in enumerate(word):
+            logits = logits_at(mine, batch.answer_at[mine] + step).float()
+            total = total + logits.log_softmax(-1)[:, token]
+            agrees &= logits.argmax(-1) == token
+        scores.append(total)
+        is_best.append(agrees)
+    return Scores(torch.stack(scores, 1), _best_label(torch.stack(is_best, 1)))
+
+
+def _best_label(is_best: torch.Tensor) -> torch.Tensor:
+    """[queries, labels] of claims -> [queries] of labels, NO_LABEL where none holds."""
+    return torch.where(is_best.any(1), is_best.int().argmax(1), NO_LABEL)

@@ -1,0 +1,146 @@
+"""What one trial is: a frozen, strict description, and the digest that identifies it.
+
+The digest covers everything that changes the answer and nothing else: the contents of the model and data folders count
+(as fingerprints), their paths do not; nor do the device, the number of workers or the size of a micro-batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+DIGEST_VERSION = 1
+"""Raised when the same spec would give another answer (a mended method, another draw). Old records then count as stale."""
+
+
+class Spec(BaseModel):
+    """A frozen model that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+
+class ModelRef(Spec):
+    """Which model: a hub name, or a local folder in hub format.
+
+    `fingerprint` tells one content from another (`llmft.model.resolve_model` fills it); `path` is where the weights lie and
+    does not count for the digest.
+    """
+
+    name: str
+    revision: str = "main"
+    fingerprint: str = ""
+    path: str | None = None
+
+
+class DataRef(Spec):
+    """Which data: `directory` is a local folder, None the hub; `fingerprint` tells one content from another."""
+
+    fingerprint: str = ""
+    directory: str | None = None
+
+
+class TrainSpec(Spec):
+    """How the weights are trained. The defaults are those of Mosbach et al. 2023, Table 7."""
+
+    learning_rate: float = Field(1e-5, gt=0)
+    epochs: int = Field(40, ge=1)
+    batch_size: int = Field(32, ge=1, description="examples per optimiser step")
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_ratio: float = Field(0.1, ge=0, le=1, description="share of the steps; rounds up to whole steps")
+    weight_decay: float = Field(0.0, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    epsilon: float = Field(1e-8, gt=0)
+    clip_norm: float | None = Field(1.0, gt=0, description="largest gradient norm; null: no clipping")
+    dropout: float | None = Field(None, ge=0, lt=1, description="null: as the model's configuration says")
+    gradient_checkpointing: bool = False
+    eval_every_epochs: int = Field(1, ge=1, description="how often the dev set is scored")
+
+
+Selection = Literal["none", "last", "best_dev", "best_in_domain", "best_out_of_domain"]
+"""Which checkpoint a number belongs to; `none` where nothing is trained. The last two look at the reported sets (oracles)."""
+
+ORACLES: tuple[Selection, ...] = ("best_in_domain", "best_out_of_domain")
+
+
+class TrialSpec(Spec):
+    """One model adapted once to one task with one method, shots, seed and hyper-parameters.
+
+    `settings` are the method's own hyper-parameters, complete with their defaults (`llmft.registry.complete_settings`).
+    """
+
+    model: ModelRef
+    task: str
+    data: DataRef = DataRef()
+    method: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+    n_shots: int = Field(0, ge=0)
+    shots_unit: Literal["total", "per_class"] = "total"
+    pattern: str = "minimal"
+    verbalizer: str = "default"
+    separator: str = "\n\n"
+    train: TrainSpec = TrainSpec()
+    data_seed: int = 0
+    order_seed: int = 0
+    init_seed: int = 0
+    dropout_seed: int = 0
+    n_dev: int = Field(64, ge=0, description="held-out examples of the training pool that select, never reported")
+    test_sets: tuple[str, ...] = Field((), description="which of the task's test sets; empty: all")
+    n_test: int | None = Field(None, ge=1, description="rows of each test set, balanced over labels and groups; null: all")
+    max_length: int | None = Field(None, ge=8, description="tokens of a prompt; null: the model's context")
+    selections: tuple[Selection, ...] = ("last", "best_dev")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrialSpec:
+        if "best_dev" in self.selections and self.n_dev == 0:
+            raise ValueError("selection 'best_dev' needs dev examples: set n_dev above 0, or selections to ['last']")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """20 hexadecimal digits that identify the trial."""
+        content = self.model_dump(mode="json")
+        content["model"].pop("path")
+        content["data"].pop("directory")
+        canonical = json.dumps({"version": DIGEST_VERSION, **content}, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:20]
+
+    @property
+    def cell(self) -> tuple[str, str, str, int, str]:
+        """(model, task, method, n_shots, pattern): what a table row compares."""
+        return self.model.name, self.task, self.method, self.n_shots, self.pattern
+
+    def with_seed(self, seed: int) -> TrialSpec:
+        """The same trial with all four seeds set to `seed`."""
+        return self.model_copy(update=dict.fromkeys(("data_seed", "order_seed", "init_seed", "dropout_seed"), seed))
+
+
+def error_lines(error, where: str, allowed: dict[str, Any] | None = None) -> str:
+    """One line for a pydantic ValidationError: where, what was got, what is allowed.
+
+    Args:
+        error: the `pydantic.ValidationError`.
+        where: file or option that holds the value.
+        allowed: per section ("" for the top) the names that are known there, for the nearest one.
+    """
+    import difflib
+
+    lines = []
+    for problem in error.errors(include_url=False):
+        path = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            section, key = ".".join(str(part) for part in problem["loc"][:-1]), str(problem["loc"][-1])
+            names = sorted((allowed or {}).get(section, ()))
+            near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+            lines.append(
+                f"unknown key '{path}'." + (f" Did you mean '{near[0]}'?" if near else "") + (f" Keys: {', '.join(names)}." if names else "")
+            )
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            got = f" (got {problem['input']!r})" if not isinstance(problem["input"], dict | BaseModel) else ""
+            lines.append(f"{path + ': ' if path else ''}{message}{got}")
+    return f"{where}: " + "; ".join(lines)

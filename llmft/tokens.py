@@ -1,0 +1,172 @@
+"""From text to token ids: label words, whole prompts, and the demonstrations that fit.
+
+A prompt is always tokenised as one text. What all prompts of a trial have in common (the demonstrations) is found afterwards, on
+the ids, so that encoding it once is exact for every tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from llmft.errors import Cause, TrialFailure, UserError
+from llmft.prompts import Pattern, render_prompt
+from llmft.task import Example
+
+CHUNK = 512  # prompts tokenised at once
+CANDIDATES = 8  # longest queries that are tried when demonstrations must be dropped
+
+
+@dataclass(frozen=True)
+class LabelWords:
+    """The label words of a trial: their texts and, for each, the token ids that follow the prompt."""
+
+    words: tuple[str, ...]
+    ids: tuple[tuple[int, ...], ...]
+
+    @property
+    def single(self) -> bool:
+        """Whether every word is one token."""
+        return all(len(ids) == 1 for ids in self.ids)
+
+    @property
+    def longest(self) -> int:
+        return max(len(ids) for ids in self.ids)
+
+
+def encode(tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, with the tokenizer's own opening token and without a closing one."""
+    encoded = tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
+    closing = tokenizer.eos_token_id
+    if closing is not None and len(tokenizer("a")["input_ids"]) > 1 and tokenizer("a")["input_ids"][-1] == closing:
+        encoded = [ids[:-1] for ids in encoded]
+    return encoded
+
+
+def resolve_label_words(tokenizer, pattern: Pattern, words: Sequence[str], sample: Mapping[str, str]) -> LabelWords:
+    """The token ids of each label word after a prompt.
+
+    Args:
+        sample: the fields of any example, to see the words in their place.
+
+    Raises:
+        UserError: a word is unknown to the tokenizer, melts into the prompt's last token, or two words have the same tokens.
+    """
+    prompt = pattern.render(sample)
+    (before,), ids = encode(tokenizer, [prompt]), []
+    for word in words:
+        (whole,) = encode(tokenizer, [prompt + pattern.label_prefix + word])
+        answer = tuple(whole[len(before) :])
+        if whole[: len(before)] != before:
+            raise UserError(
+                f"verbalizer: label word {word!r} cannot be scored after the pattern {pattern.template!r}: this tokenizer joins it "
+                "with the text before. Choose a pattern that does not end in a space, or another word."
+            )
+        if not answer or (tokenizer.unk_token_id in answer and tokenizer.unk_token_id != tokenizer.bos_token_id):
+            raise UserError(f"verbalizer: label word {word!r} is unknown to this model's tokenizer. Choose another verbalizer.")
+        ids.append(answer)
+    if len(set(ids)) < len(ids):
+        raise UserError(f"verbalizer: two of the label words {', '.join(map(repr, words))} have the same tokens. Choose other words.")
+    return LabelWords(tuple(words), tuple(ids))
+
+
+@dataclass(frozen=True)
+class EncodedQueries:
+    """The prompts of one set: what follows the trial's common prefix, and the labels. Lists of the same length."""
+
+    suffixes: tuple[tuple[int, ...], ...]
+    labels: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class EncodedTrial:
+    """Every prompt of a trial: `prefix` opens all of them; `sets` holds the rest by set name.
+
+    `demonstrations` are the examples in the prompt, `n_dropped` how many more would not fit.
+    """
+
+    prefix: tuple[int, ...]
+    sets: Mapping[str, EncodedQueries]
+    demonstrations: tuple[Example, ...]
+    n_dropped: int
+
+
+def encode_trial(
+    tokenizer,
+    pattern: Pattern,
+    words: LabelWords,
+    separator: str,
+    demonstrations: Sequence[Example],
+    sets: Mapping[str, Sequence[Example]],
+    max_length: int,
+    order=None,
+) -> EncodedTrial:
+    """Tokenise every prompt of a trial.
+
+    Where the longest prompt does not fit, whole demonstrations are dropped, the last drawn first and as many of each label, until
+    it does. Neither a query nor the place of the answer is ever cut.
+
+    Args:
+        demonstrations: in the order of the draw (labels interleaved).
+        max_length: tokens that a prompt and its label word may take together.
+        order: a generator that shuffles the demonstrations in the prompt (None: as drawn).
+
+    Raises:
+        TrialFailure: a query does not fit even without demonstrations (QUERY_TOO_LONG).
+    """
+
+    def texts(examples: Sequence[Example], shown: Sequence[Example]) -> list[str]:
+        labelled = [(example.fields, words.words[example.label]) for example in shown]
+        return [render_prompt(pattern, labelled, example.fields, separator) for example in examples]
+
+    limit = max_length - words.longest + 1  # the last token of a label word is never fed to the model
+    queries = [example for examples in sets.values() for example in examples]
+    lengths = [len(ids) for start in range(0, len(queries), CHUNK) for ids in encode(tokenizer, texts(queries[start : start + CHUNK], ()))]
+    if max(lengths) > limit:
+        example = queries[lengths.index(max(lengths))]
+        raise TrialFailure(
+            Cause.QUERY_TOO_LONG,
+            f"the query {example.id} takes {max(lengths)} tokens; with its label word at most {max_length} fit this model or max_length.",
+        )
+    longest = [queries[i] for i in sorted(range(len(queries)), key=lengths.__getitem__)[-CANDIDATES:]]
+    kept, n_labels = list(demonstrations), len(words.words)
+    while kept and max(map(len, encode(tokenizer, texts(longest, kept)))) > limit:
+        kept = kept[:-n_labels]
+    while True:
+        shown = [kept[i] for i in order.permutation(len(kept))] if order is not None and kept else kept
+        prefix, rows = _encode_all(tokenizer, [(name, texts, examples, shown) for name, examples in sets.items()])
+        if not kept or len(prefix) + max(len(ids) for encoded in rows.values() for ids in encoded) <= limit:
+            break
+        kept = kept[:-n_labels]
+    encoded = {name: EncodedQueries(tuple(rows[name]), tuple(example.label for example in examples)) for name, examples in sets.items()}
+    return EncodedTrial(prefix, encoded, tuple(shown), len(demonstrations) - len(kept))
+
+
+def _encode_all(tokenizer, jobs) -> tuple[tuple[int, ...], dict[str, list[tuple[int, ...]]]]:
+    """The longest common prefix of all prompts that leaves each at least one token, and the rest of each prompt, by set."""
+    first: list[int] = []  # the first prompt; every prompt begins with first[:common]
+    common: int | None = None
+    chunks: list[tuple[str, int, list[list[int]]]] = []
+    for name, texts, examples, shown in jobs:
+        for start in range(0, len(examples), CHUNK):
+            ids = encode(tokenizer, texts(examples[start : start + CHUNK], shown))
+            if common is None:
+                first, common = ids[0], len(ids[0]) - 1
+            for row in ids:
+                common = _n_common(first, row, min(common, len(row) - 1))
+            chunks.append((name, common, [row[common:] for row in ids]))
+    rows: dict[str, list[tuple[int, ...]]] = {name: [] for name, *_ in jobs}
+    for name, cut, suffixes in chunks:
+        returned = first[common:cut]  # what later prompts turned out not to share
+        rows[name] += [tuple(returned + suffix) for suffix in suffixes]
+    return tuple(first[:common]), rows
+
+
+def _n_common(left: Sequence[int], right: Sequence[int], limit: int) -> int:
+    """How many of the first `limit` ids are the same."""
+    if left[:limit] == right[:limit]:
+        return limit
+    return next(i for i in range(limit) if left[i] != right[i])

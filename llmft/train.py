@@ -1,0 +1,195 @@
+"""The one training loop of every method that trains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from llmft.batches import QueryBatch, make_batch, split_by_tokens
+from llmft.errors import Cause, TrialFailure
+from llmft.evaluate import Evaluator, Predictions
+from llmft.method import Method
+from llmft.model import BorrowedModel
+from llmft.record import CurvePoint
+from llmft.runtime import Runtime
+from llmft.seeds import derive, stream
+from llmft.spec import ORACLES, Selection, TrialSpec
+
+SHOTS, DEV = "shots", "dev"  # names of these sets among a trial's encoded sets
+
+
+@dataclass
+class Checkpoint:
+    """A selected state: its step, dev score, and what it predicts on the test sets (filled at once for oracles, else at the end)."""
+
+    step: int
+    dev_accuracy: float | None
+    dev_loss: float | None
+    weights: dict[str, torch.Tensor] | None = None
+    predictions: Mapping[str, Predictions] = field(default_factory=dict)
+
+
+@dataclass
+class Fit:
+    """What training leaves: the selected checkpoints, the curve and the cost."""
+
+    checkpoints: dict[Selection, Checkpoint] = field(default_factory=dict)
+    curve: list[CurvePoint] = field(default_factory=list)
+    first_loss: float = math.nan
+    last_loss: float = math.nan
+    n_tokens: int = 0
+    n_steps: int = 0
+    n_skipped_steps: int = 0
+
+
+def n_warmup_steps(warmup_ratio: float, n_steps: int) -> int:
+    """Steps of warm-up: the share of all steps, rounded up, so that a small training never has none by accident."""
+    return math.ceil(round(warmup_ratio * n_steps, 9))
+
+
+def learning_rate_factor(step: int, n_steps: int, n_warmup: int, schedule: str) -> float:
+    """What the learning rate is multiplied by in step `step` (from 0): linear warm-up, then the schedule."""
+    if step < n_warmup:
+        return (step + 1) / n_warmup
+    progress = (step - n_warmup) / max(1, n_steps - n_warmup)
+    return {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[schedule]
+
+
+class _Loss(torch.nn.Module):
+    """The method's loss as a module, so that a runtime can wrap it for distributed training."""
+
+    def __init__(self, method: Method, model: BorrowedModel):
+        super().__init__()
+        self.network, self.method, self.model = model.network, method, model
+
+    def forward(self, batch: QueryBatch) -> torch.Tensor:
+        with self.model.autocast():
+            return self.method.loss(self.model, batch)
+
+
+def fit(spec: TrialSpec, method: Method, model: BorrowedModel, evaluator: Evaluator, runtime: Runtime, tests: Mapping[str, str]) -> Fit:
+    """Train `model` in place on the shots and pick the checkpoints that `spec.selections` names.
+
+    Args:
+        evaluator: scores dev and the test sets; also holds the encoded shots.
+        tests: test set -> "in" or "out"; read during training only by the oracle selections.
+
+    Raises:
+        TrialFailure: the loss or a score is no longer finite (DIVERGED).
+    """
+    train, shots = spec.train, evaluator.encoded.sets[SHOTS]
+    trainable = {name: parameter for name, parameter in model.network.named_parameters() if parameter.requires_grad}
+    steps_per_epoch = math.ceil(len(shots) / train.batch_size)
+    n_steps = steps_per_epoch * train.epochs
+    n_warmup = n_warmup_steps(train.warmup_ratio, n_steps)
+    optimizer = torch.optim.AdamW(
+        trainable.values(), lr=train.learning_rate, betas=(train.beta1, train.beta2), eps=train.epsilon, weight_decay=train.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, n_steps, n_warmup, train.schedule))
+    scaler = torch.amp.GradScaler(model.device.type, enabled=spec.precision == "fp16")
+    loss_of = runtime.wrap(_Loss(method, model))
+    if train.gradient_checkpointing:
+        model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    lengths = [len(evaluator.encoded.prefix) + len(ids) for ids in shots.suffixes]
+    batch_order, result = stream(spec.order_seed, "batches"), Fit()
+    keeper = _Keeper(spec, evaluator, trainable, tests, result)
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(derive(spec.dropout_seed, "dropout"))
+        for epoch in range(1, train.epochs + 1):
+            model.network.train()
+            order, losses = batch_order.permutation(len(shots)), []
+            for start in range(0, len(shots), train.batch_size):
+                rows = order[start : start + train.batch_size].tolist()
+                mine = rows[runtime.rank :: runtime.world_size]
+                loss = 0.0
+                for group in split_by_tokens([lengths[i] for i in mine], runtime.micro_batch_tokens):
+                    batch = make_batch(shots, [mine[i] for i in group], evaluator.words, model, opening=evaluator.encoded.prefix)
+                    part = loss_of(batch) * (len(group) * runtime.world_size / len(rows))  # the last, smaller batch counts in full
+                    scaler.scale(part).backward()
+                    loss += part.item()
+                    result.n_tokens += sum(lengths[mine[i]] for i in group)
+                if not math.isfinite(loss):
+                    raise TrialFailure(Cause.DIVERGED, f"the loss was {loss} in step {result.n_steps + 1} of {n_steps}; lower the learning rate.")
+                scaler.unscale_(optimizer)
+                if train.clip_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(trainable.values(), train.clip_norm)
+                scale = scaler.get_scale()
+                scaler.step(optimizer)
+                scaler.update()
+                result.n_skipped_steps += scaler.is_enabled() and scaler.get_scale() < scale  # fp16 overflow: no step was taken
+                optimizer.zero_grad(set_to_none=True)
+                rate = schedule.get_last_lr()[0]
+                schedule.step()
+                result.n_steps += 1
+                losses.append(loss)
+            result.last_loss = sum(losses) / len(losses)
+            if epoch == 1:
+                result.first_loss = losses[0]
+            stopped = runtime.should_stop()
+            if epoch % train.eval_every_epochs == 0 or epoch == train.epochs or stopped:
+                keeper.look(epoch, result.last_loss, rate, last=epoch == train.epochs or stopped)
+                point = result.curve[-1]
+                runtime.report({"epoch": epoch, "train_loss": point.train_loss, "dev_accuracy": point.dev_accuracy, "dev_loss": point.dev_loss})
+            if stopped:
+                break
+    keeper.finish()
+    return result
+
+
+class _Keeper:
+    """Looks at the dev set (and, for oracles, at the test sets) during training and keeps the best states."""
+
+    def __init__(self, spec: TrialSpec, evaluator: Evaluator, trainable: Mapping[str, torch.nn.Parameter], tests: Mapping[str, str], result: Fit):
+        self.spec, self.evaluator, self.trainable, self.result = spec, evaluator, trainable, result
+        self.names = list(tests)
+        self.in_domain = next((name for name, domain in tests.items() if domain == "in"), None)
+        self.out_of_domain = next((name for name, domain in tests.items() if domain == "out"), None)
+        self.best: dict[Selection, tuple] = {}
+
+    def look(self, epoch: int, train_loss: float, rate: float, last: bool) -> None:
+        """Score dev, note a point of the curve, and keep this state for every selection that it wins."""
+        evaluator, result = self.evaluator, self.result
+        dev = evaluator.predict(DEV) if DEV in evaluator.encoded.sets else None
+        accuracy, loss = (dev.accuracy, dev.loss) if dev else (None, None)
+        result.curve.append(
+            CurvePoint(step=result.n_steps, epoch=epoch, train_loss=train_loss, learning_rate=rate, dev_accuracy=accuracy, dev_loss=loss)
+        )
+        here = Checkpoint(result.n_steps, accuracy, loss)
+        if last:
+            result.checkpoints["last"] = here
+        if "best_dev" in self.spec.selections and self._wins("best_dev", (accuracy, -loss)):  # of equal accuracies the surer
+            weights = None if last else {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.trainable.items()}
+            result.checkpoints["best_dev"] = here if last else Checkpoint(here.step, accuracy, loss, weights)
+        wanted = [oracle for oracle in ORACLES if oracle in self.spec.selections]
+        if wanted:
+            here.predictions = evaluator.predict_all(self.names)
+            for oracle in wanted:
+                name = self.in_domain if oracle == "best_in_domain" else self.out_of_domain
+                if name and self._wins(oracle, (here.predictions[name].accuracy, -here.predictions[name].loss)):
+                    result.checkpoints[oracle] = here
+
+    def _wins(self, selection: Selection, score: tuple) -> bool:
+        if selection in self.best and score <= self.best[selection]:
+            return False
+        self.best[selection] = score
+        return True
+
+    def finish(self) -> None:
+        """Predict the test sets for the checkpoints that have not: the last state as it stands, then the best on dev."""
+        checkpoints = self.result.checkpoints
+        if "last" not in self.spec.selections:
+            last = checkpoints.pop("last")
+        else:
+            last = checkpoints["last"]
+            last.predictions = last.predictions or self.evaluator.predict_all(self.names)
+        best = checkpoints.get("best_dev")
+        if best is not None and not best.predictions:
+            if best is not last and best.weights is not None:
+                with torch.no_grad():
+                    for name, parameter in self.trainable.items():
+                        parameter.copy_(best.weights[name])
+                best.weights = None
+            best.predictions = self.evaluator.predict_all(self.names)
