@@ -31,9 +31,11 @@ class Prefix:
 @torch.no_grad()
 def encode_prefix(model: BorrowedModel, ids: Sequence[int]) -> Prefix:
     """Run the network over the tokens that all prompts share."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()  # one that forgets nothing, also where the network's own would keep a sliding window only
     with model.autocast():
-        output = model.network.base_model(input_ids=torch.tensor([ids], device=model.device), use_cache=True)
-    cache = output.past_key_values
+        model.network.base_model(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True)
     return Prefix(tuple((layer.keys, layer.values) for layer in cache.layers), len(ids))
 
 

@@ -83,7 +83,10 @@ class Evaluator:
                 free[group] = scores.free.cpu().numpy()
         self.n_tokens += sum(lengths)
         if not np.isfinite(labels).all():
-            raise TrialFailure(Cause.DIVERGED, f"{int((~np.isfinite(labels)).any(1).sum())} of {len(queries)} queries have a score that is not finite.")
+            raise TrialFailure(
+                Cause.DIVERGED,
+                f"{int((~np.isfinite(labels)).any(1).sum())} of {len(queries)} queries have a score that is not finite.",
+            )
         return Predictions(np.asarray(queries.labels), labels, free if is_free else None)
 
     def _shared(self) -> Prefix | None:

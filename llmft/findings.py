@@ -41,11 +41,18 @@ def set_findings(metrics: SetMetrics, name: str, selection: str) -> list[Finding
     if share == 1.0:
         found.append(finding("constant_prediction", "warning", f"all {metrics.n} queries of {name} got the label {top}", share))
     elif share >= NEAR_CONSTANT:
-        found.append(finding("near_constant_prediction", "warning", f"{share:.1%} of the queries of {name} got the label {top}", share))
+        found.append(
+            finding("near_constant_prediction", "warning", f"{share:.1%} of the queries of {name} got the label {top}", share)
+        )
     shares = [value for value in metrics.label_shares.values() if value < 1]
     if share < 1.0 and any(math.isclose(metrics.accuracy, value, abs_tol=0.5 / metrics.n / 10) for value in shares):
         found.append(
-            finding("equals_class_share", "note", f"the accuracy on {name}, {metrics.accuracy:.2%}, is exactly a label's share", metrics.accuracy)
+            finding(
+                "equals_class_share",
+                "note",
+                f"the accuracy on {name}, {metrics.accuracy:.2%}, is exactly a label's share",
+                metrics.accuracy,
+            )
         )
     low, high = accuracy_interval(metrics.accuracy, metrics.n)
     if low <= metrics.majority_share:
@@ -85,7 +92,14 @@ def prompt_findings(encoded: EncodedTrial, n_wanted: int) -> list[Finding]:
         return []
     left = len(encoded.demonstrations)
     message = f"{encoded.n_dropped} of {n_wanted} demonstrations did not fit into the prompt; {left} are left"
-    return [Finding(code="dropped_demonstrations" if left else "no_demonstrations", severity="warning", message=message, value=encoded.n_dropped)]
+    return [
+        Finding(
+            code="dropped_demonstrations" if left else "no_demonstrations",
+            severity="warning",
+            message=message,
+            value=encoded.n_dropped,
+        )
+    ]
 
 
 def overlap_findings(drawn: Sequence[Example], data: TaskData) -> list[Finding]:

@@ -57,6 +57,9 @@ def set_metrics(predictions: Predictions, examples: Sequence[Example], label_nam
         label_shares={name: float((gold == label).mean()) for label, name in enumerate(label_names)},
         predicted_shares={name: float((predicted == label).mean()) for label, name in enumerate(label_names)},
         label_accuracy=recall,
-        group_accuracy={grouping: {value: float(np.mean(right)) for value, right in sorted(values.items())} for grouping, values in groups.items()},
+        group_accuracy={
+            grouping: {value: float(np.mean(right)) for value, right in sorted(values.items())}
+            for grouping, values in groups.items()
+        },
         domain=domain,
     )

@@ -47,12 +47,20 @@ def resolve_model(name: str, revision: str = "main") -> ModelRef:
     folder = Path(name).expanduser()
     if folder.is_dir():
         folder = folder.resolve()
-        for what, patterns in (("config.json", ("config.json",)), ("weights", WEIGHTS), ("a tokenizer", ("tokenizer*", "vocab.*", "*.model"))):
+        for what, patterns in (
+            ("config.json", ("config.json",)),
+            ("weights", WEIGHTS),
+            ("a tokenizer", ("tokenizer*", "vocab.*", "*.model")),
+        ):
             if not any(found for pattern in patterns for found in folder.glob(pattern)):
-                raise UserError(f"model: the folder {folder} holds no {what.removeprefix('a ')}. It must be in hub format: config.json, *.safetensors, tokenizer files.")
+                raise UserError(
+                    f"model: the folder {folder} holds no {what.removeprefix('a ')}. It must be in hub format: config.json, *.safetensors, tokenizer files."
+                )
         return ModelRef(name=folder.name, revision=revision, fingerprint=folder_fingerprint(folder), path=str(folder))
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"model: there is no folder {folder}. Give a folder in hub format, a hub name such as facebook/opt-125m, or 'toy'.")
+        raise UserError(
+            f"model: there is no folder {folder}. Give a folder in hub format, a hub name such as facebook/opt-125m, or 'toy'."
+        )
     return ModelRef(name=name, revision=revision, fingerprint=f"hub:{name}@{revision}")
 
 
@@ -60,7 +68,9 @@ def resolve_model(name: str, revision: str = "main") -> ModelRef:
 def folder_fingerprint(folder: Path) -> str:
     """16 hexadecimal digits for a folder's contents: names, sizes, small files whole, weights from both ends."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".bin", ".txt", ".model") and p.stem != "training"):
+    for path in sorted(
+        p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".bin", ".txt", ".model") and p.stem != "training"
+    ):
         size = path.stat().st_size
         digest.update(f"{path.name}/{size}/".encode())
         with open(path, "rb") as file:
@@ -185,7 +195,9 @@ def choose_device(name: str | None) -> torch.device:
 
 
 @contextmanager
-def borrow_model(ref: ModelRef, precision: str, device: torch.device, dropout: float | None = None, copied: bool = True) -> Iterator[BorrowedModel]:
+def borrow_model(
+    ref: ModelRef, precision: str, device: torch.device, dropout: float | None = None, copied: bool = True
+) -> Iterator[BorrowedModel]:
     """A network to work with, every parameter frozen.
 
     Args:

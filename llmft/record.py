@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from llmft.errors import Cause
 from llmft.spec import TrialSpec
 
 SCHEMA_VERSION = 1
 RECORD_FILE, PREDICTIONS_FILE = "record.json", "predictions.parquet"
+
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""A measured number; JSON has no NaN, so null stands for it."""
 
 
 class Data(BaseModel):
@@ -51,12 +55,12 @@ class SetMetrics(Data):
     """
 
     n: int
-    accuracy: float
-    macro_accuracy: float
-    macro_f1: float
-    mcc: float
-    calibration_error: float
-    loss: float
+    accuracy: Number
+    macro_accuracy: Number
+    macro_f1: Number
+    mcc: Number
+    calibration_error: Number
+    loss: Number
     full_vocabulary_accuracy: float | None = None
     non_label_share: float | None = None
     majority_share: float = Field(description="accuracy of always giving the most frequent label")
@@ -72,7 +76,7 @@ class CurvePoint(Data):
 
     step: int
     epoch: int
-    train_loss: float
+    train_loss: Number
     learning_rate: float
     dev_accuracy: float | None = None
     dev_loss: float | None = None
@@ -117,7 +121,7 @@ class TrialRecord(Data):
     cause: Cause | None = None
     message: str = ""
     dev_accuracy: dict[str, float] = Field(default_factory=dict, description="selection -> accuracy on the dev examples")
-    dev_loss: dict[str, float] = Field(default_factory=dict)
+    dev_loss: dict[str, Number] = Field(default_factory=dict)
     selected_step: dict[str, int] = Field(default_factory=dict, description="selection -> optimiser step of the checkpoint")
     metrics: dict[str, dict[str, SetMetrics]] = Field(default_factory=dict, description="selection -> set -> numbers")
     curve: list[CurvePoint] = Field(default_factory=list)
@@ -163,16 +167,29 @@ def read_record(folder: Path) -> TrialRecord:
         RecordError: it is damaged, or of a newer schema.
     """
     path = Path(folder) / RECORD_FILE
+    content = path.read_bytes()
     try:
-        content = json.loads(path.read_text())
-        if content.get("schema_version", 0) > SCHEMA_VERSION:
-            raise RecordError(
-                f"{path}: schema version {content['schema_version']} is newer than this program's ({SCHEMA_VERSION}); upgrade llmft."
-            )
-        return TrialRecord.model_validate_json(path.read_bytes())
-    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        first = str(error).splitlines()[0]
-        raise RecordError(f"{path}: not a readable record ({first}); remove the folder and run the plan again.") from error
+        record = TrialRecord.model_validate_json(content)
+    except ValidationError as error:
+        raise RecordError(f"{path}: {_why_unreadable(content, error)}") from error
+    if record.schema_version > SCHEMA_VERSION:
+        raise RecordError(f"{path}: {NEWER.format(record.schema_version)}")
+    return record
+
+
+NEWER = f"schema version {{}} is newer than this program's ({SCHEMA_VERSION}); upgrade llmft."
+
+
+def _why_unreadable(content: bytes, error: ValidationError) -> str:
+    try:
+        version = json.loads(content)["schema_version"]
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            return NEWER.format(version)
+    except (ValueError, TypeError, KeyError):
+        pass  # no JSON object at all: the first line of pydantic's message says where it ends
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"not a readable record ({where + ': ' if where else ''}{first['msg']}); remove the folder and run the plan again."
 
 
 def read_records(root: Path) -> Iterator[TrialRecord | RecordError]:

@@ -31,11 +31,15 @@ class Source:
         """
         folder = Path(directory).expanduser()
         if not folder.is_dir():
-            raise UserError(f"data_dir: {folder} is not a folder. Give a folder that holds {self.files[0]}, or leave it out to use the hub.")
+            raise UserError(
+                f"data_dir: {folder} is not a folder. Give a folder that holds {self.files[0]}, or leave it out to use the hub."
+            )
         for name in self.files:
             if (folder / name).is_file():
                 return folder / name
-        raise UserError(f"data_dir: {folder} holds none of {', '.join(self.files)}. Put one of them there, or leave data_dir out to use the hub.")
+        raise UserError(
+            f"data_dir: {folder} holds none of {', '.join(self.files)}. Put one of them there, or leave data_dir out to use the hub."
+        )
 
     @property
     def hub_name(self) -> str:
@@ -68,10 +72,14 @@ def _file_rows(path: Path) -> list[dict[str, Any]]:
             return parquet.read_table(path).to_pylist()
         if path.suffix in (".jsonl", ".json"):
             return json.read_json(path).to_pylist()
-        tabs = csv.ParseOptions(delimiter="\t" if path.suffix in (".tsv", ".txt") else ",", quote_char=False if path.suffix == ".txt" else '"')
+        tabs = csv.ParseOptions(
+            delimiter="\t" if path.suffix in (".tsv", ".txt") else ",", quote_char=False if path.suffix == ".txt" else '"'
+        )
         return csv.read_csv(path, parse_options=tabs).to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}). The file is damaged or no {path.suffix[1:]}; fetch it again.") from None
+        raise UserError(
+            f"{path}: cannot be read ({str(error).splitlines()[0]}). The file is damaged or no {path.suffix[1:]}; fetch it again."
+        ) from None
 
 
 def _hub_rows(source: Source) -> list[dict[str, Any]]:
@@ -101,7 +109,9 @@ def checked_label(row: dict[str, Any], n_labels: int, where: str) -> int:
     """
     label = row.get("label")
     if not isinstance(label, int) or not 0 <= label < n_labels:
-        raise UserError(f"{where}: label {label!r} is not one of the task's labels 0 to {n_labels - 1}. Correct the row or leave it out.")
+        raise UserError(
+            f"{where}: label {label!r} is not one of the task's labels 0 to {n_labels - 1}. Correct the row or leave it out."
+        )
     return label
 
 

@@ -137,7 +137,9 @@ def error_lines(error, where: str, allowed: dict[str, Any] | None = None) -> str
             names = sorted((allowed or {}).get(section, ()))
             near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
             lines.append(
-                f"unknown key '{path}'." + (f" Did you mean '{near[0]}'?" if near else "") + (f" Keys: {', '.join(names)}." if names else "")
+                f"unknown key '{path}'."
+                + (f" Did you mean '{near[0]}'?" if near else "")
+                + (f" Keys: {', '.join(names)}." if names else "")
             )
         else:
             message = problem["msg"].removeprefix("Value error, ")

@@ -66,7 +66,9 @@ def resolve_label_words(tokenizer, pattern: Pattern, words: Sequence[str], sampl
             raise UserError(f"verbalizer: label word {word!r} is unknown to this model's tokenizer. Choose another verbalizer.")
         ids.append(answer)
     if len(set(ids)) < len(ids):
-        raise UserError(f"verbalizer: two of the label words {', '.join(map(repr, words))} have the same tokens. Choose other words.")
+        raise UserError(
+            f"verbalizer: two of the label words {', '.join(map(repr, words))} have the same tokens. Choose other words."
+        )
     return LabelWords(tuple(words), tuple(ids))
 
 
@@ -124,7 +126,11 @@ def encode_trial(
 
     limit = max_length - words.longest + 1  # the last token of a label word is never fed to the model
     queries = [example for examples in sets.values() for example in examples]
-    lengths = [len(ids) for start in range(0, len(queries), CHUNK) for ids in encode(tokenizer, texts(queries[start : start + CHUNK], ()))]
+    lengths = [
+        len(ids)
+        for start in range(0, len(queries), CHUNK)
+        for ids in encode(tokenizer, texts(queries[start : start + CHUNK], ()))
+    ]
     if max(lengths) > limit:
         example = queries[lengths.index(max(lengths))]
         raise TrialFailure(
@@ -141,7 +147,9 @@ def encode_trial(
         if not kept or len(prefix) + max(len(ids) for encoded in rows.values() for ids in encoded) <= limit:
             break
         kept = kept[:-n_labels]
-    encoded = {name: EncodedQueries(tuple(rows[name]), tuple(example.label for example in examples)) for name, examples in sets.items()}
+    encoded = {
+        name: EncodedQueries(tuple(rows[name]), tuple(example.label for example in examples)) for name, examples in sets.items()
+    }
     return EncodedTrial(prefix, encoded, tuple(shown), len(demonstrations) - len(kept))
 
 

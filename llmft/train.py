@@ -70,7 +70,9 @@ class _Loss(torch.nn.Module):
             return self.method.loss(self.model, batch)
 
 
-def fit(spec: TrialSpec, method: Method, model: BorrowedModel, evaluator: Evaluator, runtime: Runtime, tests: Mapping[str, str]) -> Fit:
+def fit(
+    spec: TrialSpec, method: Method, model: BorrowedModel, evaluator: Evaluator, runtime: Runtime, tests: Mapping[str, str]
+) -> Fit:
     """Train `model` in place on the shots and pick the checkpoints that `spec.selections` names.
 
     Args:
@@ -86,9 +88,15 @@ def fit(spec: TrialSpec, method: Method, model: BorrowedModel, evaluator: Evalua
     n_steps = steps_per_epoch * train.epochs
     n_warmup = n_warmup_steps(train.warmup_ratio, n_steps)
     optimizer = torch.optim.AdamW(
-        trainable.values(), lr=train.learning_rate, betas=(train.beta1, train.beta2), eps=train.epsilon, weight_decay=train.weight_decay
+        trainable.values(),
+        lr=train.learning_rate,
+        betas=(train.beta1, train.beta2),
+        eps=train.epsilon,
+        weight_decay=train.weight_decay,
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, n_steps, n_warmup, train.schedule))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, n_steps, n_warmup, train.schedule)
+    )
     scaler = torch.amp.GradScaler(model.device.type, enabled=spec.precision == "fp16")
     loss_of = runtime.wrap(_Loss(method, model))
     if train.gradient_checkpointing:
@@ -106,13 +114,20 @@ def fit(spec: TrialSpec, method: Method, model: BorrowedModel, evaluator: Evalua
                 mine = rows[runtime.rank :: runtime.world_size]
                 loss = 0.0
                 for group in split_by_tokens([lengths[i] for i in mine], runtime.micro_batch_tokens):
-                    batch = make_batch(shots, [mine[i] for i in group], evaluator.words, model, opening=evaluator.encoded.prefix)
-                    part = loss_of(batch) * (len(group) * runtime.world_size / len(rows))  # the last, smaller batch counts in full
+                    batch = make_batch(
+                        shots, [mine[i] for i in group], evaluator.words, model, opening=evaluator.encoded.prefix
+                    )
+                    part = loss_of(batch) * (
+                        len(group) * runtime.world_size / len(rows)
+                    )  # the last, smaller batch counts in full
                     scaler.scale(part).backward()
                     loss += part.item()
                     result.n_tokens += sum(lengths[mine[i]] for i in group)
                 if not math.isfinite(loss):
-                    raise TrialFailure(Cause.DIVERGED, f"the loss was {loss} in step {result.n_steps + 1} of {n_steps}; lower the learning rate.")
+                    raise TrialFailure(
+                        Cause.DIVERGED,
+                        f"the loss was {loss} in step {result.n_steps + 1} of {n_steps}; lower the learning rate.",
+                    )
                 scaler.unscale_(optimizer)
                 if train.clip_norm is not None:
                     torch.nn.utils.clip_grad_norm_(trainable.values(), train.clip_norm)
@@ -132,7 +147,14 @@ def fit(spec: TrialSpec, method: Method, model: BorrowedModel, evaluator: Evalua
             if epoch % train.eval_every_epochs == 0 or epoch == train.epochs or stopped:
                 keeper.look(epoch, result.last_loss, rate, last=epoch == train.epochs or stopped)
                 point = result.curve[-1]
-                runtime.report({"epoch": epoch, "train_loss": point.train_loss, "dev_accuracy": point.dev_accuracy, "dev_loss": point.dev_loss})
+                runtime.report(
+                    {
+                        "epoch": epoch,
+                        "train_loss": point.train_loss,
+                        "dev_accuracy": point.dev_accuracy,
+                        "dev_loss": point.dev_loss,
+                    }
+                )
             if stopped:
                 break
     keeper.finish()
@@ -142,7 +164,14 @@ def fit(spec: TrialSpec, method: Method, model: BorrowedModel, evaluator: Evalua
 class _Keeper:
     """Looks at the dev set (and, for oracles, at the test sets) during training and keeps the best states."""
 
-    def __init__(self, spec: TrialSpec, evaluator: Evaluator, trainable: Mapping[str, torch.nn.Parameter], tests: Mapping[str, str], result: Fit):
+    def __init__(
+        self,
+        spec: TrialSpec,
+        evaluator: Evaluator,
+        trainable: Mapping[str, torch.nn.Parameter],
+        tests: Mapping[str, str],
+        result: Fit,
+    ):
         self.spec, self.evaluator, self.trainable, self.result = spec, evaluator, trainable, result
         self.names = list(tests)
         self.in_domain = next((name for name, domain in tests.items() if domain == "in"), None)
@@ -155,13 +184,22 @@ class _Keeper:
         dev = evaluator.predict(DEV) if DEV in evaluator.encoded.sets else None
         accuracy, loss = (dev.accuracy, dev.loss) if dev else (None, None)
         result.curve.append(
-            CurvePoint(step=result.n_steps, epoch=epoch, train_loss=train_loss, learning_rate=rate, dev_accuracy=accuracy, dev_loss=loss)
+            CurvePoint(
+                step=result.n_steps,
+                epoch=epoch,
+                train_loss=train_loss,
+                learning_rate=rate,
+                dev_accuracy=accuracy,
+                dev_loss=loss,
+            )
         )
         here = Checkpoint(result.n_steps, accuracy, loss)
         if last:
             result.checkpoints["last"] = here
         if "best_dev" in self.spec.selections and self._wins("best_dev", (accuracy, -loss)):  # of equal accuracies the surer
-            weights = None if last else {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.trainable.items()}
+            weights = (
+                None if last else {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.trainable.items()}
+            )
             result.checkpoints["best_dev"] = here if last else Checkpoint(here.step, accuracy, loss, weights)
         wanted = [oracle for oracle in ORACLES if oracle in self.spec.selections]
         if wanted:

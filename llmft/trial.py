@@ -66,7 +66,9 @@ def run_trial(spec: TrialSpec, runtime: Runtime = Runtime()) -> TrialResult:
             cause = Cause.OUT_OF_MEMORY
     spent = Cost(wall_s=time.perf_counter() - began)
     provenance = {"packages": cost.packages()}
-    record = TrialRecord(digest=spec.digest, spec=spec, status="failed", cause=cause, message=message[:2000], cost=spent, provenance=provenance)
+    record = TrialRecord(
+        digest=spec.digest, spec=spec, status="failed", cause=cause, message=message[:2000], cost=spent, provenance=provenance
+    )
     return TrialResult(record)
 
 
@@ -80,7 +82,9 @@ def check_spec(spec: TrialSpec) -> None:
     if spec.precision == "fp16" and not torch.cuda.is_available():
         raise UserError("precision: fp16 needs a CUDA device, and there is none. Use fp32 or bf16.")
     if setting.method.uses_shots and setting.method.trains and not spec.n_shots:
-        raise UserError(f"n_shots: the method '{spec.method}' trains and needs at least one example a label. Use method 'zero_shot' for 0 shots.")
+        raise UserError(
+            f"n_shots: the method '{spec.method}' trains and needs at least one example a label. Use method 'zero_shot' for 0 shots."
+        )
 
 
 @lru_cache(maxsize=4)
@@ -90,7 +94,10 @@ def _load_data(task: str, data: DataRef) -> TaskData:
 
 def _settle(spec: TrialSpec) -> _Setting:
     task, method = registry.load_task(spec.task), registry.build_method(spec.method, spec.settings)
-    for kind, name, known in (("pattern", spec.pattern, task.patterns), ("verbalizer", spec.verbalizer, {"default": None, **task.verbalizers})):
+    for kind, name, known in (
+        ("pattern", spec.pattern, task.patterns),
+        ("verbalizer", spec.verbalizer, {"default": None, **task.verbalizers}),
+    ):
         if name not in known:
             raise unknown_name(kind, name, known, where=f"task '{spec.task}'")
     data, pattern = _load_data(spec.task, spec.data), task.patterns[spec.pattern]
@@ -99,12 +106,16 @@ def _settle(spec: TrialSpec) -> _Setting:
         if name not in known_tests:
             raise unknown_name("test set", name, known_tests, where=f"task '{spec.task}'")
     tests = tuple(subsample(test, spec.n_test) for test in data.tests if not spec.test_sets or test.name in spec.test_sets)
-    draw = draw_examples(data, len(task.labels), spec.n_shots if method.uses_shots else 0, spec.shots_unit, spec.n_dev, spec.data_seed)
+    draw = draw_examples(
+        data, len(task.labels), spec.n_shots if method.uses_shots else 0, spec.shots_unit, spec.n_dev, spec.data_seed
+    )
     config = load_config(spec.model)
     if spec.max_length is not None and spec.max_length > context_length(config):
         raise UserError(f"max_length: {spec.max_length} is more than this model's context of {context_length(config)} tokens.")
     words = task.verbalizers[pattern.verbalizer if spec.verbalizer == "default" else spec.verbalizer]
-    return _Setting(task, data, method, tests, draw, resolve_label_words(load_tokenizer(spec.model), pattern, words, data.pool[0].fields))
+    return _Setting(
+        task, data, method, tests, draw, resolve_label_words(load_tokenizer(spec.model), pattern, words, data.pool[0].fields)
+    )
 
 
 def _run(spec: TrialSpec, runtime: Runtime, began: float) -> TrialResult:
@@ -162,7 +173,9 @@ def _encode(spec: TrialSpec, setting: _Setting) -> EncodedTrial:
 def _score(evaluator: Evaluator, domains: Mapping[str, str]) -> Fit:
     """The result of a method that trains nothing: one 'checkpoint', the model as it is."""
     dev = evaluator.predict(DEV) if DEV in evaluator.encoded.sets else None
-    here = Checkpoint(0, dev.accuracy if dev else None, dev.loss if dev else None, predictions=evaluator.predict_all(list(domains)))
+    here = Checkpoint(
+        0, dev.accuracy if dev else None, dev.loss if dev else None, predictions=evaluator.predict_all(list(domains))
+    )
     return Fit(checkpoints={"none": here})
 
 
@@ -174,7 +187,10 @@ def _tokens_per_query(encoded: EncodedTrial, names: Mapping[str, str]) -> float:
 def _record(spec: TrialSpec, setting: _Setting, encoded: EncodedTrial, result: Fit, spent: Cost) -> TrialResult:
     labels = setting.task.labels
     metrics = {
-        selection: {test.name: set_metrics(checkpoint.predictions[test.name], test.examples, labels, test.domain) for test in setting.tests}
+        selection: {
+            test.name: set_metrics(checkpoint.predictions[test.name], test.examples, labels, test.domain)
+            for test in setting.tests
+        }
         for selection, checkpoint in result.checkpoints.items()
     }
     found = findings.word_findings(setting.words)
@@ -206,7 +222,11 @@ def _record(spec: TrialSpec, setting: _Setting, encoded: EncodedTrial, result: F
         findings=found,
         draws=draws,
         cost=spent,
-        provenance={"packages": cost.packages(), "data_revision": setting.data.revision, "label_tokens": [list(i) for i in setting.words.ids]},
+        provenance={
+            "packages": cost.packages(),
+            "data_revision": setting.data.revision,
+            "label_tokens": [list(i) for i in setting.words.ids],
+        },
     )
     return TrialResult(record, _predictions_file(setting, result))
 
@@ -214,7 +234,13 @@ def _record(spec: TrialSpec, setting: _Setting, encoded: EncodedTrial, result: F
 def _few_rows(setting: _Setting) -> list[Finding]:
     whole = {test.name: len(test.examples) for test in setting.data.tests}
     return [
-        Finding(code="few_rows", severity="note", message=f"{len(test.examples)} of {whole[test.name]} rows of {test.name} were scored", set=test.name, value=len(test.examples))
+        Finding(
+            code="few_rows",
+            severity="note",
+            message=f"{len(test.examples)} of {whole[test.name]} rows of {test.name} were scored",
+            set=test.name,
+            value=len(test.examples),
+        )
         for test in setting.tests
         if len(test.examples) < whole[test.name]
     ]

@@ -30,13 +30,20 @@ class Lora(Method):
         from peft import LoraConfig, inject_adapter_in_model
 
         settings = self.settings
-        config = LoraConfig(r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=list(settings.targets) or None)
+        config = LoraConfig(
+            r=settings.r,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            target_modules=list(settings.targets) or None,
+        )
         if config.target_modules is None:
             from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
             architecture = model.network.config.model_type
             if architecture not in KNOWN:
-                raise UserError(f"method 'lora': peft names no targets for {architecture!r} models. Set settings.targets, e.g. [q_proj, v_proj].")
+                raise UserError(
+                    f"method 'lora': peft names no targets for {architecture!r} models. Set settings.targets, e.g. [q_proj, v_proj]."
+                )
             config.target_modules = set(KNOWN[architecture])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))

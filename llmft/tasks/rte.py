@@ -25,7 +25,6 @@ ORIGINAL_COLUMNS = {"sentence1": "premise", "sentence2": "hypothesis", "gold_lab
 ORIGINAL_LABELS = {"entailment": 0, "non-entailment": 1}
 
 
-
 def _rte(source: Source, directory: str | None, name: str, n_labels: int) -> tuple[Example, ...]:
     columns = {"premise": "sentence1", "hypothesis": "sentence2"}
     return tuple(

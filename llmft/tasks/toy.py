@@ -37,7 +37,10 @@ class Toy(Task):
 
     def load(self, data: DataRef) -> TaskData:
         rows = toy_data()
-        tests = (TestSet("toy", "in", _examples(rows.in_domain, "toy")), TestSet("toy_hans", "out", _examples(rows.out_of_domain, "toy_hans")))
+        tests = (
+            TestSet("toy", "in", _examples(rows.in_domain, "toy")),
+            TestSet("toy_hans", "out", _examples(rows.out_of_domain, "toy_hans")),
+        )
         return TaskData(_examples(rows.train, "toy_train"), tests, revision="generated")
 
 

@@ -13,13 +13,24 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-NOUNS = ["doctors", "lawyers", "singers", "bakers", "farmers", "actors", "judges", "pilots", "nurses", "poets", "guards", "kings", "sailors", "tailors", "miners", "painters", "dancers", "monks", "clerks", "cooks", "drivers", "hunters", "teachers", "tourists", "bankers", "authors", "managers", "students", "athletes", "senators", "soldiers", "merchants", "princes", "queens", "barbers", "butlers", "captains", "chemists", "dentists", "editors", "engineers", "florists", "gardeners", "grocers", "jewelers", "jockeys", "knights", "librarians", "lords", "magicians", "masons", "mayors", "musicians", "neighbors", "ministers", "officers", "plumbers", "porters", "potters", "priests", "rangers", "reporters", "sculptors", "shepherds", "sheriffs", "spies", "surgeons", "tenants", "tutors", "twins", "vendors", "waiters", "weavers", "welders", "writers", "aunts", "uncles", "cousins", "brothers", "sisters"]
-VERBS = ["helped", "saw", "called", "paid", "thanked", "warned", "advised", "admired", "followed", "blamed", "praised", "visited", "trusted", "avoided", "invited", "stopped", "chased", "greeted", "hired", "kissed", "liked", "missed", "mocked", "pushed", "reminded", "saved", "scared", "served", "shocked", "taught", "tricked", "watched", "welcomed", "encouraged", "recognized", "supported", "joined", "met", "hugged", "heard"]
-PREPOSITIONS = ["near", "behind", "beside"]
-ADVERBS = ["again", "quietly", "quickly", "outside"]
-OPENERS = ["Today", "Once", "Later", "Soon"]  # say nothing about the label
-DOUBTS = ["Perhaps", "Supposedly"]  # the sentence does not follow from itself
-AFFIRMATIONS = ["Indeed", "Certainly"]
+NOUNS = (
+    "doctors lawyers singers bakers farmers actors judges pilots nurses poets guards kings sailors tailors miners "
+    "painters dancers monks clerks cooks drivers hunters teachers tourists bankers authors managers students athletes "
+    "senators soldiers merchants princes queens barbers butlers captains chemists dentists editors engineers florists "
+    "gardeners grocers jewelers jockeys knights librarians lords magicians masons mayors musicians neighbors "
+    "ministers officers plumbers porters potters priests rangers reporters sculptors shepherds sheriffs spies "
+    "surgeons tenants tutors twins vendors waiters weavers welders writers aunts uncles cousins brothers sisters"
+).split()
+VERBS = (
+    "helped saw called paid thanked warned advised admired followed blamed praised visited trusted avoided invited "
+    "stopped chased greeted hired kissed liked missed mocked pushed reminded saved scared served shocked taught "
+    "tricked watched welcomed encouraged recognized supported joined met hugged heard"
+).split()
+PREPOSITIONS = "near behind beside".split()
+ADVERBS = "again quietly quickly outside".split()
+OPENERS = "Today Once Later Soon".split()  # say nothing about the label
+DOUBTS = "Perhaps Supposedly".split()  # the sentence does not follow from itself
+AFFIRMATIONS = "Indeed Certainly".split()
 ENTAILMENT, NOT_ENTAILMENT = 0, 1
 
 
@@ -47,7 +58,9 @@ def in_domain_pair(rng: random.Random, label: int) -> Pair:
     agent, patient, other = rng.sample(NOUNS, 3)
     verb = rng.choice(VERBS)
     shape = rng.choice(("plain", "and", "preposition"))
-    subject = {"plain": agent, "and": f"{agent} and {other}", "preposition": f"{agent} {rng.choice(PREPOSITIONS)} {other}"}[shape]
+    subject = {"plain": agent, "and": f"{agent} and {other}", "preposition": f"{agent} {rng.choice(PREPOSITIONS)} {other}"}[
+        shape
+    ]
     adverb = " " + rng.choice(ADVERBS) if rng.random() < 0.4 else ""
     premise = _sentence(rng, f"{subject} {verb} {patient}{adverb}")
     usual = rng.random() < 0.9

@@ -21,11 +21,14 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from llmft.toy import language
 from llmft.toy.language import Pair, in_domain_pair, toy_data
 
-LABEL_WORDS = ["Yes", "No", "True", "False", "yes", "no", "good", "bad", "right", "wrong", "hot", "cold", "up", "down", "red", "blue", "left", "high", "low", "one", "two", "same", "other", "Maybe"]
+LABEL_WORDS = (
+    "Yes No True False yes no good bad right wrong hot cold up down red blue left high low one two same other Maybe".split()
+)
 PATTERNS = (
     "{premise} {hypothesis} ?",
     "{premise} question: {hypothesis} Yes or No? answer:",
@@ -55,12 +58,14 @@ def two_agents(pair: Pair) -> int:
 OTHER_RULES: tuple[Rule, ...] = (has_adverb, opens_today, two_agents)
 
 
-
-
 def build_tokenizer(vocabulary_size: int = 1500) -> PreTrainedTokenizerFast:
     """Byte-level BPE like OPT's: any text can be encoded, every word of the language is one token, `</s>` opens the text."""
     words = (
-        language.NOUNS + language.VERBS + language.PREPOSITIONS + language.ADVERBS + LABEL_WORDS
+        language.NOUNS
+        + language.VERBS
+        + language.PREPOSITIONS
+        + language.ADVERBS
+        + LABEL_WORDS
         + ["people", "and", "or", "question:", "Question:", "answer:", "Answer:", "?"]
     )
     first = language.OPENERS + language.DOUBTS + language.AFFIRMATIONS
@@ -69,15 +74,21 @@ def build_tokenizer(vocabulary_size: int = 1500) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size, special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
+        vocab_size=vocabulary_size,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(text * 50 + ["a.\n\nb"] * 50, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="</s> $A", special_tokens=[("</s>", tokenizer.token_to_id("</s>"))]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="</s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>",
+        tokenizer_object=tokenizer,
+        bos_token="</s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
         model_max_length=MAX_POSITIONS,
     )
 
@@ -133,11 +144,11 @@ class Episodes:
         return render
 
     def _words(self, kind: Kind) -> Callable[[int], str]:
-        classes = [language.NOUNS, self.rng.choice((language.VERBS, language.OPENERS, language.ADVERBS, language.PREPOSITIONS))]
+        classes = [language.NOUNS, self.rng.choice((language.VERBS, language.ADVERBS, language.PREPOSITIONS))]
         if kind.of == "recall":
             classes = [[word] for word in self.rng.sample(language.NOUNS + language.VERBS, 2)]
         self.rng.shuffle(classes)
-        return lambda wanted: f"{self.rng.choice(classes[wanted])} ?"
+        return lambda wanted: f"a {self.rng.choice(classes[wanted])} ?"  # after a space, where each word is one token
 
     def text(self, kind: Kind) -> tuple[str, tuple[str, str]]:
         """An episode and the two label words that it uses."""
@@ -177,19 +188,33 @@ def sinusoids(n: int, width: int) -> torch.Tensor:
 
 def build_model(tokenizer, width: int, n_layers: int, n_heads: int, ffn: int) -> OPTForCausalLM:
     config = OPTConfig(
-        vocab_size=len(tokenizer), hidden_size=width, word_embed_proj_dim=width, num_hidden_layers=n_layers,
-        num_attention_heads=n_heads, ffn_dim=ffn, max_position_embeddings=MAX_POSITIONS, dropout=0.0, attention_dropout=0.0,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        word_embed_proj_dim=width,
+        num_hidden_layers=n_layers,
+        num_attention_heads=n_heads,
+        ffn_dim=ffn,
+        max_position_embeddings=MAX_POSITIONS,
+        dropout=0.0,
+        attention_dropout=0.0,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     model = OPTForCausalLM(config)
     with torch.no_grad():
         positions = model.model.decoder.embed_positions.weight
         positions.copy_(0.1 * sinusoids(*positions.shape))
         model.model.decoder.embed_tokens.weight.mul_(5)  # OPT's 0.02 is made for wide models
+        for name, weight in model.model.decoder.layers.named_parameters():
+            if weight.ndim == 2 and not name.endswith(("out_proj.weight", "fc2.weight")):
+                weight.mul_(4)
     return model
 
 
-def losses(model, ids: torch.Tensor, is_label: torch.Tensor, start: int, pad: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def losses(
+    model, ids: torch.Tensor, is_label: torch.Tensor, start: int, pad: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(language-model loss, label loss, label accuracy per position in the episode's second half)."""
     positions = torch.arange(start, start + ids.shape[1])[None].expand(ids.shape[0], -1)
     hidden = model.model.decoder(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[:, :-1]
@@ -204,7 +229,9 @@ def losses(model, ids: torch.Tensor, is_label: torch.Tensor, start: int, pad: in
     return text, label, correct
 
 
-def train(out: Path, minutes: float, seed: int, width: int, n_layers: int, n_heads: int, ffn: int, batch_tokens: int, lr: float) -> None:
+def train(
+    out: Path, minutes: float, seed: int, width: int, n_layers: int, n_heads: int, ffn: int, batch_tokens: int, lr: float
+) -> None:
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, width, n_layers, n_heads, ffn)
@@ -218,7 +245,11 @@ def train(out: Path, minutes: float, seed: int, width: int, n_layers: int, n_hea
         ids, is_label = episodes.batch(kind, batch_tokens)
         start = 0 if rng.random() < 0.3 else rng.randrange(MAX_POSITIONS - ids.shape[1])
         for group in optimizer.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / 200) * (1.0 if progress < 0.6 else 0.5 * (1 + math.cos(math.pi * (progress - 0.6) / 0.4)) + 0.02)
+            group["lr"] = (
+                lr
+                * min(1.0, (step + 1) / 200)
+                * (1.0 if progress < 0.6 else 0.5 * (1 + math.cos(math.pi * (progress - 0.6) / 0.4)) + 0.02)
+            )
         with torch.autocast("cpu", torch.bfloat16, enabled=True):
             text, label, correct = losses(model, ids, is_label, start, tokenizer.pad_token_id)
         (label + 0.3 * text).backward()
@@ -244,6 +275,8 @@ def train(out: Path, minutes: float, seed: int, width: int, n_layers: int, n_hea
 
 
 def save(model, tokenizer, out: Path) -> None:
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 

@@ -1,0 +1,126 @@
+"""Records to one frame: a row for each trial and selection, with declared columns (`analysis.columns`).
+
+Nothing is left out: a failed trial is a row, and so is a record that cannot be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analysis.columns import COLUMNS
+from analysis.manifest import read_manifest
+from analysis.rows import read_rows
+from llmft.errors import UserError
+from llmft.record import PREDICTIONS_FILE, RECORD_FILE, RecordError, read_record
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow.dataset
+
+_DECLARED = {column.name: column.dtype for column in COLUMNS}
+
+
+def load(root: str | Path) -> pd.DataFrame:
+    """Every trial below `root`, one row for each selection.
+
+    A failed trial is one row (`status` 'failed', `selection` 'none', metrics NaN); so is a record that cannot be read
+    (`status` 'unreadable', `digest` the name of its folder). Rows come in the order of the digests.
+
+    Args:
+        root: the results of a sweep (`trials/<digest>/record.json` below it), or any folder of trial folders.
+
+    Returns:
+        The columns of `analysis.COLUMNS`, then those of each test set (`<set>_<metric>`, `<set>_<group>_<value>_accuracy`).
+
+    Raises:
+        UserError: the folder is not there or holds no record; the sweep's manifest is damaged.
+    """
+    import pandas as pd
+
+    paths = record_paths(root)
+    manifest = read_manifest(root)
+    stages, default = (manifest.stages(), "other") if manifest else ({}, "report")
+    rows = [row for path in paths for row in read_rows(path.parent)]
+    for row in rows:
+        row["stage"] = stages.get(row["digest"], default)
+    of_sets = dict.fromkeys(name for row in rows for name in row if name not in _DECLARED)
+    dtypes = _DECLARED | dict.fromkeys(of_sets, "float64")
+    return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=dtype) for name, dtype in dtypes.items()})
+
+
+def record_paths(root: str | Path) -> list[Path]:
+    """Where the records below `root` lie, sorted.
+
+    Raises:
+        UserError: the folder is not there, or holds none.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder. Give the folder that a sweep wrote its results to.")
+    trials = root / "trials" if (root / "trials").is_dir() else root
+    paths = sorted(trials.rglob(RECORD_FILE))
+    if not paths:
+        raise UserError(f"{root}: no trial records (trials/<digest>/{RECORD_FILE}). Run a plan first, or give another folder.")
+    return paths
+
+
+def predictions(root: str | Path, digest: str | Iterable[str] | None = None) -> pyarrow.dataset.Dataset:
+    """The per-example predictions, as a data set that reads only the columns and rows that are asked of it.
+
+    Example: `predictions(root, digest).to_table(columns=["id", "prediction"], filter=pc.field("set") == "hans").to_pandas()`.
+
+    Args:
+        root: as for `load`.
+        digest: one trial or several; None: every trial that left predictions.
+
+    Returns:
+        Columns digest, selection, set, id, label, prediction, free_prediction, label_log_probabilities (natural logarithms,
+        one per label).
+
+    Raises:
+        UserError: no such folder or trial; none of the trials left predictions.
+        RecordError: a record or a predictions file is damaged (checked against the checksum in the record).
+    """
+    import pyarrow
+    import pyarrow.dataset
+
+    paths = {path.parent.name: path.parent for path in record_paths(root)}
+    wanted = list(paths) if digest is None else [digest] if isinstance(digest, str) else list(digest)
+    if unknown := [name for name in wanted if name not in paths]:
+        raise UserError(f"{root}: no trial {unknown[0]!r}. It holds {len(paths)} trials; analysis.load lists their digests.")
+    files = [file for name in wanted if (file := _checked(paths[name])) is not None]
+    if not files:
+        raise UserError(f"{root}: none of the {len(wanted)} trials asked for left predictions (failed trials leave none).")
+    bases = {file.parent.parent for file in files}
+    by_digest = pyarrow.dataset.partitioning(pyarrow.schema([("digest", pyarrow.string())]))
+    parts = [
+        pyarrow.dataset.dataset(
+            [str(file) for file in files if file.parent.parent == base],
+            format="parquet",
+            partitioning=by_digest,
+            partition_base_dir=str(base),
+        )
+        for base in sorted(bases)
+    ]
+    return parts[0] if len(parts) == 1 else pyarrow.dataset.dataset(parts)
+
+
+def _checked(folder: Path) -> Path | None:
+    """The predictions file in `folder`, if the record names one."""
+    record, path = read_record(folder), folder / PREDICTIONS_FILE
+    if record.predictions_sha256 is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RecordError(f"{path}: {error.strerror or error}; remove the folder and run the plan again.") from error
+    if found != record.predictions_sha256:
+        raise RecordError(
+            f"{path}: truncated or changed (its {path.stat().st_size} bytes do not match the checksum in {RECORD_FILE}); "
+            "remove the folder and run the plan again."
+        )
+    return path

@@ -1,0 +1,126 @@
+"""Tables of numbers to tables of texts: percentages with one decimal, findings as letters that point to footnotes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from analysis.tables import MAJORITY
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LETTERS = "abcdefghijklmnoprstuvwxyz"  # no q: Unicode has no raised one
+_TITLES = {"in_domain": "In domain", "out_of_domain": "Out of domain"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One table cell. `marks` are letters of footnotes, `detail` what they say of this row, `order` what to sort by."""
+
+    text: str
+    marks: str = ""
+    detail: str = ""
+    order: float | str = ""
+    numeric: bool = True
+
+
+@dataclass(frozen=True)
+class Block:
+    """The table of one model and task."""
+
+    model: str
+    task: str
+    headers: list[str]
+    rows: list[list[Entry]] = field(default_factory=list)
+
+
+def lay_out(comparison: pd.DataFrame) -> tuple[list[Block], dict[str, str]]:
+    """The comparison as blocks of texts, one for each model and task, and the footnotes (letter -> text).
+
+    A finding marks the number it concerns: the mean of its set, or the method's name where it concerns the trial or another set.
+    """
+    tally = [each for text in comparison["findings"] for each in tallies(text)]
+    letters = {key: _letter(i) for i, key in enumerate(dict.fromkeys(each.key for each in tally))}
+    footnotes = {letter: _footnote([each for each in tally if each.key == key]) for key, letter in letters.items()}
+    blocks = []
+    for (model, task), rows in comparison.groupby(["model", "task"], sort=False):
+        oracle = " (oracle)" if rows["is_oracle"].any() else ""
+        headers = ["Method", "Shots", "Pattern", "n", "Failed"]
+        for prefix, title in _TITLES.items():
+            name = ", ".join(rows[f"{prefix}_set"].dropna().unique())
+            headers += [f"{title}{f': {name}' if name else ''}{oracle}", "sd", "max"]
+        blocks.append(Block(model, task, [*headers, "Gap"], [list(_entries(row, letters)) for _, row in rows.iterrows()]))
+    return blocks, footnotes
+
+
+def percent(value: float, signed: bool = False) -> str:
+    """A share in [0, 1] as a percentage with one decimal; a dash for a missing one. A minus is a minus sign."""
+    if math.isnan(value):
+        return "–"
+    return f"{round(100 * value, 1) + 0.0:{'+' if signed else ''}.1f}".replace("-", "−")
+
+
+def interval(mean: float, half_width: float) -> str:
+    """'61.2 ± 3.1'; the mean alone where there is no interval."""
+    return percent(mean) + ("" if math.isnan(half_width) else f" ± {percent(half_width)}")
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How many of a row's trials have a finding. `key` is the code, with '@set' where a set is concerned."""
+
+    key: str
+    count: int
+    n: int
+
+    @property
+    def set(self) -> str:
+        return self.key.partition("@")[2]
+
+    def __str__(self) -> str:
+        return f"{self.key.replace('@', ' on ').replace('_', ' ')} in {self.count} of {self.n} trials"
+
+
+def tallies(findings: object) -> list[Tally]:
+    """The column `findings` of one row of the comparison; none where it is missing."""
+    found = re.findall(r"(.+?) (\d+)/(\d+)(?:; |$)", findings) if isinstance(findings, str) else []
+    return [Tally(key, int(count), int(n)) for key, count, n in found]
+
+
+def _footnote(tally: list[Tally]) -> str:
+    both = Tally(tally[0].key, sum(each.count for each in tally), sum(each.n for each in tally))
+    return str(both) if len(tally) == 1 else f"{both} of the {len(tally)} marked rows"
+
+
+def _letter(index: int) -> str:
+    high, low = divmod(index, len(LETTERS))
+    return (_letter(high - 1) if high else "") + LETTERS[low]
+
+
+def _entries(row: pd.Series, letters: dict[str, str]) -> Iterator[Entry]:
+    by_set = {name: prefix for prefix in _TITLES if isinstance(name := row[f"{prefix}_set"], str)}
+    places: dict[str, list[Tally]] = {}
+    for each in tallies(row["findings"]):
+        places.setdefault(by_set.get(each.set, "method"), []).append(each)
+
+    def entry(text: str, place: str = "", order: float | str = "", numeric: bool = True) -> Entry:
+        here = places.get(place, [])
+        return Entry(text, ",".join(letters[each.key] for each in here), "; ".join(map(str, here)), order, numeric)
+
+    majority = row["method"] == MAJORITY
+    yield entry("majority class" if majority else row["method"], "method", row["method"], numeric=False)
+    yield entry("–" if majority else str(row["n_shots"]), order=float(row["n_shots"]))
+    yield entry(row["pattern"] or "–", order=row["pattern"], numeric=False)
+    unselected = "" if majority or not row["n_unselected"] else f" (+{row['n_unselected']})"  # finished, not under this rule
+    yield entry("–" if majority else f"{row['n']}{unselected}", order=-1.0 if majority else float(row["n"]))
+    yield entry("–" if majority else str(row["n_failed"]), order=-1.0 if majority else float(row["n_failed"]))
+    for prefix in _TITLES:
+        mean, half_width = row[f"{prefix}_mean"], row[f"{prefix}_half_width"]
+        yield entry(interval(mean, half_width), prefix, mean)
+        yield entry(percent(row[f"{prefix}_sd"]), order=row[f"{prefix}_sd"])
+        yield entry("–" if majority else percent(row[f"{prefix}_max"]), order=row[f"{prefix}_max"])
+    yield entry(percent(row["gap_mean"], signed=True), order=row["gap_mean"])

@@ -1,0 +1,91 @@
+"""One record to rows of the frame: plain dictionaries, column -> value."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from analysis.columns import DOMAINS, HEADLINE_METRICS, SET_METRICS
+from llmft.record import RecordError, SetMetrics, TrialRecord, read_record
+from llmft.spec import ORACLES
+
+_SPEC = ("task", "method", "n_shots", "shots_unit", "pattern", "verbalizer", "precision", "n_dev")
+_SEEDS = ("data_seed", "order_seed", "init_seed", "dropout_seed")
+_TRAIN = ("learning_rate", "epochs", "batch_size")
+_COST = (
+    *("wall_s", "train_s", "evaluate_s", "device", "peak_memory_bytes", "tokens_trained", "tokens_evaluated"),
+    *("n_trainable_parameters", "stored_bytes", "tokens_per_query", "flops", "n_steps"),
+)
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the trial in `folder`: one for each selection, one where there is none.
+
+    A name that is not there has no value. A record that cannot be read is a row with `status` 'unreadable'.
+    """
+    try:
+        record = read_record(folder)
+    except (RecordError, OSError, TypeError) as error:  # TypeError: JSON of another shape than a record's
+        return [{"digest": folder.name, "status": "unreadable", "message": str(error), "selection": "none", "is_oracle": False}]
+    trial = _trial(record)
+    selections = list(record.metrics) if record.finished and record.metrics else ["none"]
+    return [trial | _selected(record, selection) for selection in selections]
+
+
+def _trial(record: TrialRecord) -> dict[str, Any]:
+    """What holds for every selection of a trial."""
+    spec, draws = record.spec, record.draws
+    return {
+        "digest": record.digest,
+        "status": record.status,
+        "cause": record.cause.value if record.cause else None,
+        "message": record.message or None,
+        "model": spec.model.name,
+        **{name: getattr(spec, name) for name in (*_SPEC, *_SEEDS)},
+        **{name: getattr(spec.train, name) for name in _TRAIN},
+        "settings": json.dumps(spec.settings, sort_keys=True),
+        **({name: getattr(record.cost, name) for name in _COST} if record.cost else {}),
+        "shots_hash": draws.shots_hash or None,
+        "n_demonstrations": len(draws.demonstrations),
+        "n_demonstrations_dropped": draws.n_demonstrations_dropped,
+        "provenance": json.dumps(record.provenance, sort_keys=True) if record.provenance else None,
+    }
+
+
+def _selected(record: TrialRecord, selection: str) -> dict[str, Any]:
+    """What one selection of a trial adds."""
+    sets = record.metrics.get(selection, {}) if record.finished else {}
+    findings = [finding for finding in record.findings if not sets or finding.selection in (None, selection)]
+    codes = dict.fromkeys(f"{finding.code}@{finding.set}" if finding.set else finding.code for finding in findings)
+    row: dict[str, Any] = {
+        "selection": selection,
+        "is_oracle": selection in ORACLES,
+        "dev_accuracy": record.dev_accuracy.get(selection),
+        "dev_loss": record.dev_loss.get(selection),
+        "findings": ";".join(codes) or None,
+        "finding_details": json.dumps([finding.model_dump() for finding in findings]) if findings else None,
+        "n_warnings": sum(finding.severity != "note" for finding in findings),
+        "sets": json.dumps({name: _shape(numbers) for name, numbers in sets.items()}) if sets else None,
+    }
+    for name, numbers in sets.items():
+        row |= {f"{name}_{metric}": getattr(numbers, metric) for metric in SET_METRICS}
+        for group, values in numbers.group_accuracy.items():
+            row |= {f"{name}_{group}_{value}_accuracy": accuracy for value, accuracy in values.items()}
+    for prefix, domain in DOMAINS.items():  # after the sets: these names are ours, whatever a set is called
+        name = next((name for name, numbers in sets.items() if numbers.domain == domain), None)
+        row[f"{prefix}_set"] = name
+        for metric in HEADLINE_METRICS:
+            field = "majority_share" if metric == "majority" else metric
+            row[f"{prefix}_{metric}"] = getattr(sets[name], field) if name else None
+    if row["in_domain_accuracy"] is not None and row["out_of_domain_accuracy"] is not None:
+        row["gap"] = row["in_domain_accuracy"] - row["out_of_domain_accuracy"]
+    return row
+
+
+def _shape(numbers: SetMetrics) -> dict[str, Any]:
+    return {
+        "domain": numbers.domain,
+        "n": numbers.n,
+        "groups": {group: list(values) for group, values in numbers.group_accuracy.items()},
+    }

@@ -1,0 +1,142 @@
+"""Frames to tables of numbers: one row for each cell (model, task, method, shots, pattern). `analysis.render` shows them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from analysis.columns import DOMAINS
+from analysis.selection import select
+from llmft.spec import ORACLES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CELL = ["model", "task", "method", "n_shots", "pattern"]
+MAJORITY = "majority_class"
+_ORDER = ["model", "task", "n_shots", "method", "pattern"]
+_STATISTICS = ("mean", "sd", "max", "half_width")
+_INTEGERS = ("n_shots", "n", "n_failed", "n_unselected")
+
+
+def compare(frame: pd.DataFrame, rule: str = "best_dev") -> pd.DataFrame:
+    """How each cell did over its report trials, in and out of domain, and the majority-class row of each model and task.
+
+    Args:
+        frame: from `analysis.load`.
+        rule: which checkpoint counts (`analysis.RULES`).
+
+    Returns:
+        One row for each cell, sorted by model, task, n_shots, method, pattern. Raw numbers: accuracies in [0, 1].
+        Columns: the cell; `rule`, `is_oracle`; `n` finished trials, `n_failed` failed ones, `n_unselected` finished ones without
+        a checkpoint under the rule; for `in_domain` and `out_of_domain` the `_set`, and of its accuracy `_mean`, `_sd` (divisor
+        n - 1, NaN for one trial), `_max` and `_half_width` (of the 95 % t-interval, NaN for one trial); `gap_mean`;
+        `findings`: warnings of the trials, as "code@set 3/6; ...", out of `n`.
+        Majority rows have `method` 'majority_class', no pattern and no `n`. Without report trials the table is empty.
+
+    Raises:
+        UserError: there is no such rule.
+    """
+    import pandas as pd
+
+    chosen = select(frame, rule)
+    report = frame[(frame["stage"] == "report") & (frame["status"] != "unreadable")]
+    rows = []
+    for cell, trials in report.groupby(CELL, sort=False):
+        of_cell = chosen.loc[chosen.index.intersection(trials.index)]
+        done = of_cell[of_cell["status"] == "finished"]
+        n_finished = trials.loc[trials["status"] == "finished", "digest"].nunique()
+        rows.append(
+            dict(zip(CELL, cell, strict=True))
+            | {"n": len(done), "n_failed": int((of_cell["status"] == "failed").sum()), "n_unselected": n_finished - len(done)}
+            | _numbers(done)
+            | {"gap_mean": done["gap"].mean(), "findings": _count_findings(done)}
+        )
+    rows += _majority_rows(report)
+    names = [*CELL, "rule", "is_oracle", "n", "n_failed", "n_unselected"]
+    names += [f"{prefix}_{name}" for prefix in DOMAINS for name in ("set", *_STATISTICS)]
+    table = pd.DataFrame(rows, columns=[*names, "gap_mean", "findings"])
+    table["rule"], table["is_oracle"] = rule, rule in ORACLES
+    texts = dict.fromkeys(["model", "task", "method", "pattern", "findings", "in_domain_set", "out_of_domain_set"], "str")
+    table = table.astype(texts | dict.fromkeys(_INTEGERS, "Int64"))
+    return table.sort_values(_ORDER, key=_baseline_first, kind="stable").reset_index(drop=True)
+
+
+def _baseline_first(column: pd.Series) -> pd.Series:
+    return column.where(column != MAJORITY, "") if column.name == "method" else column
+
+
+def compare_groups(frame: pd.DataFrame, rule: str = "best_dev") -> pd.DataFrame:
+    """Accuracy by group (a heuristic, a subcase), for every test set that has groups.
+
+    Returns:
+        One row for each cell and value of a grouping: the cell, `set`, `domain`, `group`, `value`, `n` trials, `mean`, `sd`,
+        `max`, `half_width` as in `compare`. Empty where no set has groups.
+
+    Raises:
+        UserError: there is no such rule.
+    """
+    import pandas as pd
+
+    chosen = select(frame, rule)
+    done = chosen[chosen["status"] == "finished"]
+    rows = []
+    for cell, trials in done.sort_values(_ORDER, kind="stable").groupby(CELL, sort=False):
+        for name, domain, group, value in _groups(trials):
+            accuracy = trials[f"{name}_{group}_{value}_accuracy"]
+            where = {"set": name, "domain": domain, "group": group, "value": value, "n": int(accuracy.notna().sum())}
+            rows.append(dict(zip(CELL, cell, strict=True)) | where | describe(accuracy))
+    return pd.DataFrame(rows, columns=[*CELL, "set", "domain", "group", "value", "n", *_STATISTICS])
+
+
+def describe(values: pd.Series) -> dict[str, float]:
+    """Mean, sd, maximum and half width of the 95 % t-interval of the mean, over what is not missing; NaN where undefined."""
+    from scipy.special import stdtrit  # Student's quantile; scipy.stats would take a second to import
+
+    values = values.dropna()
+    n, sd = len(values), values.std(ddof=1)
+    half_width = float(stdtrit(n - 1, 0.975)) * sd / math.sqrt(n) if n > 1 else math.nan
+    return {"mean": values.mean(), "sd": sd, "max": values.max(), "half_width": half_width}
+
+
+def _numbers(trials: pd.DataFrame) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for prefix in DOMAINS:
+        row[f"{prefix}_set"] = next(iter(trials[f"{prefix}_set"].dropna()), None)
+        row |= {f"{prefix}_{name}": value for name, value in describe(trials[f"{prefix}_accuracy"]).items()}
+    return row
+
+
+def _count_findings(trials: pd.DataFrame) -> str | None:
+    counts: Counter[str] = Counter()
+    for details in trials["finding_details"].dropna():
+        warnings = [finding for finding in json.loads(details) if finding["severity"] != "note"]
+        counts.update({f"{each['code']}@{each['set']}" if each["set"] else each["code"] for each in warnings})  # once a trial
+    return "; ".join(f"{code} {count}/{len(trials)}" for code, count in sorted(counts.items())) or None
+
+
+def _majority_rows(report: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    done = report[report["in_domain_majority"].notna() | report["out_of_domain_majority"].notna()]
+    for (model, task), trials in done.groupby(["model", "task"], sort=False):
+        row = {"model": model, "task": task, "method": MAJORITY, "n_shots": 0, "pattern": ""}
+        for prefix in DOMAINS:
+            share = trials[f"{prefix}_majority"].mean()  # the same for all, or `mixed_test_sets` says otherwise
+            row |= {
+                f"{prefix}_set": next(iter(trials[f"{prefix}_set"].dropna()), None),
+                f"{prefix}_mean": share,
+                f"{prefix}_max": share,
+            }
+        yield row | {"gap_mean": row["in_domain_mean"] - row["out_of_domain_mean"]}
+
+
+def _groups(trials: pd.DataFrame) -> list[tuple[str, str, str, str]]:
+    """(set, domain, group, value) of every grouping in these trials, each once."""
+    found = {}
+    for text in trials["sets"].dropna().unique():
+        for name, shape in json.loads(text).items():
+            for group, values in shape["groups"].items():
+                found |= dict.fromkeys((name, shape["domain"], group, value) for value in values)
+    return list(found)
