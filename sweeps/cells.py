@@ -1,0 +1,207 @@
+"""Cells: what a plan compares. Each is one model, task, method, number of shots and pattern, ready to give trial specs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pydantic import ValidationError
+
+from llmft.errors import UserError, unknown_name
+from llmft.method import Range
+from llmft.registry import complete_settings, load_task, method_class
+from llmft.spec import DataRef, ModelRef, TrainSpec, TrialSpec, error_lines
+from sweeps.plan import MethodEntry, Plan, SearchPlan
+
+Params = dict[str, Any]
+"""Values of searched hyper-parameters, by the name of a method's setting or of a `TrainSpec` field."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the comparison.
+
+    Attributes:
+        entry: the name of the plan's method entry.
+        base: the trial that is reported, with the default hyper-parameters and seed 0.
+        search_base: the same for the search: scored on dev, and on no out-of-domain set.
+        ranges: what is searched; empty where the defaults are used.
+        search: budget and seeds of the search; None where nothing is searched.
+        report_seeds: seeds that are reported; one where no seed changes the answer.
+    """
+
+    entry: str
+    base: TrialSpec
+    search_base: TrialSpec
+    ranges: Mapping[str, Range]
+    search: SearchPlan | None
+    report_seeds: tuple[int, ...]
+
+    @cached_property
+    def key(self) -> str:
+        """What tells this cell from others, on any machine and in any plan."""
+        return self.base.digest
+
+    @property
+    def selection(self) -> str:
+        """The checkpoint that the search compares points by."""
+        return self.search_base.selections[0]
+
+    @property
+    def trains(self) -> bool:
+        """Whether weights are changed; if not, there is nothing to search."""
+        return self.base.selections != ("none",)
+
+    @cached_property
+    def defaults(self) -> Params:
+        """The values that the searched hyper-parameters have when nothing is searched."""
+        values = {**self.base.train.model_dump(mode="json"), **self.base.settings}
+        return {name: values[name] for name in self.ranges}
+
+    def search_spec(self, params: Params, seed: int) -> TrialSpec:
+        """One trial of the search."""
+        return _with_params(self.search_base, params).with_seed(seed)
+
+    def report_spec(self, params: Params, seed: int) -> TrialSpec:
+        """One reported trial."""
+        return _with_params(self.base, params).with_seed(seed)
+
+    def __str__(self) -> str:
+        return f"{self.base.model.name} {self.base.task} {self.entry} {self.base.n_shots} shots ({self.base.pattern})"
+
+
+def _with_params(spec: TrialSpec, params: Params) -> TrialSpec:
+    own = method_class(spec.method).Settings.model_fields  # a setting of the method goes before a training field of that name
+    train = {name: value for name, value in params.items() if name not in own}
+    settings = {name: value for name, value in params.items() if name in own}
+    return spec.model_copy(
+        update={
+            "train": TrainSpec.model_validate({**spec.train.model_dump(), **train}) if train else spec.train,
+            "settings": complete_settings(spec.method, {**spec.settings, **settings}) if settings else spec.settings,
+        }
+    )
+
+
+def _train_spec(where: str, values: Params) -> TrainSpec:
+    try:
+        return TrainSpec.model_validate(values)
+    except ValidationError as error:
+        raise UserError(error_lines(error, where, {"": TrainSpec.model_fields})) from None
+
+
+def _trial_spec(where: str, **fields: Any) -> TrialSpec:
+    try:
+        return TrialSpec(**fields)
+    except ValidationError as error:
+        raise UserError(error_lines(error, where)) from None
+
+
+def _ranges(where: str, plan: Plan, entry: MethodEntry, cls: Any) -> dict[str, Range]:
+    known = {*cls.Settings.model_fields, *TrainSpec.model_fields}
+    fixed = {*plan.train, *entry.train, *entry.settings}
+    ranges = {name: span for name, span in cls.search.items() if name not in fixed}
+    for name, span in entry.search.items():
+        if name not in known:
+            raise unknown_name("hyper-parameter", name, known, f"{where}.search")
+        ranges.pop(name, None)
+        if span is not None:
+            ranges[name] = Range(**span.model_dump())
+    return dict(sorted(ranges.items()))
+
+
+def _check_ranges(where: str, cell: Cell) -> None:
+    """Every end and choice of a range must be a value that the hyper-parameter may have."""
+    for name, span in cell.ranges.items():
+        ends = [int(end) if span.integer else end for end in (span.low, span.high)]
+        for value in span.choices or ends:
+            try:
+                cell.search_spec({name: value}, 0)
+            except ValidationError as error:
+                raise UserError(error_lines(error, f"{where}.search")) from None
+            except UserError as error:
+                raise UserError(f"{where}.search: {error}") from None
+
+
+def _entry_cells(
+    where: str, plan: Plan, name: str, entry: MethodEntry, model: ModelRef, task: str, data: DataRef
+) -> list[Cell]:
+    method = entry.method or name
+    try:
+        cls = method_class(method)
+        settings = complete_settings(method, entry.settings)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    if entry.n_shots and not cls.uses_shots:
+        raise UserError(f"{where}.n_shots: the method {method!r} uses no shots; remove the key.")
+    if not cls.trains and (entry.train or entry.search):
+        raise UserError(f"{where}: the method {method!r} trains nothing; remove {'train' if entry.train else 'search'}.")
+    _train_spec(f"{where}.train", entry.train)
+    train = TrainSpec.model_validate({**cls.train_defaults, **plan.train, **entry.train}) if cls.trains else TrainSpec()
+    ranges = _ranges(where, plan, entry, cls) if cls.trains and plan.search else {}
+    cells = []
+    for n_shots in (entry.n_shots or plan.n_shots) if cls.uses_shots else (0,):
+        if cls.uses_shots and n_shots < 1:
+            raise UserError(f"{where}: n_shots: must be at least 1 for a method that uses shots (got {n_shots}).")
+        base = _trial_spec(
+            where, model=model, task=task, data=data, method=method, settings=settings, n_shots=n_shots,
+            shots_unit=plan.shots_unit if n_shots else "total", pattern=entry.pattern or plan.pattern,
+            verbalizer=entry.verbalizer or plan.verbalizer, train=train, n_dev=plan.n_dev, test_sets=plan.test_sets,
+            n_test=plan.n_test, max_length=plan.max_length, precision=plan.precision,
+            selections=plan.selections if cls.trains else ("none",),
+        )  # fmt: skip
+        search_base = base.model_copy(
+            update={"selections": (plan.search_selection,), "test_sets": (load_task(task).in_domain,)}
+        )
+        cell = Cell(
+            entry=name, base=base, search_base=search_base, ranges=ranges, search=plan.search if ranges else None,
+            report_seeds=plan.report.seeds if cls.uses_shots or cls.trains else plan.report.seeds[:1],
+        )  # fmt: skip
+        _check_ranges(where, cell)
+        cells.append(cell)
+    return cells
+
+
+def build_cells(
+    plan: Plan,
+    where: str = "plan",
+    resolve_model: Callable[[str, str], ModelRef] | None = None,
+    resolve_data: Callable[[str, str | None], DataRef] | None = None,
+) -> list[Cell]:
+    """The plan's cells: models, then tasks, then methods in the plan's order, then shots.
+
+    Args:
+        plan: the plan.
+        where: the plan's file, for messages.
+        resolve_model: name and revision -> the model with its fingerprint; by default llmft's.
+        resolve_data: task and folder -> the data with its fingerprint; by default the task's own.
+
+    Raises:
+        UserError: a name or value is not known or not allowed, or two entries describe the same cell.
+    """
+    if resolve_model is None:
+        from llmft.model import resolve_model  # imports torch
+    if resolve_data is None:
+        resolve_data = _resolve_data
+    _train_spec(f"{where}: train", plan.train)
+    try:
+        sources = {task: resolve_data(task, plan.data_dir) for task in plan.tasks}
+        models = [resolve_model(entry.name, entry.revision) for entry in plan.models]
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    cells: dict[str, Cell] = {}
+    for model in models:
+        for task in plan.tasks:
+            for name, entry in plan.methods.items():
+                for cell in _entry_cells(f"{where}: methods.{name}", plan, name, entry, model, task, sources[task]):
+                    if cell.key in cells:
+                        raise UserError(
+                            f"{where}: methods.{name} and methods.{cells[cell.key].entry} describe the same trials."
+                        )
+                    cells[cell.key] = cell
+    return list(cells.values())
+
+
+def _resolve_data(task: str, directory: str | None) -> DataRef:
+    return load_task(task).resolve_data(directory)

@@ -1,0 +1,276 @@
+"""The command line. Everything heavy is imported inside the command that needs it, so that `llmft --help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmft import __version__
+from llmft.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sweeps.cells import Cell
+    from sweeps.plan import Plan
+
+# click's class or typer's own, depending on typer's version
+_UsageError: Any = next(cls for cls in reversed(typer.BadParameter.__mro__) if hasattr(cls, "format_message"))
+
+FAILED, MISTAKE, STOPPED = 1, 2, 130
+
+app = typer.Typer(
+    name="llmft",
+    help="Which way of adapting this language model to this task is best, in and out of domain, and how sure is that?",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+)  # fmt: skip
+
+PlanName = Annotated[
+    str, typer.Argument(help="a plan file, or the name of a plan that comes with llmft: quickstart, rte_hans", metavar="PLAN")
+]
+DataDir = Annotated[str | None, typer.Option("--data-dir", help="a local folder with the tasks' files, in place of the plan's")]
+Models = Annotated[
+    list[str] | None, typer.Option("--model", help="hub name, folder or 'toy', in place of the plan's models; may be repeated")
+]
+Results = Annotated[Path | None, typer.Option("--out", help="folder of results [default: results/<name of the plan>]")]
+
+
+def _console() -> Console:
+    """The terminal, or a wide page where the output goes into a file or pipe."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+def _load(plan_name: str, models: list[str] | None, data_dir: str | None) -> tuple[Plan, list[Cell], str]:
+    from sweeps.cells import build_cells
+    from sweeps.plan import load_plan
+
+    plan, where = load_plan(plan_name, models=tuple(models or ()), data_dir=data_dir)
+    return plan, build_cells(plan, where), where
+
+
+@app.callback(invoke_without_command=True)
+def _top(version: Annotated[bool, typer.Option("--version", help="show the version and exit")] = False) -> None:
+    if version:
+        print(f"llmft {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def sweep(
+    plan_name: PlanName,
+    out: Results = None,
+    serial: Annotated[bool, typer.Option(help="one trial after the other in this process, without Ray")] = False,
+    address: Annotated[
+        str | None, typer.Option(help="a running Ray cluster; --out must be a folder that all its nodes share")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="trials at a time [default: what the CPUs or GPUs hold]")] = None,
+    gpus_per_trial: Annotated[
+        float | None, typer.Option(min=0, help="GPUs, or a share of one [default: 1 where there is one]")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="try diverged and too long trials again as well")
+    ] = False,
+    data_dir: DataDir = None,
+    models: Models = None,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="show what Ray and the workers print")] = False,
+) -> int:
+    """Run every trial of a plan that has no result yet, then compare. Stopped at any moment, the same command goes on."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a bar for each trial's weights would break our own display
+    from sweeps.failures import FailurePolicy
+    from sweeps.run import check_cells, run_sweep
+
+    if serial and (address or workers):
+        raise UserError("--serial runs without Ray: leave out --address and --workers.")
+    plan, cells, where = _load(plan_name, models, data_dir)
+    check_cells(cells, where)
+    root = out or Path("results") / plan.name
+    try:
+        outcome = run_sweep(
+            plan, cells, root, serial=serial, address=address, workers=workers, gpus_per_trial=gpus_per_trial,
+            policy=FailurePolicy(retry_failed=retry_failed), verbose=verbose,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        print(f"\nllmft: stopped. What has finished lies in {root}; the same command goes on from there.", file=sys.stderr)
+        return STOPPED
+    for cell in outcome.failed_cells:
+        print(f"llmft: {cell}: every trial of the search failed, so nothing is reported.", file=sys.stderr)
+    if outcome.n_finished:
+        _show_report(root, None)
+    print(
+        f"{outcome.n_finished} trials finished, {outcome.n_failed} failed; {outcome.n_new} ran now. Records: {root / 'trials'}"
+    )
+    return FAILED if outcome.n_failed else 0
+
+
+def _show_report(root: Path, rule: str | None) -> None:
+    from analysis.findings import cross_findings
+    from analysis.frame import load
+    from analysis.manifest import read_manifest
+    from analysis.render import to_terminal
+    from analysis.report import write_report
+    from analysis.tables import compare
+
+    rules = {} if rule is None else {"rule": rule}
+    frame = load(root)
+    _console().print(to_terminal(compare(frame, **rules), cross_findings(frame, rule or "best_dev", read_manifest(root))))
+    print(f"Report: {write_report(root, **rules)}")
+
+
+@app.command()
+def plan(
+    plan_name: PlanName, out: Results = None, workers: Annotated[int | None, typer.Option(min=1)] = None,
+    data_dir: DataDir = None, models: Models = None,
+) -> int:  # fmt: skip
+    """Show what a plan would run, what of it is done, and what it would take; starts nothing."""
+    from sweeps.estimate import remaining_s
+    from sweeps.failures import FailurePolicy
+    from sweeps.progress import duration
+    from sweeps.run import check_cells
+    from sweeps.schedule import Schedule
+    from sweeps.store import Store
+    from sweeps.views import count_by_stage, plan_table
+
+    the_plan, cells, where = _load(plan_name, models, data_dir)
+    check_cells(cells, where)
+    store = Store(out or Path("results") / the_plan.name)
+    records, schedule = store.load(), Schedule(cells)
+    states, console = schedule.states(records), _console()
+    console.print(plan_table(states, records))
+    for stage, (n_new, n_done, n_failed) in count_by_stage(states, records).items():
+        print(f"{stage}: {n_new + n_done + n_failed} trials, {n_new} new, {n_done} done, {n_failed} failed")
+    n_again = sum(not FailurePolicy().settled(records[t.digest]) for t in schedule.known(records) if t.digest in records)
+    if n_again:
+        print(f"{n_again} of the failed would be tried again")
+    n_workers = workers or os.cpu_count() or 1
+    seconds = remaining_s(states, records, n_workers)
+    print(
+        f"time: {f'about {duration(seconds)} with {n_workers} at a time' if seconds is not None else 'unknown until the first trials end'}"
+    )
+    _print_memory(cells)
+    print(f"results: {store.root}; nothing was started")
+    return 0
+
+
+def _print_memory(cells: list[Cell]) -> None:
+    from llmft.runtime import Runtime
+    from sweeps.estimate import estimate_memory
+
+    tokens = Runtime().micro_batch_tokens
+    for cell in {(cell.base.model.name, cell.entry): cell for cell in cells}.values():
+        memory = estimate_memory(cell, tokens)
+        trained = "all, at most" if memory.n_trainable is None else f"{memory.n_trainable:,}"
+        line = f"memory, rough: {cell.base.model.name} {cell.entry}: {memory.fixed_bytes / 2**20:,.0f} MiB"
+        line += f" ({memory.n_parameters:,} parameters, {trained} trained)"
+        if memory.activation_bytes:
+            line += f" and up to {memory.activation_bytes / 2**20:,.0f} MiB of activations ({tokens:,} tokens at a time, if a batch holds as many)"
+        print(line)
+
+
+@app.command()
+def trial(
+    task: Annotated[str, typer.Option(help="llmft tasks lists them")],
+    method: Annotated[str, typer.Option(help="llmft methods lists them")],
+    model: Annotated[str, typer.Option(help="hub name, folder or 'toy'")] = "toy",
+    revision: str = "main",
+    shots: Annotated[
+        int | None, typer.Option(min=0, help="labelled examples in total [default: 16 where the method uses any]")
+    ] = None,
+    seed: int = 0,
+    lr: Annotated[float | None, typer.Option(help="learning rate [default: the method's]")] = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    pattern: str = "minimal",
+    verbalizer: str = "default",
+    n_dev: int = 64,
+    n_test: Annotated[int | None, typer.Option(help="rows of each test set [default: all]")] = None,
+    max_length: int | None = None,
+    precision: str = "fp32",
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a setting of the method or of its training")
+    ] = None,
+    data_dir: DataDir = None,
+    device: str | None = None,
+    out: Annotated[Path | None, typer.Option(help="keep the record in this folder of results")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the whole record")] = False,
+) -> int:
+    """Run one trial and print its record."""
+    from sweeps.one_trial import run_one, trial_plan
+
+    short = {"learning_rate": lr, "epochs": epochs, "batch_size": batch_size}
+    content = trial_plan(
+        method, assignments or [], {name: value for name, value in short.items() if value is not None}, n_shots=shots, task=task,
+        model=model, revision=revision, pattern=pattern, verbalizer=verbalizer, n_dev=n_dev, n_test=n_test, max_length=max_length,
+        precision=precision, data_dir=data_dir,
+    )  # fmt: skip
+    record = run_one(content, seed, device, out)
+    if as_json:
+        print(record.model_dump_json(indent=1))
+    else:
+        from sweeps.views import record_summary
+
+        _console().print(record_summary(record))
+    return 0 if record.finished else FAILED
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Argument(help="a folder of results")],
+    rule: Annotated[str | None, typer.Option(help="which checkpoint counts: best_dev, last, ... [default: best_dev]")] = None,
+) -> int:
+    """Compare what lies in a folder of results: the table here, and the report as HTML. Needs neither torch nor Ray."""
+    _show_report(results, rule)
+    return 0
+
+
+@app.command()
+def methods(name: Annotated[str | None, typer.Argument(help="one method, with its whole description")] = None) -> int:
+    """The ways of adapting a model."""
+    from llmft.registry import METHODS, method_class
+    from sweeps.views import methods_table
+
+    if name is not None:
+        print(sys.modules[method_class(name).__module__].__doc__)
+    _console().print(methods_table(METHODS if name is None else [name]))
+    return 0
+
+
+@app.command()
+def tasks() -> int:
+    """The tasks, with their test sets and patterns."""
+    from llmft.registry import TASKS
+    from sweeps.views import tasks_table
+
+    _console().print(tasks_table(TASKS))
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `llmft`. Exit codes: 0 all well, 1 a trial failed, 2 a mistake of the user's (one line), 130 stopped."""
+    for name, value in {"TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}.items():
+        os.environ.setdefault(name, value)
+    sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    command: Any = typer.main.get_command(app)
+    try:
+        return command(arguments, prog_name="llmft", standalone_mode=False) or 0
+    except UserError as error:
+        print(f"llmft: {' '.join(str(error).split())}", file=sys.stderr)
+        return MISTAKE
+    except _UsageError as error:
+        print(f"llmft: {' '.join(error.format_message().split())} See llmft --help.", file=sys.stderr)
+        return MISTAKE
+    except (KeyboardInterrupt, typer.Abort):
+        print("llmft: stopped.", file=sys.stderr)
+        return STOPPED
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""One trial from the command line: a plan with a single cell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmft.errors import UserError, unknown_name
+from llmft.record import TrialRecord
+from llmft.registry import method_class
+from llmft.spec import TrainSpec
+from sweeps.cells import build_cells
+from sweeps.plan import parse_plan
+from sweeps.store import Store
+
+WHERE = "trial"
+
+
+def trial_plan(
+    method: str, assignments: list[str], train: dict[str, Any], *, n_shots: int | None, task: str, **fields: Any
+) -> dict[str, Any]:
+    """The plan, as a mapping, of which the trial is the only cell.
+
+    Args:
+        method: name of the method.
+        assignments: `key=value`, each a setting of the method or a field of `TrainSpec`; values are read as YAML.
+        train: fields of `TrainSpec` that have an option of their own.
+        n_shots: None takes 16 where the method uses shots.
+        fields: `model`, `revision` and further keys of a plan.
+
+    Raises:
+        UserError: no such method or key, or not `key=value`.
+    """
+    known, settings, train = method_class(method).Settings.model_fields, {}, dict(train)
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set: write key=value (got {text!r}).")
+        if key not in known and key not in TrainSpec.model_fields:
+            raise unknown_name("setting", key, {*known, *TrainSpec.model_fields}, f"--set, method '{method}'")
+        (settings if key in known else train)[key] = _value(text, value)
+    entry = {"settings": settings, "train": train} | ({} if n_shots is None else {"n_shots": [n_shots]})
+    models = [{"name": fields.pop("model"), "revision": fields.pop("revision")}]
+    return {"name": "trial", "models": models, "tasks": [task], "methods": {method: entry}, **fields}
+
+
+def _value(text: str, value: str) -> Any:
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"--set: the value is not readable as YAML (got {text!r}).") from None
+    if isinstance(parsed, str):
+        try:
+            return float(parsed)  # YAML 1.1 reads 1e-3 as text
+        except ValueError:
+            return parsed
+    return parsed
+
+
+def run_one(content: dict[str, Any], seed: int, device: str | None, root: Path | None) -> TrialRecord:
+    """Run the trial, or read its record where `root` holds a finished one.
+
+    Raises:
+        UserError: a name or value is not known or not allowed.
+    """
+    (cell,) = build_cells(parse_plan(content, WHERE), WHERE)
+    spec = cell.report_spec({}, seed)
+    store = Store(root) if root is not None else None
+    if store and (stored := store.get(spec.digest)) and stored.finished:
+        return stored
+    from llmft.runtime import Runtime
+    from llmft.trial import check_spec, run_trial
+
+    check_spec(spec)
+    if store is None:
+        return run_trial(spec, Runtime(device=device)).record
+    with store.locked():
+        result = run_trial(spec, Runtime(device=device))
+        store.put(result.record, result.predictions)
+    return result.record

@@ -1,0 +1,215 @@
+"""A plan: the YAML file that says which trials to run.
+
+Where a training hyper-parameter comes from, later ones winning:
+defaults of `TrainSpec` < the method's `train_defaults` < the plan's `train` < the entry's `train` < the search.
+What a plan fixes is not searched: a name in `train` or in an entry's `settings` leaves the method's search space, unless the
+entry's own `search` names it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from llmft.errors import UserError, unknown_name
+from llmft.spec import ORACLES, Selection, Spec, error_lines
+from sweeps.yaml_file import read_yaml
+
+SHIPPED = Path(__file__).parent / "plans"
+
+
+class ModelEntry(Spec):
+    """A hub name, a local folder in hub format, or "toy", the small model that comes with llmft."""
+
+    name: str
+    revision: str = "main"
+
+
+class RangeEntry(Spec):
+    """What is tried for one hyper-parameter: between `low` and `high`, or one of `choices`."""
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    integer: bool = False
+    choices: tuple[Any, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RangeEntry:
+        if bool(self.choices) == (self.low is not None or self.high is not None):
+            raise ValueError("give either low and high, or choices")
+        if self.choices:
+            return self
+        if self.low is None or self.high is None or not -1e300 < self.low < self.high < 1e300:
+            raise ValueError("low must be a number below high")
+        if self.log and self.low <= 0:
+            raise ValueError("low must be above 0 where log is true")
+        if self.integer and (self.low % 1 or self.high % 1):
+            raise ValueError("low and high must be whole numbers where integer is true")
+        return self
+
+
+class MethodEntry(Spec):
+    """One method in a plan, and where it departs from the rest of the plan.
+
+    The entry's name is the method's, unless `method` says another: so one method can stand in a plan more than once.
+    A search range of null leaves that hyper-parameter at its default.
+    """
+
+    method: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any] = Field(default_factory=dict)
+    search: dict[str, RangeEntry | None] = Field(default_factory=dict)
+    n_shots: tuple[int, ...] | None = Field(None, min_length=1)
+    pattern: str | None = None
+    verbalizer: str | None = None
+
+    @model_validator(mode="after")
+    def _fixed_or_searched(self) -> MethodEntry:
+        both = sorted((set(self.settings) | set(self.train)) & {name for name, entry in self.search.items() if entry})
+        if both:
+            raise ValueError(f"{', '.join(both)} has a fixed value and a search range; keep one")
+        return self
+
+
+class SearchPlan(Spec):
+    """How hyper-parameters are searched, with the same budget in every cell.
+
+    `n_trials` points are tried in each cell, each with every one of `seeds`. They are asked for in rounds of `round_size`: a
+    round's points depend on the plan and on earlier rounds, so a larger round runs wider and learns less.
+    """
+
+    n_trials: int = Field(8, ge=1, description="points in each cell")
+    seeds: tuple[int, ...] = Field((100, 101), min_length=1)
+    sampler: Literal["tpe", "random"] = "tpe"
+    round_size: int = Field(4, ge=1, description="points that are tried at the same time")
+    seed: int = 0
+
+
+class ReportPlan(Spec):
+    """The seeds whose results are reported. Five cannot reach p < .05 in a Wilcoxon test."""
+
+    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4, 5), min_length=1)
+
+
+class Plan(Spec):
+    """Every model on every task with every method and number of shots, under the same conditions."""
+
+    name: str = Field("sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = ""
+    models: tuple[ModelEntry, ...] = Field(min_length=1)
+    tasks: tuple[str, ...] = Field(min_length=1)
+    data_dir: str | None = Field(None, description="a local folder with the tasks' files; null: the hub")
+    n_shots: tuple[int, ...] = Field((16,), min_length=1)
+    shots_unit: Literal["total", "per_class"] = "total"
+    pattern: str = "minimal"
+    verbalizer: str = "default"
+    methods: dict[str, MethodEntry] = Field(min_length=1)
+    train: dict[str, Any] = Field(default_factory=dict, description="fields of TrainSpec, for every method")
+    search: SearchPlan | None = Field(None, description="null: every method runs with its defaults")
+    report: ReportPlan = ReportPlan()
+    n_dev: int = Field(64, ge=0)
+    n_test: int | None = Field(None, ge=1)
+    test_sets: tuple[str, ...] = ()
+    max_length: int | None = Field(None, ge=8)
+    selections: tuple[Selection, ...] = Field(("last", "best_dev"), min_length=1)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Plan:
+        lists = {"models": self.models, "tasks": self.tasks, "n_shots": self.n_shots, "report.seeds": self.report.seeds}
+        if self.search:
+            lists["search.seeds"] = self.search.seeds
+            if both := sorted(set(self.search.seeds) & set(self.report.seeds)):
+                raise ValueError(f"search.seeds and report.seeds share {both}; a search must not see what is reported")
+            if self.n_dev == 0:
+                raise ValueError("search needs dev examples: set n_dev above 0, or search to null")
+        for name, values in lists.items():
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} names a value twice")
+        return self
+
+    @property
+    def search_selection(self) -> Selection:
+        """The checkpoint that the search looks at: best on dev where the plan keeps it, else the last."""
+        return "best_dev" if "best_dev" in self.selections else "last"
+
+    @property
+    def oracles(self) -> tuple[Selection, ...]:
+        """The plan's selections that look at the reported sets."""
+        return tuple(name for name in self.selections if name in ORACLES)
+
+
+def _known_keys(content: dict[str, Any]) -> dict[str, Any]:
+    known: dict[str, Any] = {"": Plan.model_fields, "search": SearchPlan.model_fields, "report": ReportPlan.model_fields}
+    models, methods = content.get("models"), content.get("methods")
+    for index in range(len(models) if isinstance(models, list) else 0):
+        known[f"models.{index}"] = ModelEntry.model_fields
+    for name, entry in methods.items() if isinstance(methods, dict) else ():
+        known[f"methods.{name}"] = MethodEntry.model_fields
+        search = entry.get("search") if isinstance(entry, dict) else None
+        for key in search if isinstance(search, dict) else ():
+            known[f"methods.{name}.search.{key}"] = RangeEntry.model_fields
+    return known
+
+
+def _written_out(content: dict[str, Any]) -> dict[str, Any]:
+    """A model that is only a name becomes a mapping, and so does a method without overrides."""
+    content = dict(content)
+    if isinstance(models := content.get("models"), list):
+        content["models"] = [{"name": entry} if isinstance(entry, str) else entry for entry in models]
+    if isinstance(methods := content.get("methods"), dict):
+        content["methods"] = {name: {} if entry is None else entry for name, entry in methods.items()}
+    return content
+
+
+def parse_plan(content: dict[str, Any], where: str) -> Plan:
+    """The plan that a mapping describes.
+
+    Raises:
+        UserError: a key is unknown or a value is not allowed; one line that begins with `where`.
+    """
+    try:
+        return Plan.model_validate_json(json.dumps(_written_out(content), default=str))
+    except (ValidationError, TypeError) as error:
+        text = error_lines(error, where, _known_keys(content)) if isinstance(error, ValidationError) else f"{where}: {error}"
+        raise UserError(text) from None
+
+
+def shipped_plans() -> tuple[str, ...]:
+    """Names of the plans that come with llmft."""
+    return tuple(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
+
+
+def find_plan(name: str) -> Path:
+    """The file of a plan: a path, or the bare name of a plan that comes with llmft.
+
+    Raises:
+        UserError: there is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if name in shipped_plans():
+        return SHIPPED / f"{name}.yaml"
+    if path.suffix or len(path.parts) > 1:
+        raise UserError(f"{name}: there is no such file. Plans that come with llmft: {', '.join(shipped_plans())}.")
+    raise unknown_name("plan", name, shipped_plans())
+
+
+def load_plan(name: str, *, models: tuple[str, ...] = (), data_dir: str | None = None) -> tuple[Plan, str]:
+    """A plan and the name of its file; `models` and `data_dir` stand in for the file's own.
+
+    Raises:
+        UserError: as `find_plan`, `read_yaml` and `parse_plan`.
+    """
+    path = find_plan(name)
+    content = {"name": path.stem, **read_yaml(path)}
+    if models:
+        content["models"] = list(models)
+    if data_dir is not None:
+        content["data_dir"] = data_dir
+    return parse_plan(content, str(path) if path.parent != SHIPPED else path.name), path.name

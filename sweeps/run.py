@@ -1,0 +1,171 @@
+"""Run a plan: what is missing from the store, and nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmft.errors import UserError
+from llmft.record import TrialRecord
+from sweeps.cells import Cell
+from sweeps.failures import FailurePolicy
+from sweeps.plan import Plan
+from sweeps.progress import Progress
+from sweeps.schedule import Planned, Schedule
+from sweeps.store import Store
+
+MANIFEST_EVERY_S = 10.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a sweep ended: its trials by status, how many ran just now, and the cells whose search failed altogether."""
+
+    n_finished: int
+    n_failed: int
+    n_new: int
+    failed_cells: list[Cell] = field(default_factory=list)
+
+
+class Ledger:
+    """What a running sweep knows: the store's records that stand, and what to do when a trial ends.
+
+    Both ways of running, serial and on Ray, are loops over `next_trial` and `ended`.
+    """
+
+    def __init__(self, plan: Plan, schedule: Schedule, store: Store, policy: FailurePolicy, progress: Progress):
+        self.plan, self.schedule, self.store, self.progress = plan, schedule, store, progress
+        stored = store.load()
+        self.records = {digest: record for digest, record in stored.items() if policy.settled(record)}
+        self._again = stored.keys() - self.records.keys()
+        self.running: dict[str, Planned] = {}
+        self.n_new = 0
+        self._queue: list[Planned] = schedule.ready(self.records)
+        self._written = time.monotonic()
+
+    @property
+    def done(self) -> bool:
+        return not self.running and not self._queue and self.schedule.done(self.records)
+
+    def next_trial(self) -> Planned | None:
+        """A trial to start now, which counts as running from here on; None if those that run must end first."""
+        while self._queue:
+            trial = self._queue.pop(0)
+            if trial.digest not in self.running and trial.digest not in self.records:
+                if trial.digest in self._again:
+                    self.store.discard(trial.digest)
+                self.running[trial.digest] = trial
+                return trial
+        return None
+
+    def ended(self, record: TrialRecord) -> None:
+        """Take note of a trial's record, which lies in the store already."""
+        self.running.pop(record.digest, None)
+        self.records[record.digest] = record
+        self.n_new += 1
+        if not self._queue:
+            self._queue = [trial for trial in self.schedule.ready(self.records) if trial.digest not in self.running]
+        self.progress.ended(record)
+        self.progress.update(self.records, len(self.running))
+        if time.monotonic() - self._written > MANIFEST_EVERY_S:
+            self.write_manifest()
+
+    def write_manifest(self) -> None:
+        self.store.write_manifest(self.plan, self.schedule, self.records)
+        self._written = time.monotonic()
+
+
+def check_cells(cells: list[Cell], where: str, check_spec: Callable[[Any], None] | None = None) -> None:
+    """Find what would make every trial of a cell fail, before any trial starts.
+
+    Raises:
+        UserError: as `llmft.trial.check_spec`; the line begins with the plan's file, `where`, and the method's entry.
+    """
+    if check_spec is None:
+        from llmft.trial import check_spec
+    for cell in cells:
+        try:
+            check_spec(cell.base)
+            if cell.search:
+                check_spec(cell.search_base)
+        except UserError as error:
+            raise UserError(f"{where}: methods.{cell.entry}: {error}") from None
+
+
+def run_sweep(
+    plan: Plan,
+    cells: list[Cell],
+    root: Path | str,
+    *,
+    serial: bool = False,
+    address: str | None = None,
+    workers: int | None = None,
+    gpus_per_trial: float | None = None,
+    policy: FailurePolicy | None = None,
+    run_trial: Callable[..., Any] | None = None,
+    console: Any = None,
+    verbose: bool = False,
+) -> Outcome:
+    """Run what the plan asks for and the store lacks. Killed at any moment, the next call finishes the rest.
+
+    Args:
+        plan: the plan.
+        cells: the plan's cells (`build_cells`).
+        root: the folder of results.
+        serial: one trial after the other in this process, without Ray.
+        address: of a running Ray cluster; `root` must then be a folder that all its nodes share. None: Ray on this machine.
+        workers: trials at a time; None: as many as the CPUs, or the GPUs, hold.
+        gpus_per_trial: a share of one GPU or a number of them; None: one, where there is one.
+        policy: what is tried again.
+        run_trial: what runs a trial, `llmft.trial.run_trial` unless a test says otherwise.
+        console: a `rich.console.Console` for the progress.
+        verbose: show what Ray and the workers print.
+
+    Raises:
+        UserError: the folder cannot be written, holds a damaged record, or another sweep runs on it.
+        KeyboardInterrupt: the run was stopped; what had finished is stored.
+    """
+    store, schedule, policy = Store(root), Schedule(cells), policy or FailurePolicy()
+    with store.locked(), Progress(schedule, console=console) as progress:
+        ledger = Ledger(plan, schedule, store, policy, progress)
+        if store.write_plan(plan):
+            progress.say(
+                f"{store.root} holds results of another plan too: they stay, and those that this plan shares are not run again."
+            )
+        progress.update(ledger.records, 0)
+        try:
+            if not ledger.done:
+                if serial:
+                    _run_serially(ledger, run_trial)
+                else:
+                    from sweeps.cluster import run_on_ray
+
+                    run_on_ray(
+                        ledger, address=address, workers=workers, gpus_per_trial=gpus_per_trial,
+                        max_lost=policy.max_lost, run_trial=run_trial, verbose=verbose,
+                    )  # fmt: skip
+        finally:
+            ledger.write_manifest()
+            progress.update(ledger.records, 0, last=True)
+    states = schedule.states(ledger.records)
+    known = [ledger.records[trial.digest] for trial in schedule.known(ledger.records)]
+    n_failed = sum(not record.finished for record in known)
+    return Outcome(len(known) - n_failed, n_failed, ledger.n_new, [state.cell for state in states if state.failed])
+
+
+def _run_serially(ledger: Ledger, run_trial: Callable[..., Any] | None) -> None:
+    if run_trial is None:
+        from llmft.trial import run_trial
+    from llmft.runtime import Runtime
+
+    while trial := ledger.next_trial():
+        ledger.progress.update(ledger.records, 1)
+        result = run_trial(trial.spec, Runtime())
+        try:
+            ledger.store.put(result.record, result.predictions)
+        except OSError as error:
+            raise UserError(f"{ledger.store.root}: results cannot be written ({error.strerror}).") from None
+        ledger.ended(result.record)

@@ -1,0 +1,62 @@
+"""A trial that takes no time, for tests whose subject is not the training."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+from llmft.errors import Cause
+from llmft.record import Cost, TrialRecord
+from llmft.registry import load_task
+from llmft.spec import DataRef, ModelRef, TrialSpec
+
+
+def fake_model(name: str, revision: str = "main") -> ModelRef:
+    return ModelRef(name=name, revision=revision, fingerprint=f"fake:{name}")
+
+
+def fake_data(task: str, directory: str | None) -> DataRef:
+    load_task(task)
+    return DataRef(fingerprint="fake")
+
+
+def fake_record(spec: TrialSpec, cause: Cause | None = None) -> TrialRecord:
+    """A record whose dev accuracy is best at a learning rate of 1e-3, and differs a little by seed."""
+    if cause:
+        return TrialRecord(digest=spec.digest, spec=spec, status="failed", cause=cause, message="as planned")
+    distance = abs(math.log10(spec.train.learning_rate) + 3)
+    dev = {name: round(0.9 - 0.1 * distance + 0.001 * (spec.data_seed % 7), 4) for name in spec.selections}
+    return TrialRecord(
+        digest=spec.digest,
+        spec=spec,
+        status="finished",
+        dev_accuracy=dev,
+        dev_loss=dict.fromkeys(dev, distance),
+        cost=Cost(wall_s=0.1),
+    )
+
+
+def fake_trial(
+    spec: TrialSpec,
+    runtime,
+    log: str,
+    sleep_s: float = 0.0,
+    dies_at: float = math.inf,
+    dies_once: bool = False,
+    oom_in_used: bool = False,
+):
+    """Log the trial, wait, and give its record; the process kills itself where the learning rate is above `dies_at`."""
+    first = spec.digest not in (Path(log).read_text() if Path(log).exists() else "")
+    used = f"used {os.getpid()}" in (Path(log).read_text() if Path(log).exists() else "")
+    with open(log, "a") as file:
+        file.write(f"{spec.digest} used {os.getpid()}\n")
+    runtime.report({"dev_accuracy": 0.5})
+    time.sleep(sleep_s)
+    if spec.train.learning_rate > dies_at and (first or not dies_once):
+        os.kill(os.getpid(), signal.SIGKILL)
+    cause = Cause.OUT_OF_MEMORY if oom_in_used and used else None
+    return SimpleNamespace(record=fake_record(spec, cause), predictions=b"parquet")

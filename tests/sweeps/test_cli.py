@@ -1,0 +1,104 @@
+"""The command line as a person meets it: in a process of its own."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+TRIAL = "trial --task toy --shots 4 --epochs 4 --n-test 8 --n-dev 4 --method".split()
+
+
+def llmft(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "sweeps.cli", *map(str, arguments)], capture_output=True, text=True, timeout=120, **options
+    )
+
+
+def test_help_comes_at_once_and_imports_nothing_heavy():
+    code = "import sys, sweeps.cli; print(sorted({'torch', 'ray', 'pydantic', 'numpy', 'optuna', 'pandas'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    started = time.perf_counter()
+    shown = llmft("--help")
+    assert shown.returncode == 0 and time.perf_counter() - started < 2
+    for command in ("sweep", "plan", "trial", "report", "methods", "tasks"):
+        assert command in shown.stdout and llmft(command, "--help").returncode == 0
+
+
+def test_version_methods_and_tasks():
+    from llmft import __version__
+    from llmft.registry import METHODS, TASKS
+
+    assert llmft("--version").stdout.strip() == f"llmft {__version__}"
+    shown = llmft("methods").stdout
+    assert all(f"\n{name} " in shown for name in METHODS)
+    shown = llmft("tasks").stdout
+    assert all(f"\n{name} " in shown for name in TASKS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sweep", "quickstrat"], "Did you mean 'quickstart'"),
+        (["sweep", "none.yaml"], "none.yaml: there is no such file"),
+        (["swep"], "No such command"),
+        (["sweep"], "PLAN"),
+        (["sweep", "quickstart", "--workers", "0"], "workers"),
+        (["sweep", "quickstart", "--serial", "--workers", "2"], "--serial runs without Ray"),
+        (["sweep", "quickstart", "--model", "./nowhere"], "quickstart.yaml: model: there is no folder"),
+        (["trial", "--task", "toy", "--method", "lara"], "Did you mean 'lora'"),
+        (["trial", "--task", "toy", "--method", "lora", "--set", "ranks=3"], "--set, method 'lora': unknown setting 'ranks'"),
+        (["trial", "--task", "toy", "--method", "lora", "--set", "r"], "write key=value"),
+        (["report", "nowhere"], "nowhere"),
+        (["methods", "lara"], "Did you mean 'lora'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, said, tmp_path):
+    shown = llmft(*arguments, cwd=tmp_path)
+    assert (
+        shown.returncode == 2 and shown.stderr.startswith("llmft: ") and shown.stderr.count("\n") == 1 and said in shown.stderr
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def llmft_here(capsys):
+    """The command line in this process, which has imported torch already: gives the exit code and what was printed."""
+    from sweeps.cli import _run
+
+    def run(*arguments):
+        code = _run([str(argument) for argument in arguments])
+        return code, capsys.readouterr().out
+
+    return run
+
+
+def test_plan_then_sweep_then_plan_then_report(tmp_path, plan_file, tiny_model, llmft_here):
+    path = plan_file(("n_shots: [2, 4]", "n_shots: [2]"), ("n_trials: 4", "n_trials: 1"), model=tiny_model)
+    out = tmp_path / "results"
+    code, shown = llmft_here("plan", path, "--out", out)
+    assert code == 0 and "search: 2 trials, 2 new" in shown and "report: 7 trials, 7 new" in shown
+    assert "unknown until the first trials end" in shown and "memory, rough" in shown and not out.exists()
+    code, shown = llmft_here("sweep", path, "--out", out, "--serial")
+    assert code == 0 and "9 trials finished, 0 failed; 9 ran now" in shown
+    assert "zero_shot" in shown and (out / "report" / "report.html").exists() and (out / "plan.yaml").exists()
+    code, shown = llmft_here("plan", path, "--out", out)
+    assert "search: 2 trials, 0 new, 2 done, 0 failed" in shown and "time: about 0 s" in shown
+    code = "import sys; from sweeps.cli import _run; c = _run(sys.argv[1:]); print(c, sorted({'torch', 'ray', 'optuna'} & set(sys.modules)))"
+    shown = subprocess.run([sys.executable, "-c", code, "report", str(out)], capture_output=True, text=True)
+    assert shown.stdout.splitlines()[-1] == "0 []"
+
+
+def test_one_trial_is_printed_and_kept(tmp_path, tiny_model, llmft_here):
+    code, shown = llmft_here(
+        *TRIAL, "lora", "--model", tiny_model, "--set", "r=2", "--lr", "1e-3", "--out", tmp_path / "r", "--json"
+    )
+    record = json.loads(shown)
+    assert code == 0 and record["spec"]["settings"]["r"] == 2 and record["spec"]["train"]["learning_rate"] == 1e-3
+    assert (tmp_path / "r" / "trials" / record["digest"] / "record.json").exists()
+
+
+def test_a_failed_trial_is_exit_code_1(tiny_model, llmft_here):
+    code, shown = llmft_here(*TRIAL, "vanilla", "--model", tiny_model, "--lr", "1e30", "--set", "clip_norm=null")
+    assert code == 1 and "failed, diverged" in shown

@@ -1,0 +1,140 @@
+import pytest
+from fakes import fake_data, fake_model
+
+from llmft.errors import UserError
+from sweeps.cells import build_cells
+from sweeps.plan import find_plan, load_plan, parse_plan, shipped_plans
+from sweeps.yaml_file import read_yaml
+
+
+def error_of(path):
+    with pytest.raises(UserError) as caught:
+        plan, where = load_plan(str(path))
+        build_cells(plan, where, fake_model, fake_data)
+    text = str(caught.value)
+    assert "\n" not in text and "plan.yaml" in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("train:", "trian:", ["unknown key 'trian'", "Did you mean 'train'"]),
+        ("round_size: 2", "rounds: 2", ["unknown key 'search.rounds'", "round_size"]),
+        ("in_context: {", "in_context: {pattren: minimal, ", ["methods.in_context.pattren", "'pattern'"]),
+        ("{choices: [2, 4]}", "{choices: [2, 4], hgih: 3}", ["methods.lora.search.r.hgih", "'high'"]),
+        ("name: small", "name: a/b", ["name", "pattern"]),
+        ("seeds: [100, 101]", "seeds: [2, 101]", ["search.seeds and report.seeds share [2]"]),
+        ("seeds: [0, 1, 2]", "seeds: [0, 1, 1]", ["report.seeds", "twice"]),
+        ("tasks: [toy]", "tasks: [toi]", ["unknown task 'toi'", "'toy'"]),
+        ("lora:", "lara:", ["unknown method 'lara'", "'lora'"]),
+        ("lora: {", "lora: {settings: {ranks: 3}, ", ["methods.lora", "ranks"]),
+        ("r: {choices", "rr: {choices", ["methods.lora.search: unknown hyper-parameter 'rr'"]),
+        ("{choices: [2, 4]}", "{choices: [2, four]}", ["methods.lora.search", "'four'"]),
+        ("{choices: [2, 4]}", "{low: 2, high: 4}", ["methods.lora.search", "r"]),
+        ("{choices: [2, 4]}", "{low: 4, high: 2}", ["methods.lora.search.r", "low must be a number below high"]),
+        ("{choices: [2, 4]}", "{}", ["either low and high, or choices"]),
+        ("lora: {", "lora: {settings: {r: 3}, ", ["methods.lora: r has a fixed value and a search range"]),
+        ("epochs: 2", "epoch: 2", ["train: unknown key 'epoch'", "'epochs'"]),
+        ("epochs: 2", "epochs: 0", ["train: epochs", "got 0"]),
+        ("zero_shot:", "zero_shot: {n_shots: [2]}", ["uses no shots"]),
+        ("zero_shot:", "zero_shot: {train: {epochs: 3}}", ["trains nothing"]),
+        ("n_shots: [2, 4]", "n_shots: [0, 4]", ["at least 1"]),
+        ("n_dev: 4", "n_dev: 0", ["n_dev above 0"]),
+        ("n_dev: 4", "n_dev: 4.5", ["n_dev", "4.5"]),
+        (
+            "zero_shot:",
+            "zero_shot:\n  again: {method: zero_shot}",
+            ["methods.again and methods.zero_shot describe the same trials"],
+        ),
+        ("n_test: 8", "n_test: 8\nn_test: 9", ["plan.yaml:15", "'n_test' stands here twice"]),
+        ("n_test: 8", "n_test: [8", ["not readable as YAML"]),
+    ],
+)
+def test_a_mistake_is_one_line_with_file_and_key(plan_file, old, new, said):
+    text = error_of(plan_file((old, new)))
+    for part in said:
+        assert part in text
+
+
+def test_files_that_are_no_plans(tmp_path):
+    for name, content, said in [
+        ("a.yaml", b"", "holds no keys"),
+        ("b.yaml", b"- x", "holds no keys"),
+        ("c.yaml", b"\xff\xfe\x00", "UTF-8"),
+    ]:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=said):
+            load_plan(str(tmp_path / name))
+    with pytest.raises(UserError, match="no such file"):
+        load_plan(str(tmp_path / "none.yaml"))
+    with pytest.raises(UserError, match="Did you mean 'quickstart'"):
+        load_plan("quickstrat")
+
+
+def test_numbers_are_read_as_people_mean_them(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: 1e-3\nb: 2E5\nc: 1.5e-4\nd: 12\ne: 2024-01-01\nf: e5\n")
+    assert read_yaml(tmp_path / "a.yaml") == {"a": 1e-3, "b": 2e5, "c": 1.5e-4, "d": 12, "e": "2024-01-01", "f": "e5"}
+
+
+@pytest.mark.parametrize("name", shipped_plans())
+def test_shipped_plans_describe_trials(name):
+    plan, where = load_plan(name)
+    cells = build_cells(plan, where, fake_model, fake_data)
+    assert plan.name == name and where == f"{name}.yaml" and find_plan(name).is_file()
+    assert {cell.base.method for cell in cells} >= {"zero_shot", "in_context"}
+
+
+def test_overrides_stand_in_for_the_plans_own(plan_file):
+    plan, _ = load_plan(str(plan_file()), models=("a", "b"), data_dir="/data")
+    assert [entry.name for entry in plan.models] == ["a", "b"] and plan.data_dir == "/data"
+
+
+def test_a_plan_written_out_is_the_same_plan(plan_file):
+    plan, _ = load_plan(str(plan_file()))
+    assert parse_plan(plan.model_dump(mode="json"), "copy") == plan
+
+
+def test_later_sources_of_a_hyper_parameter_win(small_cells):
+    def lora(*changes):
+        return next(cell for cell in small_cells(*changes)[1] if cell.entry == "lora")
+
+    from llmft.registry import method_class
+
+    default = method_class("lora").train_defaults["learning_rate"]
+    assert lora().base.train.learning_rate == default
+    assert lora().base.train.epochs == 2
+    fixed = lora(("epochs: 2", "epochs: 2, learning_rate: 0.5"))
+    assert fixed.base.train.learning_rate == 0.5 and set(fixed.ranges) == {"r"}  # what the plan fixes is not searched
+    entry = lora(
+        ("epochs: 2", "epochs: 2, learning_rate: 0.5"), ("lora: {", "lora: {train: {learning_rate: 0.25, epochs: 3}, ")
+    )
+    assert (entry.base.train.learning_rate, entry.base.train.epochs) == (0.25, 3)
+    assert set(lora(("{choices: [2, 4]}", "null")).ranges) == {"learning_rate"}
+    assert lora(("search: {n_trials: 4, seeds: [100, 101], round_size: 2}", "search: null")).search is None
+
+
+def test_cells_hold_what_their_method_needs_and_nothing_else(small_cells):
+    _, cells = small_cells()
+    by_entry = {cell.entry: cell for cell in cells}
+    assert [(cell.entry, cell.base.n_shots) for cell in cells] == [
+        ("zero_shot", 0),
+        ("in_context", 2),
+        ("lora", 2),
+        ("lora", 4),
+    ]
+    assert by_entry["zero_shot"].report_seeds == (0,) and by_entry["in_context"].report_seeds == (0, 1, 2)
+    assert (
+        by_entry["in_context"].search is None and by_entry["in_context"].base.train.epochs == 40
+    )  # the plan's training is not its own
+    search = by_entry["lora"].search_spec({"learning_rate": 1e-3, "r": 2}, 100)
+    assert search.test_sets == ("toy",) and search.selections == ("best_dev",) and search.data_seed == search.init_seed == 100
+    assert search.settings["r"] == 2 and search.train.learning_rate == 1e-3
+
+
+def test_one_method_may_stand_twice(small_cells):
+    _, cells = small_cells(("in_context: {n_shots: [2]}", "lora_16: {method: lora, settings: {r: 16}}"))
+    assert {(cell.entry, cell.base.method, cell.base.settings.get("r")) for cell in cells} >= {
+        ("lora_16", "lora", 16),
+        ("lora", "lora", 8),
+    }
