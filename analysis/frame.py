@@ -42,10 +42,12 @@ def load(root: str | Path) -> pd.DataFrame:
 
     paths = record_paths(root)
     manifest = read_manifest(root)
-    stages, default = (manifest.stages(), "other") if manifest else ({}, "report")
+    stages, default, entries = (manifest.stages(), "other", manifest.entries) if manifest else ({}, "report", {})
     rows = [row for path in paths for row in read_rows(path.parent)]
     for row in rows:
         row["stage"] = stages.get(row["digest"], default)
+        row["base_method"] = row.get("method")
+        row["method"] = entries.get(row["digest"], row["base_method"])
     of_sets = dict.fromkeys(name for row in rows for name in row if name not in _DECLARED)
     dtypes = _DECLARED | dict.fromkeys(of_sets, "float64")
     return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=dtype) for name, dtype in dtypes.items()})

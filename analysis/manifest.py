@@ -29,11 +29,12 @@ class Choice(_Data):
 
 
 class Manifest(_Data):
-    """`RESULTS/sweep.json`. `report` and `search` are digests."""
+    """`RESULTS/sweep.json`. `report` and `search` are digests; `entries` maps those of a renamed method to its name in the plan."""
 
     plan_name: str = ""
     report: tuple[str, ...] = ()
     search: tuple[str, ...] = ()
+    entries: dict[str, str] = Field(default_factory=dict)
     choices: tuple[Choice, ...] = ()
 
     def stages(self) -> dict[str, str]:

@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
 from llmft.errors import UserError
+from llmft.hub import hub_access
 from llmft.spec import ModelRef
 
 TOY = Path(__file__).parent / "toy" / "model"
@@ -83,9 +85,14 @@ def folder_fingerprint(folder: Path) -> str:
 
 def _from_hub(ref: ModelRef, load, what: str, **arguments) -> Any:
     """Call one of transformers' loaders, from the folder or the hub, and turn what it raises into one line."""
+    from safetensors import SafetensorError
+
     try:
-        return load(ref.path or ref.name, **({} if ref.path else {"revision": ref.revision}), **arguments)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        if ref.path:
+            return load(ref.path, **arguments)
+        with hub_access():
+            return load(ref.name, revision=ref.revision, **arguments)
+    except (OSError, ValueError, KeyError, ImportError, EOFError, UnpicklingError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         where = f"the folder {ref.path}" if ref.path else f"the hub ({ref.name}, revision {ref.revision})"
         fix = "Check that the folder is complete." if ref.path else "Check the name and the network, or give a local folder."
@@ -162,6 +169,7 @@ def _load_base(ref: ModelRef, dropout: float | None) -> tuple[torch.nn.Module, b
     key = (ref.name, ref.revision, ref.fingerprint, dropout)
     if key not in _BASE:
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging as transformers_logging
 
         changed = {}
         if dropout is not None:
@@ -172,6 +180,7 @@ def _load_base(ref: ModelRef, dropout: float | None) -> tuple[torch.nn.Module, b
                     f"model's own. Known: {', '.join(sorted(DROPOUT))}."
                 )
             changed = dict.fromkeys(DROPOUT[config.model_type], dropout)
+        transformers_logging.disable_progress_bar()  # of the weights' loading; downloads show theirs
         network = _from_hub(ref, AutoModelForCausalLM.from_pretrained, "weights", dtype=torch.float32, **changed)
         network.requires_grad_(False).eval()
         _BASE.clear()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmft.errors import UserError
+from llmft.hub import hub_access
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def _hub_rows(source: Source) -> list[dict[str, Any]]:
 
     repository, configuration, split, revision = source.hub
     try:
-        return load_dataset(repository, configuration, split=split, revision=revision).to_list()
+        with hub_access():
+            return load_dataset(repository, configuration, split=split, revision=revision).to_list()
     except Exception as error:  # the hub's client raises a dozen kinds, from sockets to missing revisions
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UserError(

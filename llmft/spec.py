@@ -19,7 +19,7 @@ DIGEST_VERSION = 1
 class Spec(BaseModel):
     """A frozen model that refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class ModelRef(Spec):
@@ -88,7 +88,7 @@ class TrialSpec(Spec):
     init_seed: int = 0
     dropout_seed: int = 0
     n_dev: int = Field(64, ge=0, description="held-out examples of the training pool that select, never reported")
-    test_sets: tuple[str, ...] = Field((), description="which of the task's test sets; empty: all")
+    test_sets: tuple[str, ...] | None = Field(None, description="which of the task's test sets; null: all, empty: none, only dev")
     n_test: int | None = Field(None, ge=1, description="rows of each test set, balanced over labels and groups; null: all")
     max_length: int | None = Field(None, ge=8, description="tokens of a prompt; null: the model's context")
     selections: tuple[Selection, ...] = ("last", "best_dev")
@@ -98,6 +98,8 @@ class TrialSpec(Spec):
     def _consistent(self) -> TrialSpec:
         if "best_dev" in self.selections and self.n_dev == 0:
             raise ValueError("selection 'best_dev' needs dev examples: set n_dev above 0, or selections to ['last']")
+        if self.test_sets == () and self.n_dev == 0:
+            raise ValueError("nothing to score: name test_sets, or set n_dev above 0")
         return self
 
     @property

@@ -78,13 +78,9 @@ def check_spec(spec: TrialSpec) -> None:
     Raises:
         UserError: one line that says what, where, what is allowed and how to mend it.
     """
-    setting = _settle(spec)
+    _settle(spec)
     if spec.precision == "fp16" and not torch.cuda.is_available():
         raise UserError("precision: fp16 needs a CUDA device, and there is none. Use fp32 or bf16.")
-    if setting.method.uses_shots and setting.method.trains and not spec.n_shots:
-        raise UserError(
-            f"n_shots: the method '{spec.method}' trains and needs at least one example a label. Use method 'zero_shot' for 0 shots."
-        )
 
 
 @lru_cache(maxsize=4)
@@ -100,12 +96,16 @@ def _settle(spec: TrialSpec) -> _Setting:
     ):
         if name not in known:
             raise unknown_name(kind, name, known, where=f"task '{spec.task}'")
+    if method.uses_shots and method.trains and not spec.n_shots:
+        raise UserError(
+            f"n_shots: the method '{spec.method}' trains and needs at least one example a label. Use method 'zero_shot' for 0 shots."
+        )
     data, pattern = _load_data(spec.task, spec.data), task.patterns[spec.pattern]
     known_tests = {test.name: test for test in data.tests}
-    for name in spec.test_sets:
+    for name in spec.test_sets or ():
         if name not in known_tests:
             raise unknown_name("test set", name, known_tests, where=f"task '{spec.task}'")
-    tests = tuple(subsample(test, spec.n_test) for test in data.tests if not spec.test_sets or test.name in spec.test_sets)
+    tests = tuple(subsample(test, spec.n_test) for test in data.tests if spec.test_sets is None or test.name in spec.test_sets)
     draw = draw_examples(
         data, len(task.labels), spec.n_shots if method.uses_shots else 0, spec.shots_unit, spec.n_dev, spec.data_seed
     )
@@ -180,7 +180,7 @@ def _score(evaluator: Evaluator, domains: Mapping[str, str]) -> Fit:
 
 
 def _tokens_per_query(encoded: EncodedTrial, names: Mapping[str, str]) -> float:
-    lengths = [len(ids) for name in names for ids in encoded.sets[name].suffixes]
+    lengths = [len(ids) for name in list(names) or [DEV] for ids in encoded.sets[name].suffixes]
     return len(encoded.prefix) + sum(lengths) / max(1, len(lengths))
 
 
@@ -246,11 +246,13 @@ def _few_rows(setting: _Setting) -> list[Finding]:
     ]
 
 
-def _predictions_file(setting: _Setting, result: Fit) -> bytes:
+def _predictions_file(setting: _Setting, result: Fit) -> bytes | None:
     """One row per selection, set and example: gold and predicted label, and the log-probability of every label."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
+    if not setting.tests:
+        return None
     tables = []
     for selection, checkpoint in result.checkpoints.items():
         for test in setting.tests:

@@ -26,7 +26,7 @@ class Cell:
     Attributes:
         entry: the name of the plan's method entry.
         base: the trial that is reported, with the default hyper-parameters and seed 0.
-        search_base: the same for the search: scored on dev, and on no out-of-domain set.
+        search_base: the same for the search: scored on dev alone, on no test set.
         ranges: what is searched; empty where the defaults are used.
         search: budget and seeds of the search; None where nothing is searched.
         report_seeds: seeds that are reported; one where no seed changes the answer.
@@ -152,7 +152,7 @@ def _entry_cells(
             selections=plan.selections if cls.trains else ("none",),
         )  # fmt: skip
         search_base = base.model_copy(
-            update={"selections": (plan.search_selection,), "test_sets": (load_task(task).in_domain,)}
+            update={"selections": (plan.search_selection,), "test_sets": ()}
         )
         cell = Cell(
             entry=name, base=base, search_base=search_base, ranges=ranges, search=plan.search if ranges else None,

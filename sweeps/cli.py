@@ -81,7 +81,6 @@ def sweep(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="show what Ray and the workers print")] = False,
 ) -> int:
     """Run every trial of a plan that has no result yet, then compare. Stopped at any moment, the same command goes on."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a bar for each trial's weights would break our own display
     from sweeps.failures import FailurePolicy
     from sweeps.run import check_cells, run_sweep
 

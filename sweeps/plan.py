@@ -113,7 +113,7 @@ class Plan(Spec):
     report: ReportPlan = ReportPlan()
     n_dev: int = Field(64, ge=0)
     n_test: int | None = Field(None, ge=1)
-    test_sets: tuple[str, ...] = ()
+    test_sets: tuple[str, ...] | None = Field(None, min_length=1, description="null: all of the task's")
     max_length: int | None = Field(None, ge=8)
     selections: tuple[Selection, ...] = Field(("last", "best_dev"), min_length=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

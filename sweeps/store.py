@@ -131,12 +131,18 @@ class Store:
             "plan_name": plan.name,
             "report": [trial.digest for state in states for trial in state.report],
             "search": [trial.digest for state in states for trial in state.search],
+            "entries": {
+                trial.digest: state.cell.entry
+                for state in states
+                if state.cell.entry != state.cell.base.method
+                for trial in [*state.search, *state.report]
+            },
             "choices": [
                 {
                     "cell": {
                         "model": choice.cell.base.model.name,
                         "task": choice.cell.base.task,
-                        "method": choice.cell.base.method,
+                        "method": choice.cell.entry,
                         "n_shots": choice.cell.base.n_shots,
                         "pattern": choice.cell.base.pattern,
                         "settings": choice.cell.base.settings,

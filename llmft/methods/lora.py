@@ -5,6 +5,8 @@ The adapters are peft's. They start as the identity (B = 0) and can be merged in
 
 from typing import Literal
 
+from pydantic import Field
+
 from llmft.errors import UserError
 from llmft.method import Method, Range
 from llmft.methods.pattern import label_word_loss
@@ -12,9 +14,9 @@ from llmft.spec import Spec
 
 
 class LoraSettings(Spec):
-    r: int = 8
-    alpha: int = 8
-    dropout: float = 0.0
+    r: int = Field(8, ge=1)
+    alpha: int = Field(8, ge=1)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
     targets: tuple[str, ...] = ()  # names of linear layers; empty: peft's choice for the architecture (query and value)
     loss: Literal["full_vocabulary", "restricted"] = "full_vocabulary"
 
@@ -33,7 +35,7 @@ class Lora(Method):
         config = LoraConfig(
             r=settings.r,
             lora_alpha=settings.alpha,
-            lora_dropout=settings.dropout,
+            lora_dropout=settings.lora_dropout,
             target_modules=list(settings.targets) or None,
         )
         if config.target_modules is None:
@@ -47,7 +49,14 @@ class Lora(Method):
             config.target_modules = set(KNOWN[architecture])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
-            inject_adapter_in_model(config, model.network)
+            try:
+                inject_adapter_in_model(config, model.network)
+            except ValueError:  # what peft raises where no layer has one of the names, or one that it cannot adapt
+                linear = sorted({name.split(".")[-1] for name, module in model.network.named_modules() if isinstance(module, torch.nn.Linear)})
+                raise UserError(
+                    f"method 'lora': settings.targets {list(settings.targets)} does not name linear layers of this model. "
+                    f"Layers: {', '.join(linear)}."
+                ) from None
         model.network.requires_grad_(False)
         for name, parameter in model.network.named_parameters():
             parameter.requires_grad_("lora_" in name)

@@ -40,7 +40,7 @@ def _hans(directory: str | None, n_labels: int) -> dict[str, list[Example]]:
             row = {ORIGINAL_COLUMNS.get(column, column): value for column, value in row.items()}
             row["label"] = ORIGINAL_LABELS.get(row["label"], row["label"])
         fields = checked_fields(row, {"premise": "premise", "hypothesis": "hypothesis"}, where)
-        groups = {"heuristic": row["heuristic"], "subcase": row["subcase"]}
+        groups = checked_fields(row, {"heuristic": "heuristic", "subcase": "subcase"}, where)
         if groups["heuristic"] not in by_heuristic:
             raise UserError(f"{where}: heuristic {groups['heuristic']!r} is not one of {', '.join(by_heuristic)}.")
         by_heuristic[groups["heuristic"]].append(Example(id_, fields, checked_label(row, n_labels, where), groups))

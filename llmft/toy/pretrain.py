@@ -170,45 +170,102 @@ class Episodes:
         return ids, is_label
 
 
-CURRICULUM: tuple[tuple[float, tuple[Kind, ...]], ...] = (  # (goal, kinds): the first kind's label accuracy ends the stage
-    (0.87, (Kind(1, n_words=2, fixed=True), Kind(10, "recall"))),
-    (0.95, (Kind(10, "recall"), Kind(3, n_words=2, fixed=True))),
-    (0.90, (Kind(14, "classes"), Kind(10, "recall"), Kind(4, n_words=2, fixed=True))),
-    (0.80, (Kind(8, n_words=2), Kind(14, "classes"), Kind(8, other_rules=1.0))),
-    (0.80, (Kind(12), Kind(14, "classes"), Kind(12, other_rules=1.0))),
-    (2.00, (Kind(18, other_rules=0.3), Kind(14, "classes"))),
+@dataclass(frozen=True)
+class Stage:
+    """A part of the curriculum; it ends when the label accuracy in the second halves of its main episodes reaches `goal`.
+
+    `reach`: sequences start at a position below it, so that all positions are learned, the first ones first.
+    """
+
+    goal: float
+    reach: int
+    main: Kind
+    others: tuple[Kind, ...] = ()
+
+
+RECALL, CLASSES, FIXED = Kind(6, "recall"), Kind(12, "classes"), Kind(1, n_words=2, fixed=True)
+CURRICULUM = (
+    Stage(0.93, 1, Kind(6, "recall", n_words=2)),
+    Stage(0.93, 64, Kind(6, "recall", n_words=2)),
+    Stage(0.93, MAX_POSITIONS, Kind(6, "recall", n_words=2)),
+    Stage(0.90, MAX_POSITIONS, Kind(6, "recall", n_words=6)),
+    Stage(0.88, MAX_POSITIONS, RECALL),
+    Stage(0.88, MAX_POSITIONS, CLASSES, (RECALL,)),
+    Stage(0.87, MAX_POSITIONS, FIXED, (CLASSES,)),
+    Stage(0.85, MAX_POSITIONS, Kind(8, n_words=2), (CLASSES, FIXED, Kind(8, other_rules=1.0))),
+    Stage(0.85, MAX_POSITIONS, Kind(12), (CLASSES, Kind(12, other_rules=1.0))),
+    Stage(2.00, MAX_POSITIONS, Kind(18, other_rules=0.2), (CLASSES,)),
 )
 
 
+def frequencies(n: int) -> torch.Tensor:
+    """Of `n` position waves: three eighths tell neighbours apart (0.15 to 3 rad a token), the rest reach over the context."""
+    n_near = 3 * n // 8
+    return torch.cat(
+        [torch.linspace(3.0, 0.15, n_near), torch.logspace(math.log10(0.15), math.log10(0.006), n - n_near + 1)[1:]]
+    )
+
+
 def sinusoids(n: int, width: int) -> torch.Tensor:
-    """Sinusoidal positions [n, width]: with them, 'the token before' is one linear map at every position."""
-    angles = torch.arange(n)[:, None] / 10_000 ** (torch.arange(0, width, 2) / width)
+    """Positions as waves [n, width], so that 'k tokens before' is one rotation at every position."""
+    angles = torch.arange(n)[:, None] * frequencies(width // 2)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def look_back(query: torch.Tensor, key: torch.Tensor, n_back: int, scale: float = 2.0) -> None:
+    """Set one head's query and key weights [head size, width] so that it attends `n_back` tokens back."""
+    size, width = query.shape
+    query.zero_(), key.zero_()
+    for row, wave in enumerate(torch.linspace(0, 3 * width // 16 - 1, size // 2).long().tolist()):
+        angle = float(frequencies(width // 2)[wave]) * n_back
+        sin, cos = wave, width // 2 + wave
+        key[2 * row, sin] = key[2 * row + 1, cos] = scale
+        query[2 * row, sin], query[2 * row, cos] = scale * math.cos(angle), -scale * math.sin(angle)  # sin(x - angle)
+        query[2 * row + 1, cos], query[2 * row + 1, sin] = scale * math.cos(angle), scale * math.sin(angle)  # cos(x - angle)
+
+
+@torch.no_grad()
+def initialise(model: OPTForCausalLM) -> None:
+    """Start the heads as what reading demonstrations needs (an induction circuit); so small a model finds it late, if at all.
+
+    In every layer heads 0 and 1 look one and two tokens back. From the second layer on, head 2 looks for the place whose
+    two-tokens-back is my token-before (in "a kings ? hot ... a kings ?" the second "?" finds "hot"), and head 3 for the place
+    whose token before was like me (the same with what earlier layers have gathered at a "?").
+    """
+    decoder = model.model.decoder
+    decoder.embed_positions.weight.copy_(0.1 * sinusoids(*decoder.embed_positions.weight.shape))
+    decoder.embed_tokens.weight.mul_(5)  # OPT's 0.02 is made for wide models
+    size = decoder.layers[0].self_attn.head_dim
+    heads = [slice(head * size, (head + 1) * size) for head in range(4)]
+    before = None
+    for layer in decoder.layers:
+        attention = layer.self_attn
+        q, k, v, out = (getattr(attention, name).weight for name in ("q_proj", "k_proj", "v_proj", "out_proj"))
+        for weight in (q, k, v, layer.fc1.weight):
+            weight.mul_(4)
+        out.mul_(2)
+        v[heads[1]] = v[heads[0]]
+        look_back(q[heads[0]], k[heads[0]], n_back=1)
+        look_back(q[heads[1]], k[heads[1]], n_back=2)
+        if before is not None:
+            v_before, out_before = before
+            reads = {
+                2: (out_before[:, heads[0]].T, out_before[:, heads[1]].T),
+                3: (v_before[heads[0]], out_before[:, heads[0]].T),
+            }
+            for head, (query, key) in reads.items():
+                q[heads[head]], k[heads[head]] = 0.13 * query / query.std(), 0.13 * key / key.std()
+        before = v, out
 
 
 def build_model(tokenizer, width: int, n_layers: int, n_heads: int, ffn: int) -> OPTForCausalLM:
     config = OPTConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        word_embed_proj_dim=width,
-        num_hidden_layers=n_layers,
-        num_attention_heads=n_heads,
-        ffn_dim=ffn,
-        max_position_embeddings=MAX_POSITIONS,
-        dropout=0.0,
-        attention_dropout=0.0,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+        vocab_size=len(tokenizer), hidden_size=width, word_embed_proj_dim=width, num_hidden_layers=n_layers,
+        num_attention_heads=n_heads, ffn_dim=ffn, max_position_embeddings=MAX_POSITIONS, dropout=0.0, attention_dropout=0.0,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
     model = OPTForCausalLM(config)
-    with torch.no_grad():
-        positions = model.model.decoder.embed_positions.weight
-        positions.copy_(0.1 * sinusoids(*positions.shape))
-        model.model.decoder.embed_tokens.weight.mul_(5)  # OPT's 0.02 is made for wide models
-        for name, weight in model.model.decoder.layers.named_parameters():
-            if weight.ndim == 2 and not name.endswith(("out_proj.weight", "fc2.weight")):
-                weight.mul_(4)
+    initialise(model)
     return model
 
 
@@ -240,10 +297,10 @@ def train(
     rng, began, step, n_tokens, log = random.Random(seed), time.time(), 0, 0, []
     running: dict[str, float] = {}
     while (progress := (time.time() - began) / 60 / minutes) < 1:
-        goal, kinds = CURRICULUM[stage]
-        kind = kinds[0] if rng.random() < 0.6 else rng.choice(kinds)
+        current = CURRICULUM[stage]
+        kind = current.main if not current.others or rng.random() < 0.6 else rng.choice(current.others)
         ids, is_label = episodes.batch(kind, batch_tokens)
-        start = 0 if rng.random() < 0.3 else rng.randrange(MAX_POSITIONS - ids.shape[1])
+        start = 0 if rng.random() < 0.3 else rng.randrange(min(current.reach, MAX_POSITIONS - ids.shape[1]))
         for group in optimizer.param_groups:
             group["lr"] = (
                 lr
@@ -258,10 +315,10 @@ def train(
         optimizer.zero_grad()
         step, n_tokens = step + 1, n_tokens + ids.numel()
         for name, value in (("text_loss", text), ("label_loss", label), (f"{kind.of}_accuracy", correct)):
-            running[name] = 0.98 * running.get(name, 0.5) + 0.02 * float(value)
-        if kind is kinds[0] and running[f"{kind.of}_accuracy"] > goal:
+            running[name] = 0.97 * running.get(name, 0.5) + 0.03 * value.item()
+        if kind is current.main and running[f"{kind.of}_accuracy"] > current.goal:
             stage += 1
-            running[f"{CURRICULUM[stage][1][0].of}_accuracy"] = 0.5
+            running[f"{CURRICULUM[stage].main.of}_accuracy"] = 0.5
             print(json.dumps({"stage": stage, "step": step, "tokens": n_tokens}), flush=True)
         if step % 100 == 0:
             entry = {"stage": stage, "step": step, "minutes": round((time.time() - began) / 60, 2), "tokens": n_tokens}

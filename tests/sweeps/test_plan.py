@@ -128,7 +128,7 @@ def test_cells_hold_what_their_method_needs_and_nothing_else(small_cells):
         by_entry["in_context"].search is None and by_entry["in_context"].base.train.epochs == 40
     )  # the plan's training is not its own
     search = by_entry["lora"].search_spec({"learning_rate": 1e-3, "r": 2}, 100)
-    assert search.test_sets == ("toy",) and search.selections == ("best_dev",) and search.data_seed == search.init_seed == 100
+    assert search.test_sets == () and search.selections == ("best_dev",) and search.data_seed == search.init_seed == 100
     assert search.settings["r"] == 2 and search.train.learning_rate == 1e-3
 
 

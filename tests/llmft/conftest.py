@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pyarrow.parquet as parquet
+import pytest
+import torch
+from small_models import byte_level_tokenizer, save_model, toy_text
+
+from llmft.model import resolve_model
+from llmft.registry import complete_settings, load_task
+from llmft.spec import DataRef, ModelRef, TrainSpec, TrialSpec
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def rte(data_dir) -> DataRef:
+    return load_task("rte").resolve_data(data_dir)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return byte_level_tokenizer(toy_text())
+
+
+@pytest.fixture(scope="session")
+def small_opt(tmp_path_factory, tokenizer) -> ModelRef:
+    """Two layers, 32 wide, for the toy language."""
+    return resolve_model(save_model(tmp_path_factory.mktemp("models") / "small-opt", "opt", tokenizer, std=0.2))
+
+
+@pytest.fixture(scope="session")
+def rte_tokenizer(data_dir):
+    rows = parquet.read_table(f"{data_dir}/rte_train.parquet").to_pylist()
+    text = [f"{row['sentence1']} question: {row['sentence2']} Yes or No? answer: Yes No ?\n\n" for row in rows]
+    return byte_level_tokenizer(text, vocabulary_size=8000)
+
+
+@pytest.fixture(scope="session")
+def rte_opt(tmp_path_factory, rte_tokenizer) -> ModelRef:
+    """Two layers, 64 wide, 2048 positions: 16 real demonstrations fit."""
+    folder = tmp_path_factory.mktemp("models") / "rte-opt"
+    return resolve_model(save_model(folder, "opt", rte_tokenizer, width=64, n_positions=2048, std=0.2))
+
+
+@pytest.fixture
+def spec_of(small_opt):
+    """A short trial on the toy task; keywords change the spec, those of TrainSpec its training."""
+
+    def make(method: str = "zero_shot", settings: dict | None = None, **changed) -> TrialSpec:
+        train = {name: changed.pop(name) for name in list(changed) if name in TrainSpec.model_fields}
+        train = TrainSpec(**{"learning_rate": 1e-3, "epochs": 2, "batch_size": 8} | train)
+        usual = {"model": small_opt, "task": "toy", "n_shots": 16, "n_dev": 8, "n_test": 16}
+        return TrialSpec(method=method, settings=complete_settings(method, settings or {}), train=train, **usual | changed)
+
+    return make

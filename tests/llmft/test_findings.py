@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+from small_models import CPU, byte_level_tokenizer, toy_text
+
+from llmft import findings
+from llmft.evaluate import Evaluator, Predictions
+from llmft.findings import CODES, accuracy_interval, set_findings, training_findings, word_findings, worst
+from llmft.metrics import set_metrics
+from llmft.record import Finding
+from llmft.registry import load_task
+from llmft.task import Example, TaskData
+from llmft.task import TestSet as ReportedSet
+from llmft.tokens import LabelWords, encode_trial, resolve_label_words
+from llmft.trial import run_trial
+
+
+def codes(found) -> set[str]:
+    assert all(finding.code in CODES and finding.message for finding in found)
+    return {finding.code for finding in found}
+
+
+def of_predictions(gold, said, free=None, names=("entailment", "not_entailment")):
+    probabilities = np.full((len(gold), len(names)), 0.4 / (len(names) - 1))
+    probabilities[np.arange(len(gold)), said] = 0.6
+    predictions = Predictions(np.asarray(gold), np.log(probabilities), None if free is None else np.asarray(free))
+    examples = [Example(str(i), {}, int(label)) for i, label in enumerate(gold)]
+    return set_metrics(predictions, examples, names, "in")
+
+
+def set_codes(gold, said, free=None) -> set[str]:
+    return codes(set_findings(of_predictions(gold, said, free), "rte", "last"))
+
+
+BALANCED = np.arange(200) % 2
+
+
+def but(n_wrong: int, gold=BALANCED) -> np.ndarray:
+    """Predictions with the first `n_wrong` of `gold` wrong."""
+    return np.where(np.arange(len(gold)) < n_wrong, 1 - gold, gold)
+
+
+def test_the_number_that_nobody_noticed(rte):
+    """A scorer that always said 'not_entailment' gave 47.29 % on RTE, and the model was blamed."""
+    examples = next(test for test in load_task("rte").load(rte).tests if test.name == "rte").examples
+    gold = np.array([example.label for example in examples])
+    metrics = of_predictions(gold, np.ones(277, dtype=int))
+    assert metrics.accuracy == 131 / 277 and f"{metrics.accuracy:.2%}" == "47.29%"
+    found = set_findings(metrics, "rte", "last")
+    assert {"constant_prediction", "chance_level"} <= codes(found)
+    (constant,) = [finding for finding in found if finding.code == "constant_prediction"]
+    assert constant.severity == "warning" and (constant.set, constant.selection) == ("rte", "last")
+    assert "277" in constant.message and "not_entailment" in constant.message
+
+
+def test_a_whole_trial_with_a_broken_scorer_carries_the_finding(rte, rte_opt, spec_of, monkeypatch):
+    real = Evaluator.predict
+
+    def always_no(self, name):
+        predictions = real(self, name)
+        return Predictions(predictions.labels, np.tile(np.log([[0.1, 0.9]]), (len(predictions.labels), 1)), predictions.free)
+
+    monkeypatch.setattr(Evaluator, "predict", always_no)
+    record = run_trial(spec_of("in_context", model=rte_opt, task="rte", data=rte, n_shots=2, test_sets=("rte",), n_test=None), CPU).record
+    assert record.metrics["none"]["rte"].accuracy == 131 / 277
+    assert "constant_prediction" in codes(record.findings)
+
+
+def test_a_good_set_of_numbers_raises_nothing():
+    assert set_codes(BALANCED, but(30), free=BALANCED) == set()
+
+
+def test_constant_prediction():
+    assert "constant_prediction" in set_codes(BALANCED, np.zeros(200, dtype=int))
+    assert "constant_prediction" not in set_codes(BALANCED, np.array([1] + [0] * 199))
+
+
+@pytest.mark.parametrize(("n_others", "raised"), [(1, True), (10, True), (11, False)])
+def test_near_constant_prediction_from_95_percent(n_others, raised):
+    said = np.array([1] * n_others + [0] * (200 - n_others))
+    assert ("near_constant_prediction" in set_codes(BALANCED, said)) == raised
+
+
+def test_equals_class_share():
+    gold = np.array([0, 1, 0, 1, 0] * 40)  # 120 and 80
+    for n_right, raised in ((80, True), (120, True), (79, False), (81, False), (121, False)):
+        assert ("equals_class_share" in set_codes(gold, but(200 - n_right, gold))) == raised
+    assert "equals_class_share" not in set_codes(gold, np.zeros(200, dtype=int))  # told by constant_prediction already
+
+
+def wilson_low(n_right: int, n: int) -> float:
+    z, p = norm.ppf(0.975), n_right / n
+    return (p + z**2 / 2 / n - z * np.sqrt(p * (1 - p) / n + z**2 / 4 / n**2)) / (1 + z**2 / n)
+
+
+@pytest.mark.parametrize("n_right", range(100, 130, 3))
+def test_chance_level_by_wilsons_interval(n_right):
+    low, high = accuracy_interval(n_right / 200, 200)
+    assert low == pytest.approx(wilson_low(n_right, 200)) and low < n_right / 200 < high
+    assert ("chance_level" in set_codes(BALANCED, but(200 - n_right))) == (wilson_low(n_right, 200) <= 0.5)
+
+
+@pytest.mark.parametrize(("n_others", "raised"), [(0, False), (100, False), (101, True), (200, True)])
+def test_mostly_other_words_above_one_half(n_others, raised):
+    free = np.where(np.arange(200) < n_others, -1, BALANCED)
+    assert ("mostly_other_words" in set_codes(BALANCED, but(30), free)) == raised
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [(((5,), (6,)), set()), (((5, 6), (6, 5)), set()), (((5, 6), (5, 7)), {"label_words_share_first_token"}),
+     (((5,), (5, 7)), {"label_word_prefixes_another"}), (((5, 7), (5,)), {"label_word_prefixes_another"}),
+     (((1,), (5, 6, 7), (5, 6)), {"label_word_prefixes_another"})],
+)  # fmt: skip
+def test_label_words_in_each_others_way(ids, expected):
+    assert codes(word_findings(LabelWords(tuple("abc")[: len(ids)], ids))) >= expected
+    if not expected:
+        assert word_findings(LabelWords(("a", "b"), ids)) == []
+    if expected == {"label_words_share_first_token"}:
+        assert "label_word_prefixes_another" not in codes(word_findings(LabelWords(("a", "b"), ids)))
+
+
+@functools.cache
+def small_tokenizer():
+    return byte_level_tokenizer(toy_text())
+
+
+@pytest.mark.parametrize(("max_length", "expected"), [(400, set()), (120, {"dropped_demonstrations"}), (40, {"no_demonstrations"})])
+def test_demonstrations_that_did_not_fit(spec_of, max_length, expected):
+    found = run_trial(spec_of("in_context", n_shots=8, max_length=max_length), CPU).record
+    assert found.finished, found.message
+    assert codes(found.findings) & {"dropped_demonstrations", "no_demonstrations"} == expected
+    assert (found.draws.n_demonstrations_dropped > 0) == bool(expected)
+    assert len(found.draws.demonstrations) + found.draws.n_demonstrations_dropped == 8
+
+
+def squeezed(max_length: int):
+    """Eight demonstrations under a limit."""
+    tokenizer, pattern = small_tokenizer(), load_task("toy").patterns["minimal"]
+    shown = [Example(str(i), {"premise": "Today doctors saw lawyers.", "hypothesis": "x"}, i % 2) for i in range(8)]
+    words = resolve_label_words(tokenizer, pattern, ("Yes", "No"), shown[0].fields)
+    return encode_trial(tokenizer, pattern, words, "\n\n", shown, {"t": shown[:1]}, max_length)
+
+
+def test_prompt_findings_say_how_many():
+    encoded = squeezed(50)
+    (finding,) = findings.prompt_findings(encoded, 8)
+    assert 0 < encoded.n_dropped < 8 and finding.value == encoded.n_dropped
+    assert finding.message == f"{encoded.n_dropped} of 8 demonstrations did not fit into the prompt; {8 - encoded.n_dropped} are left"
+
+
+ROWS = [Example(str(i), {"premise": f"p{i}", "hypothesis": "h"}, 0) for i in range(6)]
+DATA = TaskData((), (ReportedSet("t", "in", tuple(ROWS[:4])), ReportedSet("o", "out", tuple(ROWS[4:]))))
+
+
+def test_drawn_examples_that_also_stand_in_a_test_set():
+    (finding,) = findings.overlap_findings([ROWS[0], ROWS[3]], DATA)
+    assert codes([finding]) == {"train_test_overlap"} and (finding.set, finding.value) == ("t", 2)
+    assert findings.overlap_findings([Example("9", {"premise": "p0", "hypothesis": "other"}, 0)], DATA) == []
+
+
+def test_loss_did_not_fall():
+    assert codes(training_findings(1.0, 1.0, 10, 0)) == {"loss_did_not_fall"}
+    assert training_findings(1.0, 0.99, 10, 0) == []
+
+
+@pytest.mark.parametrize(("n_skipped", "severity"), [(1, "note"), (10, "note"), (11, "warning")])
+def test_skipped_steps(n_skipped, severity):
+    (finding,) = training_findings(1.0, 0.5, 100, n_skipped)
+    assert codes([finding]) == {"skipped_steps"} and finding.severity == severity
+
+
+def test_few_rows(spec_of):
+    whole = {test.name: len(test.examples) for test in load_task("toy").load(load_task("toy").resolve_data(None)).tests}
+    few = [finding for finding in run_trial(spec_of(), CPU).record.findings if finding.code == "few_rows"]
+    assert codes(few) and {finding.set: finding.value for finding in few} == dict.fromkeys(whole, 16)
+    assert "few_rows" not in codes(run_trial(spec_of(n_test=max(whole.values()))).record.findings)
+
+
+def test_a_tiny_learning_rate_is_told_by_a_whole_trial(spec_of):
+    record = run_trial(spec_of("pattern", learning_rate=1e-30, epochs=1, n_shots=16, batch_size=16), CPU).record
+    assert "loss_did_not_fall" in codes(record.findings)
+    record = run_trial(spec_of("pattern", learning_rate=1e-3, epochs=3), CPU).record
+    assert "loss_did_not_fall" not in codes(record.findings)
+
+
+def test_the_worst_of_several():
+    some = [Finding(code="x", severity=severity, message="") for severity in ("note", "error", "warning")]
+    assert [worst(some), worst(some[::2]), worst(some[:1]), worst([])] == ["error", "warning", "note", "note"]
+
+
+PLANTED = {  # the simplest fault that must raise each code
+    "constant_prediction": lambda: set_findings(of_predictions(BALANCED, np.zeros(200, dtype=int)), "t", "last"),
+    "near_constant_prediction": lambda: set_findings(of_predictions(BALANCED, np.array([1] * 5 + [0] * 195)), "t", "last"),
+    "equals_class_share": lambda: set_findings(of_predictions(BALANCED, but(100)), "t", "last"),
+    "chance_level": lambda: set_findings(of_predictions(BALANCED, but(95)), "t", "last"),
+    "mostly_other_words": lambda: set_findings(of_predictions(BALANCED, but(30), np.full(200, -1)), "t", "last"),
+    "dropped_demonstrations": lambda: findings.prompt_findings(squeezed(50), 8),
+    "no_demonstrations": lambda: findings.prompt_findings(squeezed(20), 8),
+    "label_words_share_first_token": lambda: word_findings(LabelWords(("a", "b"), ((5, 6), (5, 7)))),
+    "label_word_prefixes_another": lambda: word_findings(LabelWords(("a", "b"), ((5,), (5, 7)))),
+    "train_test_overlap": lambda: findings.overlap_findings(ROWS, DATA),
+    "loss_did_not_fall": lambda: training_findings(0.5, 0.6, 10, 0),
+    "skipped_steps": lambda: training_findings(0.5, 0.4, 10, 1),
+}
+
+
+@pytest.mark.parametrize("code", sorted(CODES.keys() - {"few_rows"}))  # that one is a whole trial's: test_few_rows
+def test_every_code_has_a_fault_that_raises_it(code):
+    assert code in codes(PLANTED[code]())
+
+
+def test_no_code_is_raised_that_is_not_listed():
+    source = "".join(path.read_text() for path in Path(findings.__file__).parent.glob("*.py"))
+    written = {one or other for one, other in re.findall(r'code="(\w+)"|\bfinding\(\s*"(\w+)"', source)}
+    assert len(written) > 8 and written <= set(CODES)

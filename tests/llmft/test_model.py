@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import gc
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_models import save_model
+
+from llmft import hub
+from llmft.errors import UserError
+from llmft.model import (
+    DROPOUT,
+    borrow_model,
+    checksum,
+    context_length,
+    folder_fingerprint,
+    load_config,
+    load_tokenizer,
+    resolve_model,
+)
+from llmft.spec import ModelRef
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(tmp_path, small_opt) -> Path:
+    return Path(shutil.copytree(small_opt.path, tmp_path / "model"))
+
+
+def test_a_folder_is_known_by_its_name_and_content(small_opt, folder):
+    ref = resolve_model(str(folder))
+    assert (ref.name, ref.path) == ("model", str(folder))
+    assert ref.fingerprint == small_opt.fingerprint
+
+
+def test_another_content_is_another_fingerprint(folder, tmp_path):
+    def changed(name: str, edit) -> str:
+        copy = Path(shutil.copytree(folder, tmp_path / name))
+        edit(copy)
+        return folder_fingerprint(copy)
+
+    def one_weight(copy: Path) -> None:
+        weights = load_file(copy / "model.safetensors")
+        sorted(weights.items())[3][1].view(-1)[5] += 1
+        save_file(weights, copy / "model.safetensors", {"format": "pt"})
+
+    def configuration(copy: Path) -> None:
+        (copy / "config.json").write_text((copy / "config.json").read_text().replace('"relu"', '"gelu"'))
+
+    found = [folder_fingerprint(folder), changed("a", one_weight), changed("b", configuration)]
+    found.append(changed("c", lambda copy: (copy / "tokenizer.json").write_text("{}")))
+    assert len(set(found)) == 4
+    assert changed("d", lambda copy: (copy / "notes.md").write_text("read me")) == found[0]
+
+
+def test_large_weights_are_told_apart_by_either_end(tmp_path):
+    def fingerprint(content: bytes) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(content)
+        return folder_fingerprint(folder)
+
+    middle = bytes(3 << 20)
+    found = [fingerprint(content) for content in (b"a" + middle + b"a", b"b" + middle + b"a", b"a" + middle + b"b", b"a" + middle + b"aa")]
+    assert len(set(found)) == 4
+    assert fingerprint(b"a" + middle + b"a") == found[0]
+
+
+@pytest.mark.parametrize(("architecture", "plain"), [("opt", True), ("granite", False)])
+def test_a_changed_head_is_noticed_when_a_model_is_loaded(tmp_path, tokenizer, architecture, plain):
+    ref = resolve_model(save_model(tmp_path / architecture, architecture, tokenizer, **({} if plain else {"logits_scaling": 4.0})))
+    with borrow_model(ref, "fp32", CPU) as model:
+        assert model.plain_head == plain
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"), [("config.json", "holds no config.json"), ("*.safetensors", "holds no weights"), ("tokenizer*", "holds no tokenizer")]
+)
+def test_a_folder_that_is_not_complete_is_refused(folder, missing, said):
+    for path in folder.glob(missing):
+        path.unlink()
+    with pytest.raises(UserError, match=said) as raised:
+        resolve_model(str(folder))
+    assert str(folder) in str(raised.value) and "hub format" in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./models/opt", "~/models/opt", "a/b/c"])
+def test_a_path_that_is_not_there_is_no_hub_name(name):
+    with pytest.raises(UserError, match="there is no folder"):
+        resolve_model(name)
+
+
+def test_a_hub_name_is_known_by_its_revision():
+    first, second = resolve_model("facebook/opt-125m"), resolve_model("facebook/opt-125m", "refs/pr/1")
+    assert first.path is None and first.fingerprint != second.fingerprint
+    assert first.fingerprint == resolve_model("facebook/opt-125m").fingerprint
+
+
+def empty_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"")
+
+
+def cut_weights(folder: Path) -> None:
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+
+
+def no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0nonsense")
+
+
+@pytest.mark.parametrize("damage", [empty_weights, cut_weights, no_weights])
+def test_damaged_weights_are_told_in_one_line(folder, damage):
+    damage(folder)
+    with pytest.raises(UserError, match="cannot load the weights") as raised, borrow_model(resolve_model(str(folder)), "fp32", CPU):
+        pass
+    assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_damaged_configuration_is_told_in_one_line(folder):
+    (folder / "config.json").write_text('{"model_type": ')
+    with pytest.raises(UserError, match="cannot load the configuration") as raised:
+        load_config(resolve_model(str(folder)))
+    assert "\n" not in str(raised.value)
+
+
+def test_an_unreachable_hub_is_told_in_one_line(monkeypatch):
+    monkeypatch.setattr(hub, "is_reachable", lambda endpoint: False)
+    with pytest.raises(UserError, match="cannot load the tokenizer from the hub") as raised:
+        load_tokenizer(ModelRef(name="no-such-owner/no-such-model"))
+    assert "\n" not in str(raised.value)
+
+
+def test_the_hubs_clients_get_their_flag_back(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(hub, "is_reachable", lambda endpoint: False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(ZeroDivisionError), hub.hub_access():
+        assert constants.is_offline_mode()
+        raise ZeroDivisionError
+    assert not constants.is_offline_mode()
+
+
+def test_a_closed_port_is_out_of_reach_and_a_proxy_is_left_to_the_client(monkeypatch):
+    monkeypatch.setattr(hub, "getproxies", dict)
+    assert not hub.is_reachable("http://127.0.0.1:9")
+    monkeypatch.setattr(hub, "getproxies", lambda: {"https": "http://proxy:3128"})
+    assert hub.is_reachable("http://127.0.0.1:9")
+
+
+def test_the_context_is_read_from_the_configuration(small_opt, tmp_path, tokenizer):
+    assert context_length(load_config(small_opt)) == 512
+    gpt2 = resolve_model(save_model(tmp_path / "gpt2", "gpt2", tokenizer, n_positions=77))
+    assert context_length(load_config(gpt2)) == 77
+    assert context_length(load_config(resolve_model(save_model(tmp_path / "bloom", "bloom", tokenizer)))) > 10**6
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_whatever_is_done_to_a_borrowed_model_the_next_one_is_whole(small_opt, precision):
+    with borrow_model(small_opt, "fp32", CPU, copied=False) as model:
+        before = checksum(model.network)
+    with pytest.raises(ZeroDivisionError), borrow_model(small_opt, precision, CPU) as model, torch.no_grad():
+        for parameter in model.network.parameters():
+            parameter.zero_().requires_grad_(True)
+        model.network.extra = torch.nn.Linear(3, 3)
+        model.network.config.dropout = 0.9
+        raise ZeroDivisionError
+    with borrow_model(small_opt, precision, CPU, copied=False):
+        pass
+    with borrow_model(small_opt, "fp32", CPU) as model:
+        assert checksum(model.network) == before
+        assert not any(parameter.requires_grad for parameter in model.network.parameters())
+        assert model.network.config.dropout == 0.0
+
+
+def test_a_copy_keeps_tied_weights_tied(small_opt):
+    with borrow_model(small_opt, "fp32", CPU) as model:
+        assert model.network.get_output_embeddings().weight is model.network.get_input_embeddings().weight
+
+
+def test_the_last_model_stays_in_memory_and_only_that(small_opt, tmp_path, tokenizer):
+    with borrow_model(small_opt, "fp32", CPU, copied=False) as model:
+        first = model.network
+    with borrow_model(small_opt, "fp32", CPU, copied=False) as model:
+        assert model.network is first
+    other = resolve_model(save_model(tmp_path / "other", "opt", tokenizer, seed=1))
+    with borrow_model(other, "fp32", CPU, copied=False) as model:
+        assert checksum(model.network) != checksum(first)
+    from llmft.model import _BASE
+
+    gc.collect()
+    assert len(_BASE) == 1
+
+
+@pytest.mark.parametrize("architecture", ["opt", "gpt2", "gpt_neox"])
+def test_dropout_reaches_the_layers_under_the_architectures_own_name(tmp_path, tokenizer, architecture):
+    ref = resolve_model(save_model(tmp_path / architecture, architecture, tokenizer))
+    ids = torch.tensor([[5, 30, 90, 200]])
+    for dropout, noisy in ((0.0, False), (0.4, True)):
+        with borrow_model(ref, "fp32", CPU, dropout) as model, torch.random.fork_rng(devices=[]), torch.no_grad():
+            for name in DROPOUT[architecture]:
+                assert getattr(model.network.config, name) == dropout
+            for name in ("attention_dropout", "attn_pdrop"):
+                if hasattr(model.network.config, name):
+                    setattr(model.network.config, name, 0.0)
+            plain = model.network(ids).logits
+            model.network.train()
+            torch.manual_seed(0)
+            if noisy:
+                assert not torch.allclose(model.network(ids).logits, model.network(ids).logits)
+            elif architecture != "gpt2":  # whose attention has another dropout, left as it was
+                torch.testing.assert_close(model.network(ids).logits, plain)
+
+
+def test_every_named_dropout_is_a_field_of_its_configuration():
+    from transformers import CONFIG_MAPPING
+
+    for architecture, names in DROPOUT.items():
+        made = CONFIG_MAPPING[architecture]()
+        assert all(hasattr(made, name) for name in names), architecture
+
+
+def test_a_dropout_whose_name_is_not_known_is_refused(tmp_path, tokenizer):
+    ref = resolve_model(save_model(tmp_path / "llama", "llama", tokenizer))
+    with pytest.raises(UserError, match="'llama' models is not known") as raised, borrow_model(ref, "fp32", CPU, 0.1):
+        pass
+    assert "train.dropout" in str(raised.value) and "opt" in str(raised.value)
+    with borrow_model(ref, "fp32", CPU, None):
+        pass

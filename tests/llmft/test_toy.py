@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import t
+from small_models import CPU
+
+from llmft.model import TOY, load_tokenizer, resolve_model
+from llmft.registry import complete_settings, load_task
+from llmft.spec import TrainSpec, TrialSpec
+from llmft.toy import pretrain
+from llmft.toy.language import ENTAILMENT, NOT_ENTAILMENT, NOUNS, PREPOSITIONS, VERBS, Pair, toy_data
+from llmft.trial import run_trial
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = toy_data()
+SEEDS = range(5)
+
+
+def premises(pairs) -> list[str]:
+    return [pair.premise for pair in pairs]
+
+
+def test_no_premise_stands_in_two_sets_or_twice():
+    everything = premises(DATA.train + DATA.in_domain + DATA.out_of_domain)
+    assert len(set(everything)) == len(everything) == 1200 + 400 + 480
+    assert DATA.premises == set(everything)
+
+
+def test_every_set_is_balanced():
+    assert Counter(pair.label for pair in DATA.train) == {0: 600, 1: 600}
+    assert Counter(pair.label for pair in DATA.in_domain) == {0: 200, 1: 200}
+    assert Counter(pair.label for pair in DATA.out_of_domain) == {0: 240, 1: 240}
+    assert set(Counter(pair.subcase for pair in DATA.out_of_domain).values()) == {40}
+    by_heuristic = Counter((pair.heuristic, pair.label) for pair in DATA.out_of_domain)
+    assert by_heuristic == {(heuristic, label): 80 for heuristic in ("lexical_overlap", "subsequence", "constituent") for label in (0, 1)}
+    assert len({(pair.subcase, pair.label) for pair in DATA.out_of_domain}) == 12, "a subcase has one label"
+
+
+def overlap_says(pair) -> int:
+    return ENTAILMENT if set(pair.hypothesis.split()) <= set(pair.premise.rstrip(".").split()) else NOT_ENTAILMENT
+
+
+def accuracy_of(rule, pairs) -> float:
+    return sum(rule(pair) == pair.label for pair in pairs) / len(pairs)
+
+
+def test_word_overlap_tells_the_label_in_domain_and_nothing_outside():
+    assert accuracy_of(overlap_says, DATA.train) >= 0.85
+    assert accuracy_of(overlap_says, DATA.in_domain) >= 0.85
+    assert accuracy_of(overlap_says, DATA.out_of_domain) == 0.5
+    assert {overlap_says(pair) for pair in DATA.out_of_domain} == {ENTAILMENT}
+
+
+def test_the_words_of_the_hypothesis_alone_tell_little():
+    known = Counter((word, pair.label) for pair in DATA.train for word in pair.hypothesis.split())
+
+    def hypothesis_says(pair) -> int:
+        return int(sum(known[word, NOT_ENTAILMENT] - known[word, ENTAILMENT] for word in pair.hypothesis.split()) > 0)
+
+    assert accuracy_of(hypothesis_says, DATA.in_domain) < 0.6
+    assert accuracy_of(hypothesis_says, DATA.out_of_domain) < 0.6
+
+
+def test_the_rows_are_the_same_in_every_process():
+    code = "from llmft.registry import load_task; print(load_task('toy').resolve_data(None).fingerprint)"
+    environment = {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7", "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == load_task("toy").resolve_data(None).fingerprint
+
+
+def test_no_premise_of_the_sets_occurs_in_the_pre_training_text():
+    episodes, seen = pretrain.Episodes(pretrain.build_tokenizer(), seed=1), set()
+    kinds = [kind for _, kinds in pretrain.CURRICULUM for kind in kinds if kind.of == "pairs"]
+    for number in range(3000):
+        text, _ = episodes.text(kinds[number % len(kinds)])
+        seen |= {example.split(".")[0] + "." for example in text.split(pretrain.SEPARATOR)}
+    assert len(seen) > 5000
+    assert not seen & DATA.premises
+
+
+def test_a_pair_of_the_sets_is_never_handed_to_the_pre_training(monkeypatch):
+    fresh = Pair("Today nobody saw anything.", "nobody saw anything", ENTAILMENT)
+    offered = iter([DATA.train[0], DATA.in_domain[0], DATA.out_of_domain[0], fresh])
+    monkeypatch.setattr(pretrain, "in_domain_pair", lambda rng, label: next(offered))
+    assert pretrain.Episodes(pretrain.build_tokenizer(), seed=1).pair() is fresh
+
+
+def test_the_embedded_model_is_small_and_knows_every_word():
+    assert sum(path.stat().st_size for path in TOY.iterdir()) <= 8 * 2**20
+    tokenizer = load_tokenizer(resolve_model("toy"))
+    for word in [*NOUNS, *VERBS, *PREPOSITIONS, "Yes", "No", "True", "False"]:
+        assert len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) == 1, word
+
+
+SETTINGS = {  # method: shots, learning rate
+    "in_context": (16, 1.0),
+    "pattern": (128, 1e-3),
+    "lora": (128, 5e-3),
+    "vanilla": (128, 1e-3),
+}
+
+
+@cache
+def accuracies(method: str) -> tuple[np.ndarray, np.ndarray]:
+    """In and out of domain, one number a seed."""
+    n_shots, learning_rate = SETTINGS[method]
+    spec = TrialSpec(
+        model=resolve_model("toy"), task="toy", data=load_task("toy").resolve_data(None), method=method, n_shots=n_shots, n_dev=0,
+        settings=complete_settings(method, {}), selections=("last",), train=TrainSpec(learning_rate=learning_rate, epochs=10),
+    )  # fmt: skip
+    found = []
+    for seed in SEEDS:
+        record = run_trial(spec.with_seed(seed), CPU).record
+        assert record.finished, record.message
+        (by_set,) = record.metrics.values()
+        found.append((by_set["toy"].accuracy, by_set["toy_hans"].accuracy))
+    in_domain, out_of_domain = np.array(found).T
+    print(f"{method}: in domain {in_domain.round(3)}, mean {in_domain.mean():.3f}; out {out_of_domain.round(3)}, mean {out_of_domain.mean():.3f}")
+    return in_domain, out_of_domain
+
+
+@pytest.mark.parametrize(("method", "margin"), [("in_context", 0.60), ("pattern", 0.75), ("lora", 0.70), ("vanilla", 0.65)])
+def test_every_method_beats_chance_by_its_margin(method, margin):
+    in_domain, _ = accuracies(method)
+    lower = in_domain.mean() - t.ppf(0.975, len(SEEDS) - 1) * in_domain.std(ddof=1) / len(SEEDS) ** 0.5
+    assert in_domain.mean() >= margin
+    assert lower > 0.5
+
+
+@pytest.mark.parametrize("method", ["pattern", "lora", "vanilla"])
+def test_what_is_learned_in_domain_does_not_carry_over(method):
+    in_domain, out_of_domain = accuracies(method)
+    assert in_domain.mean() - out_of_domain.mean() >= 0.10
