@@ -134,4 +134,4 @@ def tasks_table(names: Iterable[str]) -> Table:
 
 def _first_sentence(cls: type) -> str:
     text = " ".join((sys.modules[cls.__module__].__doc__ or "").split())
-    return re.sub(r" \([^)]*\)", "", text).split(". ")[0].rstrip(".")  # without its sources
+    return re.sub(r" \([^()]*\d{4}[^()]*\)", "", text).split(". ")[0].rstrip(".")  # without its sources

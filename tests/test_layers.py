@@ -84,7 +84,11 @@ def run_without(blocked: tuple[str, ...], code: str) -> str:
     sys.meta_path.insert(0, Block())
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(block) + textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", textwrap.dedent(block) + textwrap.dedent(code)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

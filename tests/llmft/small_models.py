@@ -16,7 +16,9 @@ from llmft.toy.language import toy_data
 CPU = Runtime(device="cpu")
 SIZES = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
-WORDS = "question: Question: Yes or No? answer: Answer: True or False? Yes No True False yes no Maybe ?\nQuestion: \nAnswer:\n\n"
+WORDS = (
+    "question: Question: Yes or No? answer: Answer: True or False? Yes No True False yes no Maybe ?\nQuestion: \nAnswer:\n\n"
+)
 
 
 def toy_text() -> list[str]:
@@ -30,10 +32,13 @@ def byte_level_tokenizer(text: Iterable[str], vocabulary_size: int = 600) -> Pre
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
-        text, trainers.BpeTrainer(vocab_size=vocabulary_size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
+        text,
+        trainers.BpeTrainer(vocab_size=vocabulary_size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False),
     )
     tokenizer.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 2)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="</s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="</s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>"
+    )
 
 
 def metaspace_tokenizer(text: Iterable[str], vocabulary_size: int = 600) -> PreTrainedTokenizerFast:
@@ -41,19 +46,30 @@ def metaspace_tokenizer(text: Iterable[str], vocabulary_size: int = 600) -> PreT
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    tokenizer.train_from_iterator(text, trainers.BpeTrainer(vocab_size=vocabulary_size, special_tokens=SPECIAL, show_progress=False))
+    tokenizer.train_from_iterator(
+        text, trainers.BpeTrainer(vocab_size=vocabulary_size, special_tokens=SPECIAL, show_progress=False)
+    )
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>"
+    )
 
 
 def config(architecture: str, n_words: int, width: int = 32, n_positions: int = 512, std: float = 0.3, **changed):
     """The configuration of a tiny model with two layers."""
     made = {
         "opt": lambda: transformers.OPTConfig(
-            hidden_size=width, word_embed_proj_dim=width, ffn_dim=64, max_position_embeddings=n_positions, init_std=std, **heads(changed)
+            hidden_size=width,
+            word_embed_proj_dim=width,
+            ffn_dim=64,
+            max_position_embeddings=n_positions,
+            init_std=std,
+            **heads(changed),
         ),
         "gpt2": lambda: transformers.GPT2Config(n_embd=width, n_layer=2, n_head=4, n_positions=n_positions, **changed),
-        "gpt_neox": lambda: transformers.GPTNeoXConfig(hidden_size=width, max_position_embeddings=n_positions, **SIZES, **changed),
+        "gpt_neox": lambda: transformers.GPTNeoXConfig(
+            hidden_size=width, max_position_embeddings=n_positions, **SIZES, **changed
+        ),
         "llama": lambda: transformers.LlamaConfig(
             hidden_size=width, num_key_value_heads=2, max_position_embeddings=n_positions, **SIZES, **changed
         ),

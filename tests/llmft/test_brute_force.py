@@ -63,7 +63,9 @@ def compare(folder: str, record, rows, raw) -> None:
             decided += 1
             assert row["prediction"] == int(theirs.argmax()), row["id"]
     assert decided > 0.9 * len(expected)
-    assert torch.stack(list(expected.values())).std(0).min() > 0.05, "a model that always says the same cannot show a wrong scorer"
+    assert torch.stack(list(expected.values())).std(0).min() > 0.05, (
+        "a model that always says the same cannot show a wrong scorer"
+    )
 
 
 @pytest.mark.parametrize("pattern", FORMATS)

@@ -67,7 +67,9 @@ def test_a_whole_trial_with_a_broken_scorer_carries_the_finding(rte, rte_opt, sp
         return Predictions(predictions.labels, np.tile(np.log([[0.1, 0.9]]), (len(predictions.labels), 1)), predictions.free)
 
     monkeypatch.setattr(Evaluator, "predict", always_no)
-    record = run_trial(spec_of("in_context", model=rte_opt, task="rte", data=rte, n_shots=2, test_sets=("rte",), n_test=None), CPU).record
+    record = run_trial(
+        spec_of("in_context", model=rte_opt, task="rte", data=rte, n_shots=2, test_sets=("rte",), n_test=None), CPU
+    ).record
     assert record.metrics["none"]["rte"].accuracy == 131 / 277
     assert "constant_prediction" in codes(record.findings)
 
@@ -131,7 +133,9 @@ def small_tokenizer():
     return byte_level_tokenizer(toy_text())
 
 
-@pytest.mark.parametrize(("max_length", "expected"), [(400, set()), (120, {"dropped_demonstrations"}), (40, {"no_demonstrations"})])
+@pytest.mark.parametrize(
+    ("max_length", "expected"), [(400, set()), (120, {"dropped_demonstrations"}), (40, {"no_demonstrations"})]
+)
 def test_demonstrations_that_did_not_fit(spec_of, max_length, expected):
     found = run_trial(spec_of("in_context", n_shots=8, max_length=max_length), CPU).record
     assert found.finished, found.message
@@ -152,7 +156,10 @@ def test_prompt_findings_say_how_many():
     encoded = squeezed(50)
     (finding,) = findings.prompt_findings(encoded, 8)
     assert 0 < encoded.n_dropped < 8 and finding.value == encoded.n_dropped
-    assert finding.message == f"{encoded.n_dropped} of 8 demonstrations did not fit into the prompt; {8 - encoded.n_dropped} are left"
+    assert (
+        finding.message
+        == f"{encoded.n_dropped} of 8 demonstrations did not fit into the prompt; {8 - encoded.n_dropped} are left"
+    )
 
 
 ROWS = [Example(str(i), {"premise": f"p{i}", "hypothesis": "h"}, 0) for i in range(6)]

@@ -60,6 +60,11 @@ def test_what_is_searched_exists_and_its_default_lies_in_the_range(name):
 
 
 @each_method
+def test_no_setting_has_the_name_of_a_training_field(name):
+    assert not method_class(name).Settings.model_fields.keys() & TrainSpec.model_fields.keys()  # a search names either
+
+
+@each_method
 def test_twice_the_same_trial_is_twice_the_same_answer(spec_of, name):
     first, second = (run_trial(spec_of(name, n_shots=0 if name == "zero_shot" else 8), CPU) for _ in range(2))
     assert first.record.finished, first.record.message
@@ -231,7 +236,10 @@ def test_the_two_losses_by_hand():
 
 
 def test_the_loss_setting_reaches_the_training(spec_of):
-    first = [run_trial(spec_of("pattern", {"loss": loss}, epochs=1), CPU).record.curve[0].train_loss for loss in ("full_vocabulary", "restricted")]
+    first = [
+        run_trial(spec_of("pattern", {"loss": loss}, epochs=1), CPU).record.curve[0].train_loss
+        for loss in ("full_vocabulary", "restricted")
+    ]
     assert first[0] > first[1] > 0  # the mass on all other words counts only in the first
 
 
@@ -250,7 +258,7 @@ def test_an_unknown_setting_is_answered_with_the_nearest(name):
 @pytest.mark.parametrize(
     ("name", "settings", "said"),
     [("vanilla", {"head": "mlp"}, "'fully_connected' or 'linear' (got 'mlp')"), ("lora", {"r": "8"}, "(got '8')"),
-     ("lora", {"r": 0}, "(got 0)"), ("lora", {"dropout": 1.5}, "(got 1.5)"), ("pattern", {"loss": None}, "(got None)")],
+     ("lora", {"r": 0}, "(got 0)"), ("lora", {"lora_dropout": 1.5}, "(got 1.5)"), ("pattern", {"loss": None}, "(got None)")],
 )  # fmt: skip
 def test_a_wrong_setting_is_answered_with_what_is_allowed(name, settings, said):
     with pytest.raises(UserError) as raised:

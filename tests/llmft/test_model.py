@@ -65,20 +65,26 @@ def test_large_weights_are_told_apart_by_either_end(tmp_path):
         return folder_fingerprint(folder)
 
     middle = bytes(3 << 20)
-    found = [fingerprint(content) for content in (b"a" + middle + b"a", b"b" + middle + b"a", b"a" + middle + b"b", b"a" + middle + b"aa")]
+    found = [
+        fingerprint(content)
+        for content in (b"a" + middle + b"a", b"b" + middle + b"a", b"a" + middle + b"b", b"a" + middle + b"aa")
+    ]
     assert len(set(found)) == 4
     assert fingerprint(b"a" + middle + b"a") == found[0]
 
 
 @pytest.mark.parametrize(("architecture", "plain"), [("opt", True), ("granite", False)])
 def test_a_changed_head_is_noticed_when_a_model_is_loaded(tmp_path, tokenizer, architecture, plain):
-    ref = resolve_model(save_model(tmp_path / architecture, architecture, tokenizer, **({} if plain else {"logits_scaling": 4.0})))
+    ref = resolve_model(
+        save_model(tmp_path / architecture, architecture, tokenizer, **({} if plain else {"logits_scaling": 4.0}))
+    )
     with borrow_model(ref, "fp32", CPU) as model:
         assert model.plain_head == plain
 
 
 @pytest.mark.parametrize(
-    ("missing", "said"), [("config.json", "holds no config.json"), ("*.safetensors", "holds no weights"), ("tokenizer*", "holds no tokenizer")]
+    ("missing", "said"),
+    [("config.json", "holds no config.json"), ("*.safetensors", "holds no weights"), ("tokenizer*", "holds no tokenizer")],
 )
 def test_a_folder_that_is_not_complete_is_refused(folder, missing, said):
     for path in folder.glob(missing):
@@ -117,7 +123,10 @@ def no_weights(folder: Path) -> None:
 @pytest.mark.parametrize("damage", [empty_weights, cut_weights, no_weights])
 def test_damaged_weights_are_told_in_one_line(folder, damage):
     damage(folder)
-    with pytest.raises(UserError, match="cannot load the weights") as raised, borrow_model(resolve_model(str(folder)), "fp32", CPU):
+    with (
+        pytest.raises(UserError, match="cannot load the weights") as raised,
+        borrow_model(resolve_model(str(folder)), "fp32", CPU),
+    ):
         pass
     assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
 

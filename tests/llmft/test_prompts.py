@@ -13,7 +13,9 @@ FIELDS = {"premise": "It rained.", "hypothesis": "It was wet."}
 
 
 def test_the_published_patterns_word_for_word():  # Mosbach et al. 2023, Table 5
-    rendered = {name: pattern.render_labelled(FIELDS, NLI_VERBALIZERS[pattern.verbalizer][0]) for name, pattern in NLI_PATTERNS.items()}
+    rendered = {
+        name: pattern.render_labelled(FIELDS, NLI_VERBALIZERS[pattern.verbalizer][0]) for name, pattern in NLI_PATTERNS.items()
+    }
     assert rendered == {
         "minimal": "It rained. It was wet. ? Yes",
         "gpt-3": "It rained. question: It was wet. Yes or No? answer: Yes",
@@ -45,7 +47,11 @@ def test_braces_in_a_template_that_name_nothing_stay():
 
 def test_newlines_are_real():
     assert not any("\\n" in pattern.template for name in TASKS for pattern in load_task(name).patterns.values())
-    assert NLI_PATTERNS["eval-harness"].render(FIELDS).splitlines() == ["It rained.", "Question: It was wet. True or False?", "Answer:"]
+    assert NLI_PATTERNS["eval-harness"].render(FIELDS).splitlines() == [
+        "It rained.",
+        "Question: It was wet. True or False?",
+        "Answer:",
+    ]
 
 
 @pytest.mark.parametrize("name", TASKS)

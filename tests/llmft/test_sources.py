@@ -145,7 +145,11 @@ def test_the_data_sets_have_their_published_sizes(rte):
         "rte": "in", "hans": "out", "hans_subsequence": "out", "hans_constituent": "out"
     }  # fmt: skip
     assert Counter(example.label for example in tests["rte"].examples) == {0: 146, 1: 131}
-    for name, heuristic in (("hans", "lexical_overlap"), ("hans_subsequence", "subsequence"), ("hans_constituent", "constituent")):
+    for name, heuristic in (
+        ("hans", "lexical_overlap"),
+        ("hans_subsequence", "subsequence"),
+        ("hans_constituent", "constituent"),
+    ):
         examples = tests[name].examples
         assert Counter(example.label for example in examples) == {0: 5000, 1: 5000}
         assert {example.groups["heuristic"] for example in examples} == {heuristic}
@@ -161,7 +165,11 @@ def test_the_authors_text_file_gives_the_same_examples(copied):
     lines = ["\t".join(head)]
     for i, row in enumerate(rows):
         label = ("entailment", "non-entailment")[row["label"]]
-        lines.append("\t".join([label, '( The ( "x" ) )', row["premise"], row["hypothesis"], f"ex{i}", row["heuristic"], row["subcase"], "t"]))
+        lines.append(
+            "\t".join(
+                [label, '( The ( "x" ) )', row["premise"], row["hypothesis"], f"ex{i}", row["heuristic"], row["subcase"], "t"]
+            )
+        )
     (copied / "heuristics_evaluation_set.txt").write_text("\n".join(lines) + "\n")
     (copied / FILES[2]).unlink()
     assert load(copied).tests == expected.tests
@@ -178,7 +186,9 @@ OFFLINE = """
 """
 
 
-@pytest.mark.parametrize("environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}], ids=["offline", "unreachable"])
+@pytest.mark.parametrize(
+    "environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}], ids=["offline", "unreachable"]
+)
 def test_a_hub_out_of_reach_is_told_at_once_in_one_line(tmp_path, environment):
     kept = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE" and "proxy" not in name.lower()}
     began = time.monotonic()

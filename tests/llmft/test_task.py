@@ -50,9 +50,7 @@ def test_any_draw_is_balanced_distinct_and_repeatable(n_labels, k, n_dev, seed):
 @given(n_labels=st.integers(2, 4), counts=st.tuples(st.integers(0, 30), st.integers(0, 30)), seed=st.integers(0, 10**6))
 @settings(max_examples=40, deadline=None)
 def test_fewer_shots_are_the_beginning_of_more(n_labels, counts, seed):
-    few, many = (
-        draw_examples(pool(n_labels, 50), n_labels, count, "per_class", 20, seed) for count in sorted(counts)
-    )
+    few, many = (draw_examples(pool(n_labels, 50), n_labels, count, "per_class", 20, seed) for count in sorted(counts))
     assert ids(many.shots)[: len(few.shots)] == ids(few.shots)
     assert many.dev == few.dev
 
@@ -84,7 +82,9 @@ def test_a_draw_is_the_same_for_every_method(spec_of):
     assert len({tuple(ids(draw.dev)) for draw in drawn.values()}) == 1
 
 
-@pytest.mark.parametrize(("n_shots", "n_labels", "advice"), [(5, 2, "Use 4 or 6"), (1, 2, "Use 2 or 4"), (16, 3, "Use 15 or 18")])
+@pytest.mark.parametrize(
+    ("n_shots", "n_labels", "advice"), [(5, 2, "Use 4 or 6"), (1, 2, "Use 2 or 4"), (16, 3, "Use 15 or 18")]
+)
 def test_shots_that_cannot_be_balanced_are_refused_with_the_nearest_that_can(n_shots, n_labels, advice):
     with pytest.raises(UserError, match=advice) as raised:
         per_label(n_shots, "total", n_labels)
@@ -104,7 +104,9 @@ def test_an_absent_label_is_refused():
 
 def grouped(counts: dict[tuple[int, str], int]) -> ReportedSet:
     rows = [
-        Example(f"{label}/{group}/{i}", {"text": ""}, label, {"subcase": group}) for (label, group), n in counts.items() for i in range(n)
+        Example(f"{label}/{group}/{i}", {"text": ""}, label, {"subcase": group})
+        for (label, group), n in counts.items()
+        for i in range(n)
     ]
     return ReportedSet("t", "out", tuple(rows))
 
@@ -119,7 +121,9 @@ def test_a_subsample_takes_as_many_of_every_stratum_as_there_are(counts, n):
     taken = subsample(whole, n)
     found = Counter((example.label, example.groups["subcase"]) for example in taken.examples)
     assert len(taken.examples) == min(n, len(whole.examples))
-    assert ids(taken.examples) == [id for id in ids(whole.examples) if id in set(ids(taken.examples))]  # the set's order, none twice
+    assert ids(taken.examples) == [
+        id for id in ids(whole.examples) if id in set(ids(taken.examples))
+    ]  # the set's order, none twice
     most = max(found.values())
     assert all(found[stratum] >= min(count, most - 1) for stratum, count in counts.items())
     assert taken == subsample(whole, n)

@@ -44,9 +44,19 @@ texts = st.text(st.sampled_from("ab d?.\n\t{}\"' éß中🙂") | st.characters(c
 def test_prefix_and_rest_are_the_tokens_of_the_whole_prompt(kind, shown, queries, pattern, separator):
     tokenizer = TOKENIZERS[kind]
     demonstrations = [example(i, *pair) for i, pair in enumerate(shown)]
-    sets = {"dev": [example(i, *pair) for i, pair in enumerate(queries[:2])], "test": [example(i, *pair) for i, pair in enumerate(queries)]}
+    sets = {
+        "dev": [example(i, *pair) for i, pair in enumerate(queries[:2])],
+        "test": [example(i, *pair) for i, pair in enumerate(queries)],
+    }
     encoded = encode_trial(
-        tokenizer, NLI_PATTERNS[pattern], words_of(tokenizer, pattern), separator, demonstrations, sets, 10_000, np.random.default_rng(0)
+        tokenizer,
+        NLI_PATTERNS[pattern],
+        words_of(tokenizer, pattern),
+        separator,
+        demonstrations,
+        sets,
+        10_000,
+        np.random.default_rng(0),
     )
     assert sorted(d.id for d in encoded.demonstrations) == sorted(d.id for d in demonstrations) and encoded.n_dropped == 0
     for name, examples in sets.items():
@@ -58,7 +68,9 @@ def test_prefix_and_rest_are_the_tokens_of_the_whole_prompt(kind, shown, queries
 
 def test_a_prompt_that_another_one_begins_with_keeps_its_last_token():
     queries = [example(0, "b c ?", "c"), example(1, "b", "c")]
-    encoded = encode_trial(TOKENIZERS["byte-level"], NLI_PATTERNS["minimal"], words_of(TOKENIZERS["byte-level"]), "\n", [], {"t": queries}, 99)
+    encoded = encode_trial(
+        TOKENIZERS["byte-level"], NLI_PATTERNS["minimal"], words_of(TOKENIZERS["byte-level"]), "\n", [], {"t": queries}, 99
+    )
     long, short = direct(TOKENIZERS["byte-level"], encoded, queries)
     assert long[: len(short)] == short
     assert [*encoded.prefix, *encoded.sets["t"].suffixes[1]] == short and len(encoded.sets["t"].suffixes[1]) == 1
@@ -66,15 +78,25 @@ def test_a_prompt_that_another_one_begins_with_keeps_its_last_token():
 
 def test_more_prompts_than_are_tokenised_at_once_keep_their_order():
     queries = [example(i, f"{'Soon' if i > 700 else 'Today'} doctors saw {i}.") for i in range(1100)]
-    encoded = encode_trial(TOKENIZERS["byte-level"], NLI_PATTERNS["minimal"], words_of(TOKENIZERS["byte-level"]), "\n", [], {"t": queries}, 99)
-    assert [[*encoded.prefix, *rest] for rest in encoded.sets["t"].suffixes] == direct(TOKENIZERS["byte-level"], encoded, queries)
+    encoded = encode_trial(
+        TOKENIZERS["byte-level"], NLI_PATTERNS["minimal"], words_of(TOKENIZERS["byte-level"]), "\n", [], {"t": queries}, 99
+    )
+    assert [[*encoded.prefix, *rest] for rest in encoded.sets["t"].suffixes] == direct(
+        TOKENIZERS["byte-level"], encoded, queries
+    )
 
 
 @each_tokenizer
 def test_the_prefix_covers_the_demonstrations(kind):
     tokenizer, shown = TOKENIZERS[kind], [example(i) for i in range(4)]
     encoded = encode_trial(
-        tokenizer, NLI_PATTERNS["minimal"], words_of(tokenizer), "\n\n", shown, {"t": [example(0, "Soon a."), example(1, "Today b.")]}, 512
+        tokenizer,
+        NLI_PATTERNS["minimal"],
+        words_of(tokenizer),
+        "\n\n",
+        shown,
+        {"t": [example(0, "Soon a."), example(1, "Today b.")]},
+        512,
     )
     text = "\n\n".join(NLI_PATTERNS["minimal"].render_labelled(d.fields, YES_NO[d.label]) for d in shown)
     assert len(encoded.prefix) >= len(tokenizer(text)["input_ids"])
@@ -98,7 +120,9 @@ def test_what_does_not_fit_is_dropped_evenly_and_counted(limit, n_pairs, lengths
     shown = [example(i, "doctors saw lawyers " * (1 + i % 3)) for i in range(2 * n_pairs)]
     queries = [example(i, " saw" * n) for i, n in enumerate(lengths)]
     words = words_of(tokenizer)
-    encoded = encode_trial(tokenizer, NLI_PATTERNS["minimal"], words, "\n\n", shown, {"t": queries}, limit, np.random.default_rng(0))
+    encoded = encode_trial(
+        tokenizer, NLI_PATTERNS["minimal"], words, "\n\n", shown, {"t": queries}, limit, np.random.default_rng(0)
+    )
     whole = [[*encoded.prefix, *rest] for rest in encoded.sets["t"].suffixes]
     assert max(map(len, whole)) <= limit
     assert whole == direct(tokenizer, encoded, queries), "a query was cut"
@@ -107,7 +131,10 @@ def test_what_does_not_fit_is_dropped_evenly_and_counted(limit, n_pairs, lengths
     assert encoded.n_dropped == len(shown) - len(kept)
     if len(kept) < len(shown):  # one more of each label would have been too long
         more = [(d.fields, YES_NO[d.label]) for d in shown[: len(kept) + 2]]
-        assert max(len(tokenizer(render_prompt(NLI_PATTERNS["minimal"], more, q.fields, "\n\n"))["input_ids"]) for q in queries) > limit
+        assert (
+            max(len(tokenizer(render_prompt(NLI_PATTERNS["minimal"], more, q.fields, "\n\n"))["input_ids"]) for q in queries)
+            > limit
+        )
 
 
 def test_a_query_that_does_not_fit_alone_is_named():
