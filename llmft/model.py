@@ -155,6 +155,13 @@ class BorrowedModel:
         """The size of the hidden state that the output embedding reads."""
         return self.network.get_output_embeddings().weight.shape[1]
 
+    @property
+    def dropout(self) -> float:
+        """The hidden dropout of the network's configuration; 0 where its architecture has none."""
+        config = self.network.config
+        names = DROPOUT.get(config.model_type, ())
+        return float(getattr(config, names[0], 0.0) or 0.0) if names else 0.0
+
     def autocast(self):
         """The context in which forward passes run: half precision where the trial asks for it, weights stay fp32 when trained."""
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
@@ -181,7 +188,13 @@ def _load_base(ref: ModelRef, dropout: float | None) -> tuple[torch.nn.Module, b
                 )
             changed = dict.fromkeys(DROPOUT[config.model_type], dropout)
         transformers_logging.disable_progress_bar()  # of the weights' loading; downloads show theirs
-        network = _from_hub(ref, AutoModelForCausalLM.from_pretrained, "weights", dtype=torch.float32, **changed)
+        network, loading = _from_hub(
+            ref, AutoModelForCausalLM.from_pretrained, "weights", dtype=torch.float32, output_loading_info=True, **changed
+        )
+        if missing := sorted(loading["missing_keys"]):  # transformers would go on with random numbers in their place
+            raise UserError(
+                f"model: the weights of {ref.name} lack {len(missing)} tensors ({', '.join(missing[:3])} ...). Fetch them again."
+            )
         network.requires_grad_(False).eval()
         _BASE.clear()
         _BASE[key] = network, _has_plain_head(network)

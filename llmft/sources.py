@@ -18,7 +18,8 @@ class Source:
 
     Attributes:
         files: names under which a local folder may hold it; the first that is there is taken.
-        hub: (repository, configuration, split, revision). The revision is pinned: a moving data set gives moving numbers.
+        hub: (repository, configuration, split, revision). A branch as revision may move; the record's provenance and a local copy
+            of the files are what pins the rows.
     """
 
     files: tuple[str, ...]

@@ -88,7 +88,9 @@ class TrialSpec(Spec):
     init_seed: int = 0
     dropout_seed: int = 0
     n_dev: int = Field(64, ge=0, description="held-out examples of the training pool that select, never reported")
-    test_sets: tuple[str, ...] | None = Field(None, description="which of the task's test sets; null: all, empty: none, only dev")
+    test_sets: tuple[str, ...] | None = Field(
+        None, description="which of the task's test sets; null: all, empty: none, only dev"
+    )
     n_test: int | None = Field(None, ge=1, description="rows of each test set, balanced over labels and groups; null: all")
     max_length: int | None = Field(None, ge=8, description="tokens of a prompt; null: the model's context")
     selections: tuple[Selection, ...] = ("last", "best_dev")
@@ -107,6 +109,8 @@ class TrialSpec(Spec):
         """20 hexadecimal digits that identify the trial."""
         content = self.model_dump(mode="json")
         content["model"].pop("path")
+        if self.model.fingerprint:  # which tells more than a name, and does not change when a folder is renamed
+            content["model"] = {"fingerprint": self.model.fingerprint}
         content["data"].pop("directory")
         canonical = json.dumps({"version": DIGEST_VERSION, **content}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:20]

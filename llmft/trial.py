@@ -79,8 +79,12 @@ def check_spec(spec: TrialSpec) -> None:
         UserError: one line that says what, where, what is allowed and how to mend it.
     """
     _settle(spec)
-    if spec.precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("precision: fp16 needs a CUDA device, and there is none. Use fp32 or bf16.")
+    _check_precision(spec, choose_device(None))
+
+
+def _check_precision(spec: TrialSpec, device: torch.device) -> None:
+    if spec.precision == "fp16" and device.type != "cuda":
+        raise UserError(f"precision: fp16 needs a CUDA device, and this is {device.type}. Use fp32 or bf16.")
 
 
 @lru_cache(maxsize=4)
@@ -96,9 +100,9 @@ def _settle(spec: TrialSpec) -> _Setting:
     ):
         if name not in known:
             raise unknown_name(kind, name, known, where=f"task '{spec.task}'")
-    if method.uses_shots and method.trains and not spec.n_shots:
+    if method.uses_shots and not spec.n_shots:
         raise UserError(
-            f"n_shots: the method '{spec.method}' trains and needs at least one example a label. Use method 'zero_shot' for 0 shots."
+            f"n_shots: the method '{spec.method}' needs at least one example a label. Use method 'zero_shot' for 0 shots."
         )
     data, pattern = _load_data(spec.task, spec.data), task.patterns[spec.pattern]
     known_tests = {test.name: test for test in data.tests}
@@ -106,6 +110,8 @@ def _settle(spec: TrialSpec) -> _Setting:
         if name not in known_tests:
             raise unknown_name("test set", name, known_tests, where=f"task '{spec.task}'")
     tests = tuple(subsample(test, spec.n_test) for test in data.tests if spec.test_sets is None or test.name in spec.test_sets)
+    if method.trains:
+        _check_selections(spec, {test.domain for test in tests})
     draw = draw_examples(
         data, len(task.labels), spec.n_shots if method.uses_shots else 0, spec.shots_unit, spec.n_dev, spec.data_seed
     )
@@ -118,8 +124,18 @@ def _settle(spec: TrialSpec) -> _Setting:
     )
 
 
+def _check_selections(spec: TrialSpec, domains: set[str]) -> None:
+    """A selection that cannot be made would leave a number out without a word."""
+    if "none" in spec.selections:
+        raise UserError(f"selections: 'none' is for methods that train nothing; '{spec.method}' does. Use last or best_dev.")
+    for oracle, domain in (("best_in_domain", "in"), ("best_out_of_domain", "out")):
+        if oracle in spec.selections and domain not in domains:
+            raise UserError(f"selections: '{oracle}' needs a test set of that domain, and test_sets names none.")
+
+
 def _run(spec: TrialSpec, runtime: Runtime, began: float) -> TrialResult:
     setting, device = _settle(spec), choose_device(runtime.device)
+    _check_precision(spec, device)
     method, memory = setting.method, cost.PeakMemory(device)
     encoded = _encode(spec, setting)
     domains = {test.name: test.domain for test in setting.tests}

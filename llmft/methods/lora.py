@@ -52,7 +52,13 @@ class Lora(Method):
             try:
                 inject_adapter_in_model(config, model.network)
             except ValueError:  # what peft raises where no layer has one of the names, or one that it cannot adapt
-                linear = sorted({name.split(".")[-1] for name, module in model.network.named_modules() if isinstance(module, torch.nn.Linear)})
+                linear = sorted(
+                    {
+                        name.split(".")[-1]
+                        for name, module in model.network.named_modules()
+                        if isinstance(module, torch.nn.Linear)
+                    }
+                )
                 raise UserError(
                     f"method 'lora': settings.targets {list(settings.targets)} does not name linear layers of this model. "
                     f"Layers: {', '.join(linear)}."

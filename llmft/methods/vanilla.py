@@ -27,7 +27,7 @@ class Vanilla(Method):
         if self.settings.head == "linear":
             head = nn.Linear(width, n_labels, bias=False)
         else:
-            dropout = nn.Dropout(getattr(model.network.config, "dropout", 0.0) or 0.0)
+            dropout = nn.Dropout(model.dropout)
             head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), dropout, nn.Linear(width, n_labels))
         for parameter in head.parameters():
             with torch.no_grad():

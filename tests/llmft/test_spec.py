@@ -19,7 +19,7 @@ GOLDEN = TrialSpec(
 
 
 def test_the_digest_of_a_known_trial_is_frozen():
-    assert GOLDEN.digest == "a7c13c516d46336fe38d", (
+    assert GOLDEN.digest == "06f77fd61b9e4696f3bf", (
         "every stored result would count as new: raise DIGEST_VERSION only if answers changed"
     )
 
@@ -69,12 +69,18 @@ def rebuild(annotation, value):
 
 
 PATHS = [path for path, _ in leaves(GOLDEN)]
-WHERE_IT_LIES = [("model", "path"), ("data", "directory")]
+WHERE_IT_LIES = [("model", "path"), ("data", "directory"), ("model", "name"), ("model", "revision")]
 
 
 @pytest.mark.parametrize("path", WHERE_IT_LIES, ids=".".join)
-def test_where_the_files_lie_does_not_change_the_digest(path):
+def test_where_the_files_lie_and_what_the_folder_is_called_does_not_change_the_digest(path):
     assert changed(GOLDEN, path, "/elsewhere").digest == GOLDEN.digest
+
+
+@pytest.mark.parametrize("path", [("model", "name"), ("model", "revision")], ids=".".join)
+def test_without_a_fingerprint_the_name_tells_models_apart(path):
+    nameless = changed(GOLDEN, ("model", "fingerprint"), "")
+    assert changed(nameless, path, "elsewhere").digest != nameless.digest
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
