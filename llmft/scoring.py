@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -26,15 +27,19 @@ class Scores:
     free: torch.Tensor | None = None
 
 
+def _inputs(batch: QueryBatch) -> dict[str, Any]:
+    return {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "position_ids": batch.position_ids,
+        "past_key_values": batch.prefix.cache(batch.input_ids.shape[0]) if batch.prefix else None,
+        "use_cache": batch.prefix is not None,
+    }
+
+
 def hidden_states(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
     """The last layer's states, [rows, length, width]."""
-    return model.network.base_model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        past_key_values=batch.prefix.cache(batch.input_ids.shape[0]) if batch.prefix else None,
-        use_cache=batch.prefix is not None,
-    ).last_hidden_state
+    return model.network.base_model(**_inputs(batch)).last_hidden_state
 
 
 def answer_hidden(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
@@ -48,13 +53,7 @@ def _logits_at(model: BorrowedModel, batch: QueryBatch):
     if model.plain_head:
         hidden, head = hidden_states(model, batch), model.network.get_output_embeddings()
         return lambda rows, places: head(hidden[rows, places])
-    logits = model.network(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        past_key_values=batch.prefix.cache(batch.input_ids.shape[0]) if batch.prefix else None,
-        use_cache=batch.prefix is not None,
-    ).logits
+    logits = model.network(**_inputs(batch)).logits
     return lambda rows, places: logits[rows, places]
 
 
