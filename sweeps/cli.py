@@ -110,15 +110,20 @@ def sweep(
 def _show_report(root: Path, rule: str | None) -> None:
     from analysis.findings import cross_findings
     from analysis.frame import load
+    from analysis.headline import headline
     from analysis.manifest import read_manifest
     from analysis.render import to_terminal
     from analysis.report import write_report
     from analysis.tables import compare
 
-    rules = {} if rule is None else {"rule": rule}
+    rule = rule or "best_dev"
     frame = load(root)
-    _console().print(to_terminal(compare(frame, **rules), cross_findings(frame, rule or "best_dev", read_manifest(root))))
-    print(f"Report: {write_report(root, **rules)}")
+    table = compare(frame, rule)
+    console = _console()
+    console.print(to_terminal(table, cross_findings(frame, rule, read_manifest(root))))
+    for answer in headline(table):
+        console.print(answer.in_domain, answer.out_of_domain, sep="\n", markup=False, highlight=False)
+    print(f"Report: {write_report(root, rule=rule)}")
 
 
 @app.command()
