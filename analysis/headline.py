@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from analysis.layout import percent, tallies
+from analysis.layout import TITLES, percent, tallies
 from analysis.tables import MAJORITY
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_PHRASES = {"in_domain": "In domain", "out_of_domain": "Out of domain"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def headline(comparison: pd.DataFrame) -> list[Answer]:
     for (model, task), rows in comparison.groupby(["model", "task"], sort=False):
         shots = _common_shots(rows)
         at_shots = rows[rows["n_shots"].isin([0, shots])]
-        (inside, sure_inside), (outside, sure_outside) = (_sentence(at_shots, shots, prefix) for prefix in _PHRASES)
+        (inside, sure_inside), (outside, sure_outside) = (_sentence(at_shots, shots, prefix) for prefix in TITLES)
         answers.append(Answer(model, task, inside, outside, sure_inside, sure_outside))
     return answers
 
@@ -93,7 +91,7 @@ def _candidates(rows: pd.DataFrame, prefix: str) -> Iterator[_Candidate]:
 def _sentence(rows: pd.DataFrame, shots: int, prefix: str) -> tuple[str, bool]:
     name = next(iter(rows[f"{prefix}_set"].dropna()), None)
     inside = ", ".join([*([name] if name else []), *(["checkpoints chosen by an oracle"] if rows["is_oracle"].any() else [])])
-    where = f"{_PHRASES[prefix]}{f' ({inside})' if inside else ''},"
+    where = f"{TITLES[prefix]}{f' ({inside})' if inside else ''},"
     candidates = list(_candidates(rows, prefix))
     if not [each for each in candidates if each.method != MAJORITY]:
         return f"{where} there is no result.", False

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LETTERS = "abcdefghijklmnoprstuvwxyz"  # no q: Unicode has no raised one
-_TITLES = {"in_domain": "In domain", "out_of_domain": "Out of domain"}
+TITLES = {"in_domain": "In domain", "out_of_domain": "Out of domain"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def lay_out(comparison: pd.DataFrame) -> tuple[list[Block], dict[str, str]]:
     for (model, task), rows in comparison.groupby(["model", "task"], sort=False):
         oracle = " (oracle)" if rows["is_oracle"].any() else ""
         headers = ["Method", "Shots", "Pattern", "n", "Failed"]
-        for prefix, title in _TITLES.items():
+        for prefix, title in TITLES.items():
             name = ", ".join(rows[f"{prefix}_set"].dropna().unique())
             headers += [f"{title}{f': {name}' if name else ''}{oracle}", "sd", "max"]
         blocks.append(Block(model, task, [*headers, "Gap"], [list(_entries(row, letters)) for _, row in rows.iterrows()]))
@@ -102,7 +102,7 @@ def _letter(index: int) -> str:
 
 
 def _entries(row: pd.Series, letters: dict[str, str]) -> Iterator[Entry]:
-    by_set = {name: prefix for prefix in _TITLES if isinstance(name := row[f"{prefix}_set"], str)}
+    by_set = {name: prefix for prefix in TITLES if isinstance(name := row[f"{prefix}_set"], str)}
     places: dict[str, list[Tally]] = {}
     for each in tallies(row["findings"]):
         places.setdefault(by_set.get(each.set, "method"), []).append(each)
@@ -118,7 +118,7 @@ def _entries(row: pd.Series, letters: dict[str, str]) -> Iterator[Entry]:
     unselected = "" if majority or not row["n_unselected"] else f" (+{row['n_unselected']})"  # finished, not under this rule
     yield entry("–" if majority else f"{row['n']}{unselected}", order=-1.0 if majority else float(row["n"]))
     yield entry("–" if majority else str(row["n_failed"]), order=-1.0 if majority else float(row["n_failed"]))
-    for prefix in _TITLES:
+    for prefix in TITLES:
         mean, half_width = row[f"{prefix}_mean"], row[f"{prefix}_half_width"]
         yield entry(interval(mean, half_width), prefix, mean)
         yield entry(percent(row[f"{prefix}_sd"]), order=row[f"{prefix}_sd"])

@@ -26,7 +26,9 @@ TEMPLATES = Path(__file__).parent / "templates"
 _OPEN_GROUPS = 6  # a grouping with more values than this is folded away
 
 
-def write_report(root: str | Path, out: str | Path | None = None, rule: str = "best_dev") -> Path:
+def write_report(
+    root: str | Path, out: str | Path | None = None, rule: str = "best_dev", frame: pd.DataFrame | None = None
+) -> Path:
     """Write the report on the results in `root`.
 
     Beside `report.html` it writes `tables/comparison.md`, `tables/comparison.csv`, `tables/groups.csv` and `figures/scatter.svg`.
@@ -36,6 +38,7 @@ def write_report(root: str | Path, out: str | Path | None = None, rule: str = "b
         root: the results of a sweep, as for `analysis.load`.
         out: the folder to write to; None: `<root>/report`.
         rule: which checkpoint counts (`analysis.RULES`).
+        frame: `analysis.load(root)`, where the caller has it already.
 
     Returns:
         Where `report.html` lies.
@@ -45,7 +48,7 @@ def write_report(root: str | Path, out: str | Path | None = None, rule: str = "b
     """
     from analysis.figures import scatter
 
-    frame, manifest = load(root), read_manifest(root)
+    frame, manifest = load(root) if frame is None else frame, read_manifest(root)
     comparison, groups = compare(frame, rule), compare_groups(frame, rule)
     found, figure = cross_findings(frame, rule, manifest), scatter(frame, rule)
     blocks, footnotes = lay_out(comparison)

@@ -26,7 +26,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     """
     try:
         record = read_record(folder)
-    except (RecordError, OSError, TypeError) as error:  # TypeError: JSON of another shape than a record's
+    except (RecordError, OSError) as error:
         return [{"digest": folder.name, "status": "unreadable", "message": str(error), "selection": "none", "is_oracle": False}]
     trial = _trial(record)
     selections = list(record.metrics) if record.finished and record.metrics else ["none"]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from llmft.record import Finding, SetMetrics
-from llmft.task import Example, TaskData
+from llmft.task import Example, TaskData, TestSet
 from llmft.tokens import EncodedTrial, LabelWords
 
 CODES = {
@@ -112,6 +112,22 @@ def overlap_findings(drawn: Sequence[Example], data: TaskData) -> list[Finding]:
             message = f"{n} rows of {test.name} have the same text as a drawn example"
             found.append(Finding(code="train_test_overlap", severity="warning", message=message, set=test.name, value=n))
     return found
+
+
+def coverage_findings(tests: Sequence[TestSet], data: TaskData) -> list[Finding]:
+    """Test sets of which only a part was scored."""
+    whole = {test.name: len(test.examples) for test in data.tests}
+    return [
+        Finding(
+            code="few_rows",
+            severity="note",
+            message=f"{n} of {whole[test.name]} rows of {test.name} were scored",
+            set=test.name,
+            value=n,
+        )
+        for test in tests
+        if (n := len(test.examples)) < whole[test.name]
+    ]
 
 
 def training_findings(first_loss: float, last_loss: float, n_steps: int, n_skipped: int) -> list[Finding]:

@@ -52,11 +52,11 @@ def resolve_model(name: str, revision: str = "main") -> ModelRef:
         for what, patterns in (
             ("config.json", ("config.json",)),
             ("weights", WEIGHTS),
-            ("a tokenizer", ("tokenizer*", "vocab.*", "*.model")),
+            ("tokenizer", ("tokenizer*", "vocab.*", "*.model")),
         ):
             if not any(found for pattern in patterns for found in folder.glob(pattern)):
                 raise UserError(
-                    f"model: the folder {folder} holds no {what.removeprefix('a ')}. It must be in hub format: config.json, *.safetensors, tokenizer files."
+                    f"model: the folder {folder} holds no {what}. It must be in hub format: config.json, *.safetensors, tokenizer files."
                 )
         return ModelRef(name=folder.name, revision=revision, fingerprint=folder_fingerprint(folder), path=str(folder))
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -70,9 +70,7 @@ def resolve_model(name: str, revision: str = "main") -> ModelRef:
 def folder_fingerprint(folder: Path) -> str:
     """16 hexadecimal digits for a folder's contents: names, sizes, small files whole, weights from both ends."""
     digest = hashlib.sha256()
-    for path in sorted(
-        p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".bin", ".txt", ".model") and p.stem != "training"
-    ):
+    for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".bin", ".txt", ".model")):
         size = path.stat().st_size
         digest.update(f"{path.name}/{size}/".encode())
         with open(path, "rb") as file:

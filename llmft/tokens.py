@@ -37,8 +37,8 @@ class LabelWords:
 def encode(tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text, with the tokenizer's own opening token and without a closing one."""
     encoded = tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
-    closing = tokenizer.eos_token_id
-    if closing is not None and len(tokenizer("a")["input_ids"]) > 1 and tokenizer("a")["input_ids"][-1] == closing:
+    sample = tokenizer("a")["input_ids"]
+    if len(sample) > 1 and sample[-1] == tokenizer.eos_token_id:
         encoded = [ids[:-1] for ids in encoded]
     return encoded
 

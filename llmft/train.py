@@ -117,9 +117,8 @@ def fit(
                     batch = make_batch(
                         shots, [mine[i] for i in group], evaluator.words, model, opening=evaluator.encoded.prefix
                     )
-                    part = loss_of(batch) * (
-                        len(group) * runtime.world_size / len(rows)
-                    )  # the last, smaller batch counts in full
+                    share = len(group) * runtime.world_size / len(rows)  # so the last, smaller batch counts in full
+                    part = loss_of(batch) * share
                     scaler.scale(part).backward()
                     loss += part.item()
                     result.n_tokens += sum(lengths[mine[i]] for i in group)

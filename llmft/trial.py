@@ -17,7 +17,7 @@ from llmft.evaluate import Evaluator, Predictions
 from llmft.method import Method
 from llmft.metrics import set_metrics
 from llmft.model import borrow_model, choose_device, context_length, load_config, load_tokenizer
-from llmft.record import Cost, Draws, Finding, TrialRecord
+from llmft.record import Cost, Draws, TrialRecord
 from llmft.runtime import Runtime
 from llmft.seeds import derive, stream
 from llmft.spec import DataRef, TrialSpec
@@ -214,7 +214,7 @@ def _record(spec: TrialSpec, setting: _Setting, encoded: EncodedTrial, result: F
     found += findings.overlap_findings(setting.draw.shots + setting.draw.dev, setting.data)
     if setting.method.trains:
         found += findings.training_findings(result.first_loss, result.last_loss, result.n_steps, result.n_skipped_steps)
-    found += _few_rows(setting)
+    found += findings.coverage_findings(setting.tests, setting.data)
     for selection, by_set in metrics.items():
         for name, numbers in by_set.items():
             found += findings.set_findings(numbers, name, selection)
@@ -245,21 +245,6 @@ def _record(spec: TrialSpec, setting: _Setting, encoded: EncodedTrial, result: F
         },
     )
     return TrialResult(record, _predictions_file(setting, result))
-
-
-def _few_rows(setting: _Setting) -> list[Finding]:
-    whole = {test.name: len(test.examples) for test in setting.data.tests}
-    return [
-        Finding(
-            code="few_rows",
-            severity="note",
-            message=f"{len(test.examples)} of {whole[test.name]} rows of {test.name} were scored",
-            set=test.name,
-            value=len(test.examples),
-        )
-        for test in setting.tests
-        if len(test.examples) < whole[test.name]
-    ]
 
 
 def _predictions_file(setting: _Setting, result: Fit) -> bytes | None:

@@ -151,9 +151,7 @@ def _entry_cells(
             n_test=plan.n_test, max_length=plan.max_length, precision=plan.precision,
             selections=plan.selections if cls.trains else ("none",),
         )  # fmt: skip
-        search_base = base.model_copy(
-            update={"selections": (plan.search_selection,), "test_sets": ()}
-        )
+        search_base = base.model_copy(update={"selections": (plan.search_selection,), "test_sets": ()})
         cell = Cell(
             entry=name, base=base, search_base=search_base, ranges=ranges, search=plan.search if ranges else None,
             report_seeds=plan.report.seeds if cls.uses_shots or cls.trains else plan.report.seeds[:1],

@@ -100,14 +100,14 @@ def sweep(
     for cell in outcome.failed_cells:
         print(f"llmft: {cell}: every trial of the search failed, so nothing is reported.", file=sys.stderr)
     if outcome.n_finished:
-        _show_report(root, None)
+        _show_report(root)
     print(
         f"{outcome.n_finished} trials finished, {outcome.n_failed} failed; {outcome.n_new} ran now. Records: {root / 'trials'}"
     )
     return FAILED if outcome.n_failed else 0
 
 
-def _show_report(root: Path, rule: str | None) -> None:
+def _show_report(root: Path, rule: str = "best_dev") -> None:
     from analysis.findings import cross_findings
     from analysis.frame import load
     from analysis.headline import headline
@@ -116,14 +116,13 @@ def _show_report(root: Path, rule: str | None) -> None:
     from analysis.report import write_report
     from analysis.tables import compare
 
-    rule = rule or "best_dev"
     frame = load(root)
     table = compare(frame, rule)
     console = _console()
     console.print(to_terminal(table, cross_findings(frame, rule, read_manifest(root))))
     for answer in headline(table):
         console.print(answer.in_domain, answer.out_of_domain, sep="\n", markup=False, highlight=False)
-    print(f"Report: {write_report(root, rule=rule)}")
+    print(f"Report: {write_report(root, rule=rule, frame=frame)}")
 
 
 @app.command()
@@ -225,7 +224,7 @@ def trial(
 @app.command()
 def report(
     results: Annotated[Path, typer.Argument(help="a folder of results")],
-    rule: Annotated[str | None, typer.Option(help="which checkpoint counts: best_dev, last, ... [default: best_dev]")] = None,
+    rule: Annotated[str, typer.Option(help="which checkpoint counts: best_dev, last, ...")] = "best_dev",
 ) -> int:
     """Compare what lies in a folder of results: the table here, and the report as HTML. Needs neither torch nor Ray."""
     _show_report(results, rule)

@@ -14,6 +14,7 @@ from llmft.spec import TrainSpec
 from sweeps.cells import build_cells
 from sweeps.plan import parse_plan
 from sweeps.store import Store
+from sweeps.yaml_file import read_value
 
 WHERE = "trial"
 
@@ -48,15 +49,9 @@ def trial_plan(
 
 def _value(text: str, value: str) -> Any:
     try:
-        parsed = yaml.safe_load(value)
+        return read_value(value)
     except yaml.YAMLError:
         raise UserError(f"--set: the value is not readable as YAML (got {text!r}).") from None
-    if isinstance(parsed, str):
-        try:
-            return float(parsed)  # YAML 1.1 reads 1e-3 as text
-        except ValueError:
-            return parsed
-    return parsed
 
 
 def run_one(content: dict[str, Any], seed: int, device: str | None, root: Path | None) -> TrialRecord:

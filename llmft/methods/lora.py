@@ -3,25 +3,21 @@
 The adapters are peft's. They start as the identity (B = 0) and can be merged into W without changing an answer beyond rounding.
 """
 
-from typing import Literal
-
 from pydantic import Field
 
 from llmft.errors import UserError
-from llmft.method import Method, Range
-from llmft.methods.pattern import label_word_loss
-from llmft.spec import Spec
+from llmft.method import Range
+from llmft.methods.pattern import PatternBased, PatternSettings
 
 
-class LoraSettings(Spec):
+class LoraSettings(PatternSettings):
     r: int = Field(8, ge=1)
     alpha: int = Field(8, ge=1)
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     targets: tuple[str, ...] = ()  # names of linear layers; empty: peft's choice for the architecture (query and value)
-    loss: Literal["full_vocabulary", "restricted"] = "full_vocabulary"
 
 
-class Lora(Method):
+class Lora(PatternBased):
     Settings = LoraSettings
     train_defaults = {"learning_rate": 2e-4}
     search = {"learning_rate": Range(1e-5, 1e-2, log=True)}
@@ -67,9 +63,6 @@ class Lora(Method):
         for name, parameter in model.network.named_parameters():
             parameter.requires_grad_("lora_" in name)
         model.network.to(model.device)
-
-    def loss(self, model, batch):
-        return label_word_loss(self.settings.loss, self.scores(model, batch).labels, batch.labels)
 
 
 METHOD = Lora

@@ -237,7 +237,7 @@ def train(
             print(json.dumps(entry), flush=True)
         if step % 500 == 0 or step == steps:
             save(model, tokenizer, out)
-            (out / "training.json").write_text(json.dumps({"seed": seed, **entry}, indent=1) + "\n")
+            (out.parent / "training.json").write_text(json.dumps({"seed": seed, **entry}, indent=1) + "\n")
 
 
 def save(model, tokenizer, out: Path) -> None:
