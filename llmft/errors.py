@@ -31,6 +31,8 @@ class Cause(StrEnum):
     USER_ERROR = "user_error"
     CRASHED = "crashed"  # an exception that we did not foresee
     LOST = "lost"  # the process that ran the trial died
+    TIMEOUT = "timeout"  # it took longer than the plan allows
+    PRUNED = "pruned"  # the search gave it up early, for points of earlier rounds did better at the same epoch
 
 
 class TrialFailure(Exception):

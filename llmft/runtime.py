@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -30,6 +30,8 @@ class Runtime:
         report: receives progress (a small dictionary) after every look at the dev set.
         should_stop: asked between steps; True ends the trial.
         micro_batch_tokens: upper bound of tokens in one forward pass.
+        timeout_s: the trial fails with `Cause.TIMEOUT` when it has taken longer; None: no limit.
+        stop_below: epoch -> dev accuracy; a trial whose best so far is lower at that epoch fails with `Cause.PRUNED`.
     """
 
     device: str | None = None
@@ -39,3 +41,5 @@ class Runtime:
     report: Callable[[dict[str, Any]], None] = _ignore
     should_stop: Callable[[], bool] = _never
     micro_batch_tokens: int = 16384
+    timeout_s: float | None = None
+    stop_below: Mapping[int, float] = field(default_factory=dict)

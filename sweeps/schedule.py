@@ -15,10 +15,17 @@ Records = Mapping[str, TrialRecord]
 
 @dataclass(frozen=True)
 class Planned:
-    """A trial of the plan; `digest` is kept because a sweep asks for it many times."""
+    """A trial of the plan; `digest` is kept because a sweep asks for it many times.
+
+    Attributes:
+        cell: the cell that asks for it.
+        stop_below: epoch -> dev accuracy under which the trial is given up (`llmft.runtime.Runtime.stop_below`).
+    """
 
     digest: str
     spec: TrialSpec
+    cell: Cell
+    stop_below: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,14 +82,16 @@ class _CellPlan:
         if known not in self._rounds:
             points = suggest(cell.ranges, cell.search, cell.key, cell.defaults, history, index)
             self._rounds[known] = [
-                (point, _plan(cell.search_spec(point, seed) for seed in cell.search.seeds)) for point in points
+                (point, _plan(cell, (cell.search_spec(point, seed) for seed in cell.search.seeds))) for point in points
             ]
         return self._rounds[known]
 
     def _report(self, params: Params) -> list[Planned]:
         key = repr(sorted(params.items()))
         if key not in self._reports:
-            self._reports[key] = list(_plan(self.cell.report_spec(params, seed) for seed in self.cell.report_seeds))
+            self._reports[key] = list(
+                _plan(self.cell, (self.cell.report_spec(params, seed) for seed in self.cell.report_seeds))
+            )
         return self._reports[key]
 
     def state(self, records: Records) -> CellState:
@@ -109,8 +118,8 @@ class _CellPlan:
         return state
 
 
-def _plan(specs: Iterable[TrialSpec]) -> tuple[Planned, ...]:
-    return tuple(Planned(spec.digest, spec) for spec in specs)
+def _plan(cell: Cell, specs: Iterable[TrialSpec]) -> tuple[Planned, ...]:
+    return tuple(Planned(spec.digest, spec, cell) for spec in specs)
 
 
 class Schedule:
