@@ -35,6 +35,7 @@ from ray.tune.search import Searcher  # noqa: E402
 
 from llmft.errors import Cause, UserError  # noqa: E402
 from llmft.record import TrialRecord  # noqa: E402
+from sweeps.prefetch import fetch_on_every_node  # noqa: E402
 from sweeps.run import Ledger  # noqa: E402
 from sweeps.schedule import Planned  # noqa: E402
 from sweeps.trainable import TrialTrainable  # noqa: E402
@@ -135,6 +136,9 @@ def run_on_ray(
         scratch_folder(ledger.store.root.absolute() if address else None) as scratch,
         ray_session(address, workers, scratch, verbose),
     ):
+        if address:
+            cells = [state.cell for state in ledger.schedule.states(ledger.records)]
+            fetch_on_every_node(cells, ledger.progress.say)
         slots = share_out(ray.cluster_resources(), address, workers, gpus_per_trial)
         ledger.progress.concurrency = slots["n"]
         job = {
