@@ -19,7 +19,7 @@ Params = dict[str, Any]
 """Values of searched hyper-parameters, by the name of a method's setting or of a `TrainSpec` field."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
     """One row of the comparison.
 

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 
 from llmft.record import TrialRecord
+from llmft.spec import TrialSpec
 from sweeps.estimate import remaining_s
 from sweeps.schedule import CellState, Records, Schedule
 
@@ -66,6 +67,7 @@ class Progress:
         self.schedule, self.concurrency = schedule, concurrency
         self.console = console or Console(stderr=True)
         self._started = self._looked = self._printed = time.monotonic()
+        self.n_retried = 0
         self._n_at_start: int | None = None
         self._states: list[CellState] = []
         self._snapshot: Snapshot | None = None
@@ -76,9 +78,13 @@ class Progress:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type | None, *_) -> None:
+    def close(self) -> None:
+        """Give the terminal back."""
         if self.console.is_terminal:
             self._live.stop()
+
+    def __exit__(self, kind: type | None, *_) -> None:
+        self.close()
         if self._snapshot and (kind is None or self._snapshot.n_new):  # a mistake that stops a sweep at its start is one line
             self.say(self._snapshot.line)
 
@@ -93,6 +99,11 @@ class Progress:
             self.say(
                 f"failed: {spec.task} {spec.method} {spec.n_shots} shots seed {spec.data_seed} ({record.digest}) {record.cause}: {record.message}"
             )
+
+    def retried(self, spec: TrialSpec, reason: str) -> None:
+        """Note that a trial is started again."""
+        self.n_retried += 1
+        self.say(f"again: {spec.task} {spec.method} {spec.n_shots} shots seed {spec.data_seed} ({spec.digest}): {reason}")
 
     def update(self, records: Records, n_running: int, last: bool = False) -> None:
         """Look at what is known; cheap when called often."""

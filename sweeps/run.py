@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 from llmft.errors import UserError
 from llmft.record import TrialRecord
+from llmft.spec import ModelRef
 from sweeps.cells import Cell
 from sweeps.failures import FailurePolicy
 from sweeps.plan import Plan
@@ -37,41 +40,84 @@ class Ledger:
     """
 
     def __init__(self, plan: Plan, schedule: Schedule, store: Store, policy: FailurePolicy, progress: Progress):
-        self.plan, self.schedule, self.store, self.progress = plan, schedule, store, progress
+        self.plan, self.schedule, self.store, self.policy, self.progress = plan, schedule, store, policy, progress
         stored = store.load()
         self.records = {digest: record for digest, record in stored.items() if policy.settled(record)}
         self._again = stored.keys() - self.records.keys()
         self.running: dict[str, Planned] = {}
         self.n_new = 0
-        self._queue: list[Planned] = schedule.ready(self.records)
+        self._waiting: dict[str, deque[Planned]] = {}  # by cell
+        self._open: Counter[str] = Counter()  # trials of a cell that wait or run
+        self._n_stages: Counter[str] = Counter()  # of a cell, that have been taken up
+        self._models: dict[ModelRef, int] = {}
+        self._cells: dict[str, Cell] = {}
+        self._take_up()
         self._written = time.monotonic()
+
+    def _take_up(self) -> None:
+        """Queue what can run now: the next stage of every cell that has nothing left to wait for."""
+        taken = self.running.keys() | {trial.digest for queue in self._waiting.values() for trial in queue}
+        fresh: dict[str, list[Planned]] = {}
+        for trial in self.schedule.ready(self.records):
+            if trial.digest not in taken:
+                fresh.setdefault(trial.cell.key, []).append(trial)
+        for key, trials in fresh.items():
+            self._cells[key] = cell = trials[0].cell
+            self._models.setdefault(cell.base.model, len(self._models))
+            self._waiting.setdefault(key, deque()).extend(trials)
+            self._open[key] += len(trials)
+            self._n_stages[key] += 1
+
+    @property
+    def waiting(self) -> dict[Cell, int]:
+        """Trials that could start now, by cell."""
+        return {self._cells[key]: len(queue) for key, queue in self._waiting.items() if queue}
 
     @property
     def done(self) -> bool:
-        return not self.running and not self._queue and self.schedule.done(self.records)
+        return not self.running and not self.waiting and self.schedule.done(self.records)
 
-    def next_trial(self) -> Planned | None:
-        """A trial to start now, which counts as running from here on; None if those that run must end first."""
-        while self._queue:
-            trial = self._queue.pop(0)
-            if trial.digest not in self.running and trial.digest not in self.records:
-                if trial.digest in self._again:
-                    self.store.discard(trial.digest)
-                self.running[trial.digest] = trial
-                return trial
-        return None
+    def next_trial(self, fits: Callable[[Cell], bool] = lambda cell: True) -> Planned | None:
+        """A trial to start now, which counts as running from here on; None if those that run must end first.
+
+        Cells of one model come together, since a worker keeps its base model; among them, early stages come first.
+
+        Args:
+            fits: whether there is room for a trial of a cell.
+        """
+        candidates = [cell for cell in self.waiting if fits(cell)]
+        if not candidates:
+            return None
+        cell = min(candidates, key=lambda cell: (self._models[cell.base.model], self._n_stages[cell.key]))
+        trial = self._waiting[cell.key].popleft()
+        if trial.digest in self._again:
+            self.store.discard(trial.digest)
+        self.running[trial.digest] = trial
+        return trial
+
+    def put_back(self, trial: Planned) -> None:
+        """A trial that was handed out could not start; it waits again."""
+        del self.running[trial.digest]
+        self._waiting[trial.cell.key].appendleft(trial)
 
     def ended(self, record: TrialRecord) -> None:
         """Take note of a trial's record, which lies in the store already."""
-        self.running.pop(record.digest, None)
+        trial = self.running.pop(record.digest)
         self.records[record.digest] = record
         self.n_new += 1
-        if not self._queue:
-            self._queue = [trial for trial in self.schedule.ready(self.records) if trial.digest not in self.running]
+        self._open[trial.cell.key] -= 1
+        if not self._open[trial.cell.key]:
+            self._take_up()
         self.progress.ended(record)
         self.progress.update(self.records, len(self.running))
         if time.monotonic() - self._written > MANIFEST_EVERY_S:
             self.write_manifest()
+
+    def abandon(self, why: str) -> None:
+        """Say and write the last word of a process that is about to end."""
+        self.progress.close()
+        print(f"llmft: {why}", file=sys.stderr, flush=True)
+        self.write_manifest()
 
     def write_manifest(self) -> None:
         self.store.write_manifest(self.plan, self.schedule, self.records)
@@ -144,8 +190,8 @@ def run_sweep(
                     from sweeps.cluster import run_on_ray
 
                     run_on_ray(
-                        ledger, address=address, workers=workers, gpus_per_trial=gpus_per_trial,
-                        max_lost=policy.max_lost, run_trial=run_trial, verbose=verbose,
+                        ledger, address=address, workers=workers, gpus_per_trial=gpus_per_trial, run_trial=run_trial,
+                        verbose=verbose,
                     )  # fmt: skip
         finally:
             ledger.write_manifest()

@@ -48,14 +48,17 @@ def fake_trial(
     dies_at: float = math.inf,
     dies_once: bool = False,
     oom_in_used: bool = False,
+    hangs_at: float = math.inf,
 ):
-    """Log the trial, wait, and give its record; the process kills itself where the learning rate is above `dies_at`."""
+    """Log the trial, wait, and give its record; the process kills itself, or hangs, where the learning rate is above a bound."""
     first = spec.digest not in (Path(log).read_text() if Path(log).exists() else "")
     used = f"used {os.getpid()}" in (Path(log).read_text() if Path(log).exists() else "")
     with open(log, "a") as file:
         file.write(f"{spec.digest} used {os.getpid()}\n")
     runtime.report({"dev_accuracy": 0.5})
     time.sleep(sleep_s)
+    while spec.train.learning_rate > hangs_at:
+        time.sleep(1)
     if spec.train.learning_rate > dies_at and (first or not dies_once):
         os.kill(os.getpid(), signal.SIGKILL)
     cause = Cause.OUT_OF_MEMORY if oom_in_used and used else None
