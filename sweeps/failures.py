@@ -43,7 +43,7 @@ class FailurePolicy:
 
     Attributes:
         budget: how many losses of a kind a trial survives, where it is not as in `BUDGET`.
-        timeout_s: seconds that a trial may take; None: no limit.
+        timeout_s: the plan's `trial_timeout_s`; a sweep fills it in.
     """
 
     retry_failed: bool = False

@@ -117,6 +117,8 @@ class Plan(Spec):
     max_length: int | None = Field(None, ge=8)
     selections: tuple[Selection, ...] = Field(("last", "best_dev"), min_length=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    trial_timeout_s: float | None = Field(None, gt=0, description="a trial that takes longer fails; null: no limit")
+    keep_weights: bool = Field(False, description="keep what the reported trials have trained (adapters, or whole models)")
 
     @model_validator(mode="after")
     def _consistent(self) -> Plan:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,8 @@ def run_sweep(
         UserError: the folder cannot be written, holds a damaged record, or another sweep runs on it.
         KeyboardInterrupt: the run was stopped; what had finished is stored.
     """
-    store, schedule, policy = Store(root), Schedule(cells), policy or FailurePolicy()
+    store, schedule = Store(root), Schedule(cells)
+    policy = replace(policy or FailurePolicy(), timeout_s=plan.trial_timeout_s)
     with store.locked(), Progress(schedule, console=console) as progress:
         ledger = Ledger(plan, schedule, store, policy, progress)
         if store.write_plan(plan):

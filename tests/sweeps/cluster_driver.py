@@ -1,7 +1,7 @@
 """A sweep in a process of its own, as tests of faults need it: `python cluster_driver.py '{"plan": ..., "root": ..., ...}'`.
 
 Options (JSON): plan, root; sleep_s of a trial; nodes: CPUs of each node of a local cluster, its head has none (without: Ray on this
-machine); workers: trials at a time; hangs_at, timeout_s; kill: what dies once `kill_after` records are there: node, head.
+machine); workers: trials at a time; hangs_at; kill: what dies once `kill_after` records are there: node, head.
 Prints the outcome as one line of JSON.
 """
 
@@ -18,7 +18,6 @@ from fakes import fake_data, fake_model, fake_trial
 
 from sweeps import session
 from sweeps.cells import build_cells
-from sweeps.failures import FailurePolicy
 from sweeps.plan import load_plan
 from sweeps.run import run_sweep
 
@@ -49,8 +48,7 @@ def main(options: dict) -> None:
     fake = {"log": str(root) + ".log", "sleep_s": options.get("sleep_s", 0.0), "hangs_at": options.get("hangs_at", 1e9)}
     try:
         outcome = run_sweep(
-            plan, cells, root, address=address, workers=options.get("workers"),
-            policy=FailurePolicy(timeout_s=options.get("timeout_s")), run_trial=partial(fake_trial, **fake),
+            plan, cells, root, address=address, workers=options.get("workers"), run_trial=partial(fake_trial, **fake)
         )  # fmt: skip
     except KeyboardInterrupt:
         sys.exit(130)

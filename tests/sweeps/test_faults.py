@@ -111,8 +111,9 @@ def test_a_trial_that_hangs_is_ended(tmp_path, plan_file):
     plan = plan_file(
         ("  zero_shot:\n  in_context: {n_shots: [2]}\n", ""), ("n_shots: [2, 4]", "n_shots: [2]"),
         ("r: {choices: [2, 4]}", "learning_rate: {choices: [1e-3, 1e-2]}"), ("{n_trials: 4, seeds: [100, 101]", "{n_trials: 2, seeds: [100]"),
+        ("n_dev: 4", "n_dev: 4\ntrial_timeout_s: 1.0"),
     )  # fmt: skip
-    code, outcome, said = run(plan=str(plan), root=str(tmp_path / "r"), hangs_at=5e-3, timeout_s=1.0)
+    code, outcome, said = run(plan=str(plan), root=str(tmp_path / "r"), hangs_at=5e-3)
     assert code == 0 and outcome == {"finished": 4, "failed": 1, "new": 5}, said
     (hung,) = [record for record in Store(tmp_path / "r").load().values() if not record.finished]
     assert hung.cause is Cause.TIMEOUT and hung.spec.train.learning_rate == 1e-2 and "it hung" in hung.message
