@@ -6,13 +6,8 @@ from typing import Any
 
 from ray import tune
 
-from llmft.spec import TrialSpec
-from sweeps.failures import FailurePolicy
+from sweeps.parallel import train_loop
 from sweeps.store import Store
-
-
-class FreshProcessWanted(RuntimeError):
-    """The trial may have failed by what an earlier one left in the process. Ray starts it again in a new one."""
 
 
 class TrialTrainable(tune.Trainable):
@@ -36,7 +31,7 @@ class TrialTrainable(tune.Trainable):
 
         if Store(self.job["root"]).get(self.job["digest"]) is None:
             trainer = TorchTrainer(
-                _train_loop,
+                train_loop,
                 train_loop_config={**self.job, "n_trials_before": self.n_trials_before},
                 scaling_config=ray.train.ScalingConfig(num_workers=0),  # local mode: in this process, without a worker group
                 run_config=ray.train.RunConfig(name=self.job["digest"], storage_path=self.job["scratch"]),
@@ -50,24 +45,3 @@ class TrialTrainable(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         return None
-
-
-def _train_loop(job: dict[str, Any]) -> None:
-    import ray.train
-    import torch
-    from ray.train.torch import get_device
-
-    from llmft.runtime import Runtime
-
-    run_trial = job["run_trial"]
-    if run_trial is None:
-        from llmft.trial import run_trial
-    torch.set_num_threads(job["n_threads"])
-    context = ray.train.get_context()
-    runtime = Runtime(
-        device=str(get_device()), rank=context.get_world_rank(), world_size=context.get_world_size(), report=ray.train.report
-    )
-    result = run_trial(TrialSpec.model_validate_json(job["spec"]), runtime)
-    if FailurePolicy().wants_fresh_process(result.record, job["n_trials_before"]):
-        raise FreshProcessWanted(f"{result.record.cause}: {result.record.message}")
-    Store(job["root"]).put(result.record, result.predictions)

@@ -59,4 +59,4 @@ def fake_trial(
     if spec.train.learning_rate > dies_at and (first or not dies_once):
         os.kill(os.getpid(), signal.SIGKILL)
     cause = Cause.OUT_OF_MEMORY if oom_in_used and used else None
-    return SimpleNamespace(record=fake_record(spec, cause), predictions=b"parquet")
+    return SimpleNamespace(record=fake_record(spec, cause), predictions=b"parquet", weights=None)
