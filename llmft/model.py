@@ -1,7 +1,8 @@
 """Models: where they lie, and how a trial borrows one.
 
 A process keeps the base model that it loaded last, untouched, in memory; a trial that trains gets a copy and may do with it
-what it likes. So nothing can leak from one trial into the next, whatever a method changes.
+what it likes. So nothing can leak from one trial into the next, whatever a method changes. A process that was started for one
+trial alone keeps nothing.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ DROPOUT = {  # the names of the hidden dropout, by architecture: OPT ignores `hi
     "phi": ("resid_pdrop", "embd_pdrop"),
     "stablelm": ("hidden_dropout",),
 }
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SAMPLE = 1 << 20  # bytes from either end of a weights file that its fingerprint reads
 
 
@@ -138,7 +140,7 @@ class BorrowedModel:
 
     Attributes:
         network: a causal language model of transformers; methods may add modules to it.
-        device, precision: where it lies, and "fp32", "bf16" or "fp16".
+        device, precision: where it computes, and "fp32", "bf16" or "fp16".
         plain_head: whether the logits are just the output embedding times the last hidden state (a few architectures scale or cap
             them; then the network's own forward is used).
     """
@@ -162,8 +164,7 @@ class BorrowedModel:
 
     def autocast(self):
         """The context in which forward passes run: half precision where the trial asks for it, weights stay fp32 when trained."""
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
-        return torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32")
+        return torch.autocast(self.device.type, HALF.get(self.precision), enabled=self.precision in HALF)
 
 
 _BASE: dict[tuple, tuple[torch.nn.Module, bool]] = {}
@@ -216,23 +217,27 @@ def choose_device(name: str | None) -> torch.device:
 
 @contextmanager
 def borrow_model(
-    ref: ModelRef, precision: str, device: torch.device, dropout: float | None = None, copied: bool = True
+    ref: ModelRef, precision: str, device: torch.device, dropout: float | None = None, copied: bool = True, kept: bool = True
 ) -> Iterator[BorrowedModel]:
-    """A network to work with, every parameter frozen.
+    """A network to work with, every parameter frozen. It lies on the CPU, for `Runtime.wrap` to put where it shall be.
 
     Args:
+        device: where it will be.
         copied: whether the caller will change it. Without a copy the weights are only read; in half precision they are then
             stored in half as well.
+        kept: whether this process will need the base model again. If not, the caller gets the base itself: one copy in memory
+            instead of two.
 
     Raises:
         UserError: the weights cannot be loaded.
     """
-    base, plain_head = _load_base(ref, dropout)
-    stays = not copied and device.type == "cpu" and precision == "fp32"
-    network = base if stays else copy.deepcopy(base)
-    if not stays:
-        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-        network.to(device, dtype=half if half is not None and not copied else None)
+    network, plain_head = _load_base(ref, dropout)
+    if not kept:
+        _BASE.clear()
+    elif copied or precision in HALF or device.type != "cpu":
+        network = copy.deepcopy(network)
+    if not copied:
+        network.to(dtype=HALF.get(precision))
     try:
         yield BorrowedModel(network, device, precision, plain_head)
     finally:

@@ -38,11 +38,16 @@ def run_on_ray(
             "scratch": str(scratch),
             "n_threads": slots["CPU"],
             "run_trial": run_trial,
-            "timeout_s": ledger.policy.timeout_s,
         }
 
         def job_of(trial: Planned) -> dict[str, Any]:
-            return {**common, "digest": trial.digest, "spec": trial.spec.model_dump_json()}
+            return {
+                **common,
+                "digest": trial.digest,
+                "spec": trial.spec.model_dump_json(),
+                "slot": {"workers": 1, "cpus": slots["CPU"], "gpus": slots["GPU"]},
+                **ledger.runtime_settings(trial),
+            }
 
         def fits():
             full = len(ledger.running) >= slots["n"]

@@ -95,6 +95,11 @@ class Ledger:
         self.running[trial.digest] = trial
         return trial
 
+    def runtime_settings(self, trial: Planned) -> dict[str, Any]:
+        """What the plan says of how a trial runs, as arguments of `llmft.runtime.Runtime`."""
+        keep = self.plan.keep_weights and trial.spec.test_sets != ()  # trials of the search score no test set
+        return {"timeout_s": self.policy.timeout_s, "stop_below": trial.stop_below, "keep_weights": keep}
+
     def put_back(self, trial: Planned) -> None:
         """A trial that was handed out could not start; it waits again."""
         del self.running[trial.digest]
@@ -210,9 +215,9 @@ def _run_serially(ledger: Ledger, run_trial: Callable[..., Any] | None) -> None:
 
     while trial := ledger.next_trial():
         ledger.progress.update(ledger.records, 1)
-        result = run_trial(trial.spec, Runtime())
+        result = run_trial(trial.spec, Runtime(**ledger.runtime_settings(trial)))
         try:
-            ledger.store.put(result.record, result.predictions)
+            ledger.store.put(result.record, result.predictions, result.weights)
         except OSError as error:
             raise UserError(f"{ledger.store.root}: results cannot be written ({error.strerror}).") from None
         ledger.ended(result.record)

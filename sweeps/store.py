@@ -55,9 +55,9 @@ class Store:
         except RecordError as error:
             raise UserError(str(error)) from None
 
-    def put(self, record: TrialRecord, predictions: bytes | None = None) -> None:
+    def put(self, record: TrialRecord, predictions: bytes | None = None, weights: bytes | None = None) -> None:
         """Write one trial, all of it or nothing."""
-        write_record(self.folder(record.digest), record, predictions)
+        write_record(self.folder(record.digest), record, predictions, weights)
 
     def discard(self, digest: str) -> None:
         """Forget a failed record before its trial is tried again."""

@@ -13,7 +13,7 @@ from ray import tune
 from llmft.errors import Cause
 from llmft.record import Cost, TrialRecord
 from llmft.spec import TrialSpec
-from sweeps.failures import FreshProcessWanted, wants_fresh_process
+from sweeps.parallel import Slot, run_group, run_here
 from sweeps.store import Store
 
 GRACE = 1.5
@@ -36,11 +36,15 @@ class TrialTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        job, store = self.job, Store(self.job["root"])
-        if store.get(job["digest"]) is None:
-            before, self.n_trials_before = self.n_trials_before, self.n_trials_before + 1
+        job, slot = self.job, Slot(**self.job["slot"])
+        if Store(job["root"]).get(job["digest"]) is None:
+            job = {**job, "n_trials_before": self.n_trials_before}
+            self.n_trials_before += 1
             with _ended_when_it_hangs(job):
-                _run({**job, "n_trials_before": before})
+                if slot.workers == 1:
+                    run_here(job)
+                else:
+                    run_group(job, slot)
         return {"digest": job["digest"], "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -48,39 +52,6 @@ class TrialTrainable(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         return None
-
-
-def _run(job: dict[str, Any]) -> None:
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    TorchTrainer(
-        _train_loop,
-        train_loop_config=job,
-        scaling_config=ray.train.ScalingConfig(num_workers=0),  # local mode: in this process, without a worker group
-        run_config=ray.train.RunConfig(name=job["digest"], storage_path=job["scratch"]),
-    ).fit()
-
-
-def _train_loop(job: dict[str, Any]) -> None:
-    import ray.train
-    import torch
-    from ray.train.torch import get_device
-
-    from llmft.runtime import Runtime
-
-    run_trial = job["run_trial"]
-    if run_trial is None:
-        from llmft.trial import run_trial
-    torch.set_num_threads(job["n_threads"])
-    context = ray.train.get_context()
-    runtime = Runtime(
-        device=str(get_device()), rank=context.get_world_rank(), world_size=context.get_world_size(), report=ray.train.report
-    )
-    result = run_trial(TrialSpec.model_validate_json(job["spec"]), runtime)
-    if wants_fresh_process(result.record, job["n_trials_before"]):
-        raise FreshProcessWanted(f"{result.record.cause}: {result.record.message}")
-    Store(job["root"]).put(result.record, result.predictions)
 
 
 @contextmanager

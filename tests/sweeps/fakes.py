@@ -7,12 +7,12 @@ import os
 import signal
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 from llmft.errors import Cause
 from llmft.record import Cost, TrialRecord
 from llmft.registry import load_task
 from llmft.spec import DataRef, ModelRef, TrialSpec
+from llmft.trial import TrialResult
 
 
 def fake_model(name: str, revision: str = "main") -> ModelRef:
@@ -62,4 +62,4 @@ def fake_trial(
     if spec.train.learning_rate > dies_at and (first or not dies_once):
         os.kill(os.getpid(), signal.SIGKILL)
     cause = Cause.OUT_OF_MEMORY if oom_in_used and used else None
-    return SimpleNamespace(record=fake_record(spec, cause), predictions=b"parquet")
+    return TrialResult(fake_record(spec, cause), predictions=b"parquet")
