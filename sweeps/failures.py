@@ -27,8 +27,8 @@ class Loss(StrEnum):
     RECYCLED = "it asked for a fresh process"
 
 
-BUDGET = {Loss.NODE: 50, Loss.MEMORY: 2, Loss.PROCESS: 2, Loss.RECYCLED: 1}
-"""How many losses of each kind a trial survives."""
+BUDGET = {Loss.NODE: 50, Loss.MEMORY: 2, Loss.PROCESS: 2, Loss.RECYCLED: 50}
+"""How many losses of each kind a trial survives. It may be handed to several used processes before it gets a fresh one."""
 
 
 @dataclass(frozen=True)
