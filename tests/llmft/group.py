@@ -35,7 +35,7 @@ class Run:
 def run_in_group(folder: Path, strategy: str, runs: Mapping[str, Run], n: int = 2) -> list[dict[str, Any]]:
     """What each of `n` processes got from each trial: a result, or the failure that it raised and with which it ended.
 
-    What `before` gave, unless it is None, is kept as "before".
+    What a run's `before` gave is kept under the function's name.
     """
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -60,8 +60,8 @@ def _work(rank: int, n: int, port: int, folder: str, strategy: str, runs: Mappin
     dist.init_process_group("gloo", rank=rank, world_size=n)
     got: dict[str, Any] = {}
     for name, run in runs.items():
-        if run.before and (said := run.before()) is not None:
-            got["before"] = said
+        if run.before:
+            got[run.before.__name__] = run.before()
         try:
             got[name] = run_trial(run.spec, distributed_runtime(strategy, "cpu", **run.settings))
         except TrialFailure as failure:
@@ -72,31 +72,39 @@ def _work(rank: int, n: int, port: int, folder: str, strategy: str, runs: Mappin
     dist.destroy_process_group()
 
 
-def limit_rows(n_rows: int, rank: int | None = None) -> None:
-    """From now on no forward pass over more than `n_rows` prompts fits into memory (of one process)."""
+def _in_training(act: Callable[[], None]) -> None:
+    """From now on `act` comes before every training pass."""
     real = Adapted.forward
 
     def forward(self, what, given):
-        if what != "prefix" and len(given) > n_rows and rank in (None, dist.get_rank() if dist.is_initialized() else None):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        if what == "loss":
+            act()
         return real(self, what, given)
 
     Adapted.forward = forward
+
+
+def seeds_used() -> set[int]:
+    """Filled in training with what torch's generator was seeded with."""
+    seeds: set[int] = set()
+    _in_training(lambda: seeds.add(torch.initial_seed()))
+    return seeds
 
 
 def second_has_no_memory() -> None:
-    limit_rows(2, rank=1)
+    def act():
+        if dist.get_rank() == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    _in_training(act)
 
 
 def second_dies() -> None:
-    real = Adapted.forward
-
-    def forward(self, what, given):
-        if dist.get_rank() == 1 and torch.is_grad_enabled():
+    def act():
+        if dist.get_rank() == 1:
             os._exit(9)
-        return real(self, what, given)
 
-    Adapted.forward = forward
+    _in_training(act)
 
 
 def scaled_step() -> tuple[bool, bool]:

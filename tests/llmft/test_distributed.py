@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from group import Run, run_in_group, scaled_step, second_dies, second_has_no_memory
+from group import Run, run_in_group, scaled_step, second_dies, second_has_no_memory, seeds_used
 from safetensors.torch import load
 from small_models import CPU
 
 from llmft.errors import Cause
+from llmft.seeds import derive
 from llmft.trial import _encode, _settle, run_trial
 
 FEW_AT_ONCE = {"micro_batch_tokens": 40}
@@ -62,7 +63,7 @@ def runs(spec_of):
         "oracles": run("lora", selections=every),
         "half": run("pattern", precision="bf16"),
         "half in context": run("in_context", precision="bf16"),
-        "dropout": run("pattern", dropout=0.3),
+        "dropout": run("pattern", before=seeds_used, epochs=1, dropout=0.3),
         "diverged": run("pattern", before=scaled_step, learning_rate=1e30, clip_norm=None),
         "pruned": run("pattern", {"stop_below": {1: 1.01}}),
         "late": run("pattern", {"timeout_s": 0.0}),
@@ -118,11 +119,12 @@ def test_tokens_are_those_of_all_processes(together, alone, runs):
     assert len(prefix) > 100
 
 
-def test_each_process_draws_its_own_dropout(together, alone):
+def test_each_process_draws_its_own_dropout(together, alone, runs):
     first, second = (got["dropout"].record for got in together)
-    assert first.curve == second.curve
-    assert first.curve[0].train_loss != pytest.approx(alone["dropout"].record.curve[0].train_loss, abs=1e-6)
+    assert first.finished and first.curve == second.curve
     assert first.curve[0].train_loss == pytest.approx(alone["dropout"].record.curve[0].train_loss, rel=0.5)
+    (first,), (second,) = (got["seeds_used"] for got in together)
+    assert first == derive(runs["dropout"].spec.dropout_seed, "dropout") != second
 
 
 def test_all_processes_stop_together_and_keep_the_curve(together, alone):
@@ -144,7 +146,7 @@ def test_the_kept_weights_are_whole_and_come_once(together, alone):
 
 def test_an_overflow_in_one_shard_stops_the_step_in_all(together):
     """Of a sharded model; see `scaled_step`."""
-    assert [got["before"] for got in together] == [(True, True)] * 2
+    assert [got["scaled_step"] for got in together] == [(True, True)] * 2
 
 
 def test_a_process_without_memory_says_what_to_try(ended):
