@@ -144,7 +144,7 @@ def plan(
     store = Store(out or Path("results") / the_plan.name)
     records, schedule = store.load(), Schedule(cells)
     states, console = schedule.states(records), _console()
-    console.print(plan_table(states, records))
+    console.print(plan_table(states))
     for stage, (n_new, n_done, n_failed) in count_by_stage(states, records).items():
         print(f"{stage}: {n_new + n_done + n_failed} trials, {n_new} new, {n_done} done, {n_failed} failed")
     n_again = sum(not FailurePolicy().settled(records[t.digest]) for t in schedule.known(records) if t.digest in records)

@@ -12,6 +12,7 @@ from rich.table import Table
 from llmft.record import TrialRecord
 from llmft.spec import TrialSpec
 from sweeps.estimate import remaining_s
+from sweeps.prune import failed
 from sweeps.schedule import CellState, Records, Schedule
 
 LINE_EVERY_S, LOOK_EVERY_S = 20.0, 0.5
@@ -94,7 +95,7 @@ class Progress:
 
     def ended(self, record: TrialRecord) -> None:
         """Note the end of a trial; a failure is said at once."""
-        if not record.finished:
+        if failed(record):
             spec = record.spec
             self.say(
                 f"failed: {spec.task} {spec.method} {spec.n_shots} shots seed {spec.data_seed} ({record.digest}) {record.cause}: {record.message}"
@@ -112,18 +113,17 @@ class Progress:
             return
         self._looked = now
         states = self._states = self.schedule.states(records)
-        known = [trial.digest for state in states for trial in [*state.search, *state.report]]
-        done = [records[digest] for digest in set(known) if digest in records]
+        n_done = sum(state.n_done for state in states)
         if self._n_at_start is None:
-            self._n_at_start = len(done)
+            self._n_at_start = n_done
         self._snapshot = Snapshot(
-            n_done=len(done),
-            n_failed=sum(not record.finished for record in done),
+            n_done=n_done,
+            n_failed=sum(state.n_failed for state in states),
             n_total=sum(state.total for state in states),
-            n_cells_done=sum(_complete(state, records) for state in states),
+            n_cells_done=sum(state.complete for state in states),
             n_cells=len(states),
             n_running=n_running,
-            n_new=len(done) - self._n_at_start,
+            n_new=n_done - self._n_at_start,
             elapsed_s=now - self._started,
             eta_s=remaining_s(states, records, self.concurrency),
         )
@@ -143,7 +143,3 @@ class Progress:
             note = f"best on dev {accuracy:.3f}" if accuracy is not None else "searching" if state.choice is None else ""
             table.add_row(f"  {state.cell}: {note}")
         return table
-
-
-def _complete(state: CellState, records: Records) -> bool:
-    return state.choice is not None and all(trial.digest in records for trial in state.report)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,12 +12,11 @@ from typing import Any
 
 from llmft.errors import UserError
 from llmft.record import TrialRecord
-from llmft.spec import ModelRef
 from sweeps.cells import Cell
 from sweeps.failures import FailurePolicy
 from sweeps.plan import Plan
 from sweeps.progress import Progress
-from sweeps.schedule import Planned, Schedule
+from sweeps.schedule import Planned, RecordBook, Schedule
 from sweeps.store import Store
 
 MANIFEST_EVERY_S = 10.0
@@ -42,55 +41,35 @@ class Ledger:
     def __init__(self, plan: Plan, schedule: Schedule, store: Store, policy: FailurePolicy, progress: Progress):
         self.plan, self.schedule, self.store, self.policy, self.progress = plan, schedule, store, policy, progress
         stored = store.load()
-        self.records = {digest: record for digest, record in stored.items() if policy.settled(record)}
-        self._again = stored.keys() - self.records.keys()
+        self.records = RecordBook({digest: record for digest, record in stored.items() if policy.settled(record)})
         self.running: dict[str, Planned] = {}
         self.n_new = 0
-        self._waiting: dict[str, deque[Planned]] = {}  # by cell
-        self._open: Counter[str] = Counter()  # trials of a cell that wait or run
-        self._n_stages: Counter[str] = Counter()  # of a cell, that have been taken up
-        self._models: dict[ModelRef, int] = {}
-        self._cells: dict[str, Cell] = {}
-        self._take_up()
+        self._stored = set(stored)
         self._written = time.monotonic()
-
-    def _take_up(self) -> None:
-        """Queue what can run now: the next stage of every cell that has nothing left to wait for."""
-        taken = self.running.keys() | {trial.digest for queue in self._waiting.values() for trial in queue}
-        fresh: dict[str, list[Planned]] = {}
-        for trial in self.schedule.ready(self.records):
-            if trial.digest not in taken:
-                fresh.setdefault(trial.cell.key, []).append(trial)
-        for key, trials in fresh.items():
-            self._cells[key] = cell = trials[0].cell
-            self._models.setdefault(cell.base.model, len(self._models))
-            self._waiting.setdefault(key, deque()).extend(trials)
-            self._open[key] += len(trials)
-            self._n_stages[key] += 1
 
     @property
     def waiting(self) -> dict[Cell, int]:
         """Trials that could start now, by cell."""
-        return {self._cells[key]: len(queue) for key, queue in self._waiting.items() if queue}
+        n_running = Counter(trial.cell for trial in self.running.values())
+        open_trials = {state.cell: len(state.open) - n_running[state.cell] for state in self.schedule.states(self.records)}
+        return {cell: n for cell, n in open_trials.items() if n > 0}
 
     @property
     def done(self) -> bool:
-        return not self.running and not self.waiting and self.schedule.done(self.records)
+        return not self.running and self.schedule.done(self.records)
 
     def next_trial(self, fits: Callable[[Cell], bool] = lambda cell: True) -> Planned | None:
         """A trial to start now, which counts as running from here on; None if those that run must end first.
 
-        Cells of one model come together, since a worker keeps its base model; among them, early stages come first.
-
         Args:
             fits: whether there is room for a trial of a cell.
         """
-        candidates = [cell for cell in self.waiting if fits(cell)]
-        if not candidates:
+        trial = self.schedule.next(self.records, self.running, fits)
+        if trial is None:
             return None
-        cell = min(candidates, key=lambda cell: (self._models[cell.base.model], self._n_stages[cell.key]))
-        trial = self._waiting[cell.key].popleft()
-        if trial.digest in self._again:
+        if trial.digest in self._stored:  # it failed, or was given up where this plan would not
+            self._stored.discard(trial.digest)
+            self.records.pop(trial.digest, None)
             self.store.discard(trial.digest)
         self.running[trial.digest] = trial
         return trial
@@ -103,16 +82,12 @@ class Ledger:
     def put_back(self, trial: Planned) -> None:
         """A trial that was handed out could not start; it waits again."""
         del self.running[trial.digest]
-        self._waiting[trial.cell.key].appendleft(trial)
 
     def ended(self, record: TrialRecord) -> None:
         """Take note of a trial's record, which lies in the store already."""
-        trial = self.running.pop(record.digest)
+        del self.running[record.digest]
         self.records[record.digest] = record
         self.n_new += 1
-        self._open[trial.cell.key] -= 1
-        if not self._open[trial.cell.key]:
-            self._take_up()
         self.progress.ended(record)
         self.progress.update(self.records, len(self.running))
         if time.monotonic() - self._written > MANIFEST_EVERY_S:

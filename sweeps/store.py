@@ -152,6 +152,7 @@ class Store:
                     "dev_accuracy": choice.dev_accuracy,
                     "n_points": choice.n_points,
                     "n_search_trials": choice.n_search_trials,
+                    "n_pruned_points": choice.n_pruned_points,
                 }
                 for choice in (state.choice for state in states)
                 if choice is not None and choice.cell.trains

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from llmft.errors import Cause
-from llmft.record import Cost, TrialRecord
+from llmft.record import Cost, CurvePoint, TrialRecord
 from llmft.registry import load_task
 from llmft.spec import DataRef, ModelRef, TrialSpec
 from llmft.trial import TrialResult
@@ -63,3 +65,25 @@ def fake_trial(
         os.kill(os.getpid(), signal.SIGKILL)
     cause = Cause.OUT_OF_MEMORY if oom_in_used and used else None
     return TrialResult(fake_record(spec, cause), predictions=b"parquet")
+
+
+def fake_curve(spec: TrialSpec) -> dict[int, float]:
+    """epoch -> dev accuracy: rises to what `fake_record` gives, a little uneven, and never the same at two rates."""
+    top = fake_record(spec).dev_accuracy[spec.selections[0]]
+    noise = random.Random(f"{spec.train.learning_rate} {spec.train.epochs} {spec.data_seed}")
+    every, last = spec.train.eval_every_epochs, spec.train.epochs
+    looks = sorted({*range(every, last + 1, every), last})
+    return {epoch: round(0.5 + (top - 0.5) * (1 - 0.8**epoch) + noise.uniform(-0.02, 0.02), 4) for epoch in looks}
+
+
+def fake_training(spec: TrialSpec, stop_below: Mapping[int, float]) -> TrialRecord:
+    """The record of a trial with that curve, given up as `llmft.runtime.Runtime.stop_below` says."""
+    curve, best = [], -math.inf
+    for epoch, accuracy in fake_curve(spec).items():
+        best = max(best, accuracy)
+        curve.append(CurvePoint(step=epoch, epoch=epoch, train_loss=1.0, learning_rate=1e-3, dev_accuracy=accuracy))
+        if best < stop_below.get(epoch, -math.inf):
+            given = {"stop_below": {str(at): floor for at, floor in stop_below.items()}}
+            return fake_record(spec, Cause.PRUNED).model_copy(update={"curve": curve, "provenance": given})
+    dev = dict.fromkeys(spec.selections, best)
+    return fake_record(spec).model_copy(update={"curve": curve, "dev_accuracy": dev})
