@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from llmft.errors import UserError
-from llmft.hub import hub_access
+from llmft.hub import fetch_model, hub_access, pin
 from llmft.spec import ModelRef
 
 TOY = Path(__file__).parent / "toy" / "model"
@@ -43,8 +43,13 @@ SAMPLE = 1 << 20  # bytes from either end of a weights file that its fingerprint
 def resolve_model(name: str, revision: str = "main") -> ModelRef:
     """The model that `name` means: "toy", a local folder in hub format, or a hub name.
 
+    A hub model is known by its commit, which becomes its `revision`: under the name of a branch, one digest would stand for
+    whatever the branch held at the time. A commit that changes nothing but a description is another model all the same; one
+    would have to ask the hub for every file's hash to know better, and `llmft.hub.pin` follows no branch unasked.
+
     Raises:
-        UserError: a folder without configuration, weights or tokenizer, or a path that is not there.
+        UserError: a folder without configuration, weights or tokenizer, a path that is not there, or a hub name or revision that
+            the hub does not know.
     """
     if name == "toy":
         return ModelRef(name="toy", revision=revision, fingerprint=folder_fingerprint(TOY), path=str(TOY))
@@ -65,7 +70,8 @@ def resolve_model(name: str, revision: str = "main") -> ModelRef:
         raise UserError(
             f"model: there is no folder {folder}. Give a folder in hub format, a hub name such as facebook/opt-125m, or 'toy'."
         )
-    return ModelRef(name=name, revision=revision, fingerprint=f"hub:{name}@{revision}")
+    commit = pin(name, revision)
+    return ModelRef(name=name, revision=commit, fingerprint=f"hub:{name}@{commit}")
 
 
 @lru_cache(maxsize=64)
@@ -83,20 +89,19 @@ def folder_fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _from_hub(ref: ModelRef, load, what: str, **arguments) -> Any:
-    """Call one of transformers' loaders, from the folder or the hub, and turn what it raises into one line."""
+def _load_from_folder(ref: ModelRef, load, what: str, **arguments) -> Any:
+    """Call one of transformers' loaders on the model's folder, and turn what it raises into one line."""
     from safetensors import SafetensorError
 
+    folder = ref.path or fetch_model(ref.name, ref.revision, weights=what == "weights")
     try:
-        if ref.path:
-            return load(ref.path, **arguments)
-        with hub_access():
-            return load(ref.name, revision=ref.revision, **arguments)
+        with hub_access(offline=True):  # everything is there; an outage of the hub must not be noticed
+            return load(folder, **arguments)
     except (OSError, ValueError, KeyError, ImportError, EOFError, UnpicklingError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
-        where = f"the folder {ref.path}" if ref.path else f"the hub ({ref.name}, revision {ref.revision})"
-        fix = "Check that the folder is complete." if ref.path else "Check the name and the network, or give a local folder."
-        raise UserError(f"model: cannot load the {what} from {where}: {reason} {fix}") from None
+        raise UserError(
+            f"model: cannot load the {what} from the folder {folder}: {reason} Check that the folder is complete."
+        ) from None
 
 
 @lru_cache(maxsize=4)
@@ -108,7 +113,7 @@ def load_tokenizer(ref: ModelRef):
     """
     from transformers import AutoTokenizer
 
-    tokenizer = _from_hub(ref, AutoTokenizer.from_pretrained, "tokenizer")
+    tokenizer = _load_from_folder(ref, AutoTokenizer.from_pretrained, "tokenizer")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
@@ -123,7 +128,7 @@ def load_config(ref: ModelRef):
     """
     from transformers import AutoConfig
 
-    return _from_hub(ref, AutoConfig.from_pretrained, "configuration")
+    return _load_from_folder(ref, AutoConfig.from_pretrained, "configuration")
 
 
 def context_length(config) -> int:
@@ -187,7 +192,7 @@ def _load_base(ref: ModelRef, dropout: float | None) -> tuple[torch.nn.Module, b
                 )
             changed = dict.fromkeys(DROPOUT[config.model_type], dropout)
         transformers_logging.disable_progress_bar()  # of the weights' loading; downloads show theirs
-        network, loading = _from_hub(
+        network, loading = _load_from_folder(
             ref, AutoModelForCausalLM.from_pretrained, "weights", dtype=torch.float32, output_loading_info=True, **changed
         )
         if missing := sorted(loading["missing_keys"]):  # transformers would go on with random numbers in their place

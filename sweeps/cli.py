@@ -176,6 +176,21 @@ def _print_memory(cells: list[Cell]) -> None:
 
 
 @app.command()
+def fetch(plan_name: PlanName, data_dir: DataDir = None, models: Models = None) -> int:
+    """Fetch a plan's models and data from the hub into this machine's cache. The plan then runs without a network."""
+    from sweeps.prefetch import Needs
+
+    needs = Needs.of(_load(plan_name, models, data_dir)[1])
+    for model, folder in zip(needs.models, needs.fetch(), strict=True):
+        n_bytes = sum(path.stat().st_size for path in folder.iterdir())
+        print(f"{model.name}, commit {model.revision}: {n_bytes / 2**20:,.0f} MiB in {folder}")
+    for task, data in needs.data:
+        print(f"{task}: {', '.join(f'{name}, commit {commit}' for name, _, commit in data.commits)}")
+    print("everything is here; the plan needs no network" if needs else "the plan needs nothing of the hub")
+    return 0
+
+
+@app.command()
 def trial(
     task: Annotated[str, typer.Option(help="llmft tasks lists them")],
     method: Annotated[str, typer.Option(help="llmft methods lists them")],
@@ -255,7 +270,8 @@ def tasks() -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `llmft`. Exit codes: 0 all well, 1 a trial failed, 2 a mistake of the user's (one line), 130 stopped."""
-    for name, value in {"TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}.items():
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
+    for name, value in quiet.items():
         os.environ.setdefault(name, value)
     sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
 

@@ -11,6 +11,7 @@ import ray
 from ray import tune
 
 from llmft.errors import UserError
+from sweeps.prefetch import fetch_on_every_node
 from sweeps.run import Ledger
 from sweeps.schedule import Planned
 from sweeps.searcher import Overseer, ScheduleSearcher
@@ -31,6 +32,9 @@ def run_on_ray(
         scratch_folder(ledger.store.root.absolute() if address else None) as scratch,
         ray_session(address, workers, scratch, verbose),
     ):
+        if address:
+            cells = [state.cell for state in ledger.schedule.states(ledger.records)]
+            fetch_on_every_node(cells, ledger.progress.say)
         slots = share_out(ray.cluster_resources(), address, workers, gpus_per_trial)
         ledger.progress.concurrency = slots["n"]
         common = {

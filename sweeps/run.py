@@ -15,6 +15,7 @@ from llmft.record import TrialRecord
 from sweeps.cells import Cell
 from sweeps.failures import FailurePolicy
 from sweeps.plan import Plan
+from sweeps.prefetch import Needs, moved_models
 from sweeps.progress import Progress
 from sweeps.schedule import Planned, RecordBook, Schedule
 from sweeps.store import Store
@@ -162,9 +163,13 @@ def run_sweep(
             progress.say(
                 f"{store.root} holds results of another plan too: they stay, and those that this plan shares are not run again."
             )
+        for line in moved_models(cells, ledger.records.values()):
+            progress.say(line)
         progress.update(ledger.records, 0)
         try:
             if not ledger.done:
+                if not address:  # nodes of a cluster fetch for themselves
+                    Needs.of(cells).fetch()
                 if serial:
                     _run_serially(ledger, run_trial)
                 else:

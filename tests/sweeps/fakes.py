@@ -18,7 +18,7 @@ from llmft.trial import TrialResult
 
 
 def fake_model(name: str, revision: str = "main") -> ModelRef:
-    return ModelRef(name=name, revision=revision, fingerprint=f"fake:{name}")
+    return ModelRef(name=name, revision=revision, fingerprint=f"fake:{name}", path="nowhere")
 
 
 def fake_data(task: str, directory: str | None) -> DataRef:
