@@ -2,7 +2,6 @@
 
 import io
 import os
-from types import SimpleNamespace
 
 import pytest
 from fakes import fake_data, fake_record
@@ -20,7 +19,7 @@ from sweeps.store import Store
 
 DRIVER = """
 import os, sys
-from types import SimpleNamespace
+from llmft.trial import TrialResult
 from fakes import fake_data, fake_record
 from rich.console import Console
 from llmft import hub
@@ -40,7 +39,7 @@ def needs_no_hub(spec, runtime):
     os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
     from llmft import hub
     hub.fetch_model(spec.model.name, spec.model.revision)
-    return SimpleNamespace(record=fake_record(spec), predictions=None)
+    return TrialResult(fake_record(spec))
 
 plan, where = load_plan(plan_file)
 cells = build_cells(plan, where, pinned, fake_data)
