@@ -76,6 +76,9 @@ def sweep(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="try diverged and too long trials again as well")
     ] = False,
+    studies: Annotated[
+        str | None, typer.Option(help="a database (sqlite:///..., postgresql://...) for the searches as Optuna studies")
+    ] = None,
     data_dir: DataDir = None,
     models: Models = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="show what Ray and the workers print")] = False,
@@ -92,7 +95,7 @@ def sweep(
     try:
         outcome = run_sweep(
             plan, cells, root, serial=serial, address=address, workers=workers, gpus_per_trial=gpus_per_trial,
-            policy=FailurePolicy(retry_failed=retry_failed), verbose=verbose,
+            policy=FailurePolicy(retry_failed=retry_failed), studies=studies, verbose=verbose,
         )  # fmt: skip
     except KeyboardInterrupt:
         print(f"\nllmft: stopped. What has finished lies in {root}; the same command goes on from there.", file=sys.stderr)

@@ -19,6 +19,7 @@ from sweeps.prefetch import Needs, moved_models
 from sweeps.progress import Progress
 from sweeps.schedule import Planned, RecordBook, Schedule
 from sweeps.store import Store
+from sweeps.studies import Mirror
 
 MANIFEST_EVERY_S = 10.0
 
@@ -39,8 +40,11 @@ class Ledger:
     Both ways of running, serial and on Ray, are loops over `next_trial` and `ended`.
     """
 
-    def __init__(self, plan: Plan, schedule: Schedule, store: Store, policy: FailurePolicy, progress: Progress):
-        self.plan, self.schedule, self.store, self.policy, self.progress = plan, schedule, store, policy, progress
+    def __init__(
+        self, plan: Plan, schedule: Schedule, store: Store, policy: FailurePolicy, progress: Progress, studies: Mirror
+    ):
+        self.plan, self.schedule, self.store, self.policy = plan, schedule, store, policy
+        self.progress, self.studies = progress, studies
         stored = store.load()
         self.records = RecordBook({digest: record for digest, record in stored.items() if policy.settled(record)})
         self.running: dict[str, Planned] = {}
@@ -91,6 +95,7 @@ class Ledger:
         self.n_new += 1
         self.progress.ended(record)
         self.progress.update(self.records, len(self.running))
+        self.studies.update(self.schedule.states(self.records))
         if time.monotonic() - self._written > MANIFEST_EVERY_S:
             self.write_manifest()
 
@@ -133,6 +138,7 @@ def run_sweep(
     gpus_per_trial: float | None = None,
     policy: FailurePolicy | None = None,
     run_trial: Callable[..., Any] | None = None,
+    studies: str | None = None,
     console: Any = None,
     verbose: bool = False,
 ) -> Outcome:
@@ -148,6 +154,7 @@ def run_sweep(
         gpus_per_trial: a share of one GPU or a number of them; None: one, where there is one.
         policy: what is tried again.
         run_trial: what runs a trial, `llmft.trial.run_trial` unless a test says otherwise.
+        studies: a database for the searches as Optuna studies, in place of a journal in `root` (`sweeps.studies.Mirror`).
         console: a `rich.console.Console` for the progress.
         verbose: show what Ray and the workers print.
 
@@ -158,7 +165,9 @@ def run_sweep(
     store, schedule = Store(root), Schedule(cells)
     policy = replace(policy or FailurePolicy(), timeout_s=plan.trial_timeout_s)
     with store.locked(), Progress(schedule, console=console) as progress:
-        ledger = Ledger(plan, schedule, store, policy, progress)
+        mirror = Mirror(root, studies, progress.say)
+        ledger = Ledger(plan, schedule, store, policy, progress, mirror)
+        mirror.update(schedule.states(ledger.records))
         if store.write_plan(plan):
             progress.say(
                 f"{store.root} holds results of another plan too: they stay, and those that this plan shares are not run again."

@@ -114,7 +114,7 @@ def test_a_model_that_has_moved_is_said(plan_file, tmp_path):
         page = io.StringIO()
         run_sweep(
             plan, cells, tmp_path / "results", serial=True, console=Console(file=page, width=500),
-            run_trial=lambda spec, runtime: SimpleNamespace(record=fake_record(spec), predictions=None),
+            run_trial=lambda spec, runtime: TrialResult(fake_record(spec)),
         )  # fmt: skip
         return page.getvalue()
 
