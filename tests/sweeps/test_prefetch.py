@@ -11,6 +11,7 @@ from rich.console import Console
 
 from llmft import hub
 from llmft.spec import DataRef, ModelRef
+from llmft.trial import TrialResult
 from sweeps.cells import build_cells
 from sweeps.plan import load_plan
 from sweeps.prefetch import Needs
