@@ -131,14 +131,15 @@ def run_on_ray(
     verbose: bool,
 ) -> None:
     """Run the ledger's trials; the arguments are those of `sweeps.run.run_sweep`."""
+    root = ledger.store.root
     with (
-        scratch_folder(ledger.store.root.absolute() if address else None) as scratch,
+        scratch_folder(root.absolute() if address and isinstance(root, Path) else None) as scratch,
         ray_session(address, workers, scratch, verbose),
     ):
         slots = share_out(ray.cluster_resources(), address, workers, gpus_per_trial)
         ledger.progress.concurrency = slots["n"]
         job = {
-            "root": str(ledger.store.root.absolute()),
+            "root": str(root.absolute()),
             "scratch": str(scratch),
             "n_threads": slots["CPU"],
             "run_trial": run_trial,
@@ -244,7 +245,8 @@ def scratch_folder(shared: Path | None) -> Iterator[Path]:
     """A folder for what Ray writes, removed at the end; those of sweeps that were killed are removed at the start.
 
     Args:
-        shared: a folder that all nodes see, where trials run on several; None: this machine's folder for temporary files.
+        shared: a folder that all nodes see, where trials run on several; None: this machine's folder for temporary files, which
+            will do for several too, since no trial reports a checkpoint to Ray.
     """
     parent = shared or Path(tempfile.gettempdir())
     if not shared and len(str(parent)) > SOCKET_PATH_ROOM:
