@@ -10,15 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import uuid
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from llmft.errors import Cause
+from llmft.files import Place, open_folder, read_many, write_atomically
 from llmft.spec import TrialSpec
 
 SCHEMA_VERSION = 1
@@ -144,37 +143,41 @@ class RecordError(Exception):
     """A record file that cannot be read; the message says which, and why."""
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """All of `content` or nothing, also when the process is killed in between."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def write_record(folder: Place, record: TrialRecord, predictions: bytes | None = None, weights: bytes | None = None) -> None:
+    """Put one trial into `folder`: predictions and weights first, the record last.
 
-
-def write_record(folder: Path, record: TrialRecord, predictions: bytes | None = None, weights: bytes | None = None) -> None:
-    """Put one trial into `folder`: predictions and weights first, the record last."""
-    folder.mkdir(parents=True, exist_ok=True)
+    Raises:
+        OSError: a file cannot be written. Where no earlier record stands, nothing is left of this one.
+    """
+    files = {}
     for content, name, checksum in (
         (predictions, PREDICTIONS_FILE, "predictions_sha256"),
         (weights, WEIGHTS_FILE, "weights_sha256"),
     ):
         if content is not None:
             record = record.model_copy(update={checksum: hashlib.sha256(content).hexdigest()})
+            files[name] = content
+    files[RECORD_FILE] = record.model_dump_json(indent=1).encode()
+    try:
+        for name, content in files.items():
             write_atomically(folder / name, content)
-    write_atomically(folder / RECORD_FILE, record.model_dump_json(indent=1).encode())
+    except OSError:
+        with suppress(OSError):
+            if not (folder / RECORD_FILE).exists():
+                for name in files:
+                    (folder / name).unlink(missing_ok=True)
+        raise
 
 
-def read_record(folder: Path) -> TrialRecord:
+def read_record(folder: str | Place) -> TrialRecord:
     """The record in `folder`.
 
     Raises:
         FileNotFoundError: there is none (a trial that never ended).
+        OSError: it cannot be read.
         RecordError: it is damaged, or of a newer schema.
     """
-    path = Path(folder) / RECORD_FILE
+    path = open_folder(folder) / RECORD_FILE
     content = path.read_bytes()
     try:
         record = TrialRecord.model_validate_json(content)
@@ -200,10 +203,13 @@ def _why_unreadable(content: bytes, error: ValidationError) -> str:
     return f"not a readable record ({where + ': ' if where else ''}{first['msg']}); remove the folder and run the plan again."
 
 
-def read_records(root: Path) -> Iterator[TrialRecord | RecordError]:
+def read_records(root: str | Place) -> Iterator[TrialRecord | RecordError]:
     """Every record below `root`, in the order of the digests; an unreadable one comes as the error itself."""
-    for path in sorted(Path(root).rglob(RECORD_FILE)):
+
+    def read(path: Place) -> TrialRecord | RecordError:
         try:
-            yield read_record(path.parent)
+            return read_record(path.parent)
         except RecordError as error:
-            yield error
+            return error
+
+    return read_many(read, sorted(open_folder(root).rglob(RECORD_FILE)))

@@ -11,10 +11,12 @@ import typer
 
 from llmft import __version__
 from llmft.errors import UserError
+from llmft.files import open_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from llmft.files import Place
     from sweeps.cells import Cell
     from sweeps.plan import Plan
 
@@ -36,7 +38,14 @@ DataDir = Annotated[str | None, typer.Option("--data-dir", help="a local folder 
 Models = Annotated[
     list[str] | None, typer.Option("--model", help="hub name, folder or 'toy', in place of the plan's models; may be repeated")
 ]
-Results = Annotated[Path | None, typer.Option("--out", help="folder of results [default: results/<name of the plan>]")]
+_Place = Any  # a Path or a UrlPath: typer takes no union
+Results = Annotated[
+    _Place,
+    typer.Option(
+        "--out", parser=open_folder, metavar="FOLDER",
+        help="folder or URL (s3://, gs://) of results [default: results/<name of the plan>]",
+    ),
+]  # fmt: skip
 
 
 def _console() -> Console:
@@ -67,7 +76,7 @@ def sweep(
     out: Results = None,
     serial: Annotated[bool, typer.Option(help="one trial after the other in this process, without Ray")] = False,
     address: Annotated[
-        str | None, typer.Option(help="a running Ray cluster; --out must be a folder that all its nodes share")
+        str | None, typer.Option(help="a running Ray cluster; --out must be a URL or a folder that all its nodes share")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="trials at a time [default: what the CPUs or GPUs hold]")] = None,
     gpus_per_trial: Annotated[
@@ -110,7 +119,7 @@ def sweep(
     return FAILED if outcome.n_failed else 0
 
 
-def _show_report(root: Path, rule: str = "best_dev") -> None:
+def _show_report(root: Place, rule: str = "best_dev") -> None:
     from analysis.findings import cross_findings
     from analysis.frame import load
     from analysis.headline import headline
@@ -217,7 +226,9 @@ def trial(
     ] = None,
     data_dir: DataDir = None,
     device: str | None = None,
-    out: Annotated[Path | None, typer.Option(help="keep the record in this folder of results")] = None,
+    out: Annotated[
+        _Place, typer.Option(parser=open_folder, metavar="FOLDER", help="keep the record in this folder, or URL, of results")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the whole record")] = False,
 ) -> int:
     """Run one trial and print its record."""
@@ -241,11 +252,11 @@ def trial(
 
 @app.command()
 def report(
-    results: Annotated[Path, typer.Argument(help="a folder of results")],
+    results: Annotated[str, typer.Argument(help="a folder of results, or its URL")],
     rule: Annotated[str, typer.Option(help="which checkpoint counts: best_dev, last, ...")] = "best_dev",
 ) -> int:
     """Compare what lies in a folder of results: the table here, and the report as HTML. Needs neither torch nor Ray."""
-    _show_report(results, rule)
+    _show_report(open_folder(results), rule)
     return 0
 
 

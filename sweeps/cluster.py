@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from sweeps.session import ray_session, scratch_folder, watched_head  # isort: skip - before Ray, which reads the environment that it sets
@@ -28,8 +29,9 @@ def run_on_ray(
     verbose: bool,
 ) -> None:
     """Run the ledger's trials; the arguments are those of `sweeps.run.run_sweep`."""
+    root = ledger.store.root
     with (
-        scratch_folder(ledger.store.root.absolute() if address else None) as scratch,
+        scratch_folder(root.absolute() if address and isinstance(root, Path) else None) as scratch,
         ray_session(address, workers, scratch, verbose),
     ):
         if address:
@@ -38,7 +40,7 @@ def run_on_ray(
         slots = share_out(ray.cluster_resources(), address, workers, gpus_per_trial)
         ledger.progress.concurrency = slots["n"]
         common = {
-            "root": str(ledger.store.root.absolute()),
+            "root": str(root.absolute()),
             "scratch": str(scratch),
             "n_threads": slots["CPU"],
             "run_trial": run_trial,

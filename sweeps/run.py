@@ -7,10 +7,10 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from llmft.errors import UserError
+from llmft.files import Place
 from llmft.record import TrialRecord
 from sweeps.cells import Cell
 from sweeps.failures import FailurePolicy
@@ -130,7 +130,7 @@ def check_cells(cells: list[Cell], where: str, check_spec: Callable[[Any], None]
 def run_sweep(
     plan: Plan,
     cells: list[Cell],
-    root: Path | str,
+    root: Place | str,
     *,
     serial: bool = False,
     address: str | None = None,
@@ -147,9 +147,9 @@ def run_sweep(
     Args:
         plan: the plan.
         cells: the plan's cells (`build_cells`).
-        root: the folder of results.
+        root: the folder of results, or its URL.
         serial: one trial after the other in this process, without Ray.
-        address: of a running Ray cluster; `root` must then be a folder that all its nodes share. None: Ray on this machine.
+        address: of a running Ray cluster; `root` must then be a URL or a folder that all its nodes share. None: Ray on this machine.
         workers: trials at a time; None: as many as the CPUs, or the GPUs, hold.
         gpus_per_trial: a share of one GPU or a number of them; None: one, where there is one.
         policy: what is tried again.
@@ -159,7 +159,7 @@ def run_sweep(
         verbose: show what Ray and the workers print.
 
     Raises:
-        UserError: the folder cannot be written, holds a damaged record, or another sweep runs on it.
+        UserError: the folder cannot be written (or no longer: `StoreUnwritable`), holds a damaged record, or another sweep runs on it.
         KeyboardInterrupt: the run was stopped; what had finished is stored.
     """
     store, schedule = Store(root), Schedule(cells)
@@ -205,8 +205,5 @@ def _run_serially(ledger: Ledger, run_trial: Callable[..., Any] | None) -> None:
     while trial := ledger.next_trial():
         ledger.progress.update(ledger.records, 1)
         result = run_trial(trial.spec, Runtime(**ledger.runtime_settings(trial)))
-        try:
-            ledger.store.put(result.record, result.predictions, result.weights)
-        except OSError as error:
-            raise UserError(f"{ledger.store.root}: results cannot be written ({error.strerror}).") from None
+        ledger.store.put(result.record, result.predictions, result.weights)
         ledger.ended(result.record)

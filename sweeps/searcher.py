@@ -17,6 +17,7 @@ from sweeps.cells import Cell
 from sweeps.failures import Loss, diagnose, reason_of
 from sweeps.run import Ledger
 from sweeps.schedule import Planned
+from sweeps.store import StoreUnwritable
 
 GIVE_UP_AFTER = 4
 """Trials in a row that were lost, after which the fault is taken to lie with the machine or the installation."""
@@ -69,6 +70,8 @@ class ScheduleSearcher(Searcher):
         """
         try:
             trial = self.trials[trial_id] if started else self.trials.pop(trial_id)
+            if unwritable := _unwritable(error):
+                raise unwritable
             self._note_loss(trial, diagnose(error), reason_of(error))
             if not started:
                 self._ended(trial, self.ledger.store.get(trial.digest))
@@ -131,6 +134,13 @@ class Overseer(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self.searcher.on_loss(trial.trial_id, _last_error(trial), started=False)
+
+
+def _unwritable(error: BaseException | None) -> StoreUnwritable | None:
+    """What a worker met when it wanted to store its record, where that is why it failed."""
+    while error is not None and not isinstance(cause := getattr(error, "cause", error), StoreUnwritable):
+        error = error.__cause__
+    return StoreUnwritable(str(cause)) if error is not None else None
 
 
 def _last_error(trial: Any) -> BaseException | None:

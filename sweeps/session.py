@@ -123,7 +123,8 @@ def scratch_folder(shared: Path | None) -> Iterator[Path]:
     """A folder for what Ray writes, removed at the end; those of sweeps that were killed are removed at the start.
 
     Args:
-        shared: a folder that all nodes see, where trials run on several; None: this machine's folder for temporary files.
+        shared: a folder that all nodes see, where trials run on several; None: this machine's folder for temporary files, which
+            will do for several too, since no trial reports a checkpoint to Ray.
     """
     parent = shared or Path(tempfile.gettempdir())
     if not shared and len(str(parent)) > SOCKET_PATH_ROOM:
