@@ -3,7 +3,6 @@ import os
 import subprocess
 import sys
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 from fakes import fake_record
@@ -12,9 +11,11 @@ from rich.console import Console
 import analysis
 from llmft.errors import Cause, UserError
 from llmft.record import RECORD_FILE
+from llmft.trial import TrialResult
 from sweeps.failures import FailurePolicy
 from sweeps.run import run_sweep
 from sweeps.store import Store, StoreUnwritable
+from sweeps.studies import JOURNAL_FILE
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def _fill(folder):
 
 
 def _contents(store):
-    files = (path for path in store.root.rglob("*") if path.is_file() and path.name != ".lock")
+    files = (path for path in store.root.rglob("*") if path.is_file() and path.name not in (".lock", JOURNAL_FILE))
     return {str(path.relative_to(store.root)): path.read_bytes() for path in files}
 
 
@@ -140,7 +141,7 @@ def test_a_sweep_whose_disk_fills_up_stops_and_goes_on_where_there_is_room(small
         trials.append(spec.digest)
         if fills and len(trials) == 6:
             _fill(folder)
-        return SimpleNamespace(record=fake_record(spec), predictions=b"p" * 1000)
+        return TrialResult(fake_record(spec), b"p" * 1000)
 
     run = partial(run_sweep, plan, cells, serial=True, console=Console(quiet=True))
     with pytest.raises(StoreUnwritable, match="No space left on device"):
