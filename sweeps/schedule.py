@@ -118,7 +118,7 @@ class CellState:
 
     @property
     def failed(self) -> bool:
-        """Every point of the search failed."""
+        """No point of the search came to its end."""
         return self.choice is not None and self.choice.params is None
 
     @property

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 N_STARTUP = 5
 """Points before TPE takes over from random draws. It must not depend on the budget: a longer search begins like a shorter one."""
 
-N_FRESH_DRAWS = 20
-"""How often a draw is repeated to find a point that was not tried yet."""
+N_FRESH_DRAWS, N_RANDOM_DRAWS = 20, 200
+"""How often a draw is repeated to find a point that was not tried yet: by the sampler, then at random."""
 
 
 @dataclass(frozen=True)
@@ -153,13 +153,16 @@ class Search:
         self._trials.append([])
         if len(self._asked[-1]) == n_points:
             return
-        self._prepare_study(derive(self.plan.seed, f"{self.cell_key}/{index}") % 2**32)  # numpy's limit
+        seed = derive(self.plan.seed, f"{self.cell_key}/{index}") % 2**32  # numpy's limit
         tried, repeated = [point for points in self._asked for point in points], []
+        samplers = [self._sampler(seed)] * N_FRESH_DRAWS + [_random(seed)] * N_RANDOM_DRAWS
+        self._study = self._study or self._new_study()
         while len(self._asked[-1]) < n_points:
-            for n_draws in range(1, N_FRESH_DRAWS + 1):
+            for n_draws, sampler in enumerate(samplers, 1):
+                self._study.sampler = sampler
                 trial = self._study.ask()
                 point = self._suggest(trial)
-                if point not in tried or n_draws == N_FRESH_DRAWS:
+                if point not in tried or n_draws == len(samplers):
                     break
                 repeated.append(trial)
             tried.append(point)
@@ -168,17 +171,14 @@ class Search:
         for trial in repeated:
             _tell(self._study, trial, Outcome({}, None))
 
-    def _prepare_study(self, seed: int) -> None:
+    def _new_study(self) -> optuna.Study:
         import optuna
 
-        sampler = self._sampler(seed)
-        if self._study is None:
-            optuna.logging.set_verbosity(optuna.logging.WARNING)
-            self._study = optuna.create_study(direction="maximize", sampler=sampler)
-            if not self._grid and self.space.holds(self.defaults):
-                ranges = self.space.ranges
-                self._study.enqueue_trial({name: encode(ranges[name], value) for name, value in self.defaults.items()})
-        self._study.sampler = sampler
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(direction="maximize")
+        if not self._grid and self.space.holds(self.defaults):
+            study.enqueue_trial({name: encode(self.space.ranges[name], value) for name, value in self.defaults.items()})
+        return study
 
     def _suggest(self, trial: optuna.Trial) -> Params:
         point: Params = {}
@@ -206,7 +206,13 @@ class Search:
         numbers = [name for name, span in self.space.ranges.items() if not span.choices and not span.when]
         if self.plan.sampler == "cmaes" and numbers:
             return _cmaes({name: distribution(self.space.ranges[name]) for name in sorted(numbers)}, self.plan.round_size, seed)
-        return optuna.samplers.RandomSampler(seed=seed)
+        return _random(seed)
+
+
+def _random(seed: int) -> optuna.samplers.BaseSampler:
+    import optuna
+
+    return optuna.samplers.RandomSampler(seed=seed)
 
 
 def _cmaes(numbers: Mapping[str, Any], round_size: int, seed: int) -> optuna.samplers.BaseSampler:

@@ -25,6 +25,7 @@ def rising(values):
     return found
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(accuracy, min_size=1, max_size=12), max_size=9), st.integers(1, 6), st.integers(1, 4))
 def test_the_median_of_what_came_so_far(values, min_epochs, min_points):
     curves = [rising(row) for row in values]
@@ -35,7 +36,7 @@ def test_the_median_of_what_came_so_far(values, min_epochs, min_points):
         if len(so_far) >= min_points:
             expected[epoch] = statistics.median(so_far)
     found = floors(plan, TrainSpec(epochs=12), curves)
-    assert found == pytest.approx(expected, abs=1e-6) and all(found[epoch] <= expected[epoch] for epoch in found)
+    assert found == pytest.approx(expected, abs=2e-6) and all(found[epoch] <= expected[epoch] + 1e-12 for epoch in found)
 
 
 @settings(deadline=None)  # the first example imports Ray
@@ -48,7 +49,7 @@ def test_the_rungs_of_asha_are_those_of_ray(values, reduction_factor):
     came = {rung: {i: max(row[:rung]) for i, row in enumerate(values) if len(row) >= rung} for rung in rungs}
     expected = {rung: bracket.cutoff(recorded) for rung, recorded in came.items() if recorded}
     plan = PrunePlan(rule="asha", min_epochs=2, reduction_factor=reduction_factor, min_points=1)
-    assert floors(plan, TrainSpec(epochs=30), map(rising, values)) == pytest.approx(expected, abs=1e-6)
+    assert floors(plan, TrainSpec(epochs=30), map(rising, values)) == pytest.approx(expected, abs=2e-6)
 
 
 def test_floors_stand_where_the_trial_looks_and_not_at_its_end():
