@@ -11,7 +11,7 @@ from typing import Any
 from llmft.errors import Cause
 from llmft.record import TrialRecord
 
-FINAL = frozenset({Cause.DIVERGED, Cause.QUERY_TOO_LONG, Cause.PRUNED})
+FINAL = frozenset({Cause.DIVERGED, Cause.QUERY_TOO_LONG})
 """Facts of the spec itself: the same trial would fail in the same way."""
 
 FRESH_PROCESS = frozenset({Cause.OUT_OF_MEMORY, Cause.CRASHED})
@@ -52,7 +52,7 @@ class FailurePolicy:
 
     def settled(self, record: TrialRecord) -> bool:
         """Whether a record of an earlier run stands."""
-        if record.finished:
+        if record.finished or record.cause is Cause.PRUNED:  # whether it was rightly given up, the schedule knows
             return True
         if self.retry_failed:
             return False

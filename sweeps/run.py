@@ -16,6 +16,7 @@ from sweeps.cells import Cell
 from sweeps.failures import FailurePolicy
 from sweeps.plan import Plan
 from sweeps.prefetch import Needs, moved_models
+from sweeps.prune import failed
 from sweeps.progress import Progress
 from sweeps.schedule import Planned, RecordBook, Schedule
 from sweeps.store import Store
@@ -193,7 +194,7 @@ def run_sweep(
             progress.update(ledger.records, 0, last=True)
     states = schedule.states(ledger.records)
     known = [ledger.records[trial.digest] for trial in schedule.known(ledger.records)]
-    n_failed = sum(not record.finished for record in known)
+    n_failed = sum(map(failed, known))
     return Outcome(len(known) - n_failed, n_failed, ledger.n_new, [state.cell for state in states if state.failed])
 
 

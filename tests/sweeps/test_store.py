@@ -195,7 +195,7 @@ def test_which_failures_stand(record):
     policy, again = FailurePolicy(), FailurePolicy(retry_failed=True)
     assert policy.settled(record) and again.settled(record)
     stands = {cause: policy.settled(failed(cause)) for cause in Cause}
-    assert [cause for cause, settled in stands.items() if settled] == [Cause.DIVERGED, Cause.QUERY_TOO_LONG]
+    assert [cause for cause, settled in stands.items() if settled] == [Cause.DIVERGED, Cause.QUERY_TOO_LONG, Cause.PRUNED]
     assert not any(again.settled(failed(cause)) for cause in Cause)
     assert policy.wants_fresh_process(failed(Cause.OUT_OF_MEMORY), 1) and not policy.wants_fresh_process(
         failed(Cause.OUT_OF_MEMORY), 0
