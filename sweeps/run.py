@@ -16,8 +16,8 @@ from sweeps.cells import Cell
 from sweeps.failures import FailurePolicy
 from sweeps.plan import Plan
 from sweeps.prefetch import Needs, moved_models
-from sweeps.prune import failed
 from sweeps.progress import Progress
+from sweeps.prune import failed
 from sweeps.schedule import Planned, RecordBook, Schedule
 from sweeps.store import Store
 from sweeps.studies import Mirror
