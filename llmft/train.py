@@ -16,10 +16,9 @@ from llmft.evaluate import Evaluator, Predictions
 from llmft.record import CurvePoint
 from llmft.runtime import Runtime
 from llmft.seeds import derive, stream
+from llmft.setting import DEV, SHOTS
 from llmft.spec import ORACLES, Selection, TrialSpec
 from llmft.tokens import EncodedQueries
-
-SHOTS, DEV = "shots", "dev"  # names of these sets among a trial's encoded sets
 
 
 @dataclass

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from llmft.errors import Cause, OutOfMemory, TrialFailure
 from llmft.record import Cost, TrialRecord
@@ -21,13 +20,12 @@ class FreshProcessWanted(RuntimeError):
     """The trial may have failed by what an earlier one left in the process. Ray starts it again in a new one."""
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(Protocol):
     """What one trial gets: processes, and for each of them CPUs and GPUs."""
 
     n_workers: int
-    cpus: float = 1.0
-    gpus: float = 0.0
+    cpus: float
+    gpus: float
 
 
 def train_loop(job: dict[str, Any]) -> None:
