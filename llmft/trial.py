@@ -112,7 +112,7 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
         started = time.perf_counter()
         try:
             if method.trains:
-                fit(spec, module, evaluator, runtime, domains, result)
+                fit(spec, module, evaluator, domains, result)
             else:
                 _score(evaluator, domains, result)
         except Exception as error:

@@ -104,7 +104,7 @@ def test_frozen_weights_stay_bit_identical_and_the_others_move(spec_of, name):
         before = weights(model.network)
         adapted = Adapted(method, model)
         evaluator = Evaluator(adapted, encode_prompts(spec, setting), setting.words, CPU)
-        fit(spec, adapted, evaluator, CPU, {"toy": "in", "toy_hans": "out"}, Fit())
+        fit(spec, adapted, evaluator, {"toy": "in", "toy_hans": "out"}, Fit())
         after = weights(model.network)
     unmoved = {name for name in before if torch.equal(before[name], after[name])}
     assert frozen <= unmoved

@@ -38,7 +38,7 @@ def train(spec, runtime: Runtime = CPU):
         setting.method.prepare(model, 2, torch.Generator().manual_seed(derive(spec.init_seed, "init")))
         adapted, result = Adapted(setting.method, model), Fit()
         evaluator = Evaluator(adapted, encoded, setting.words, runtime)
-        fit(spec, runtime.wrap(adapted), evaluator, runtime, domains, result)
+        fit(spec, runtime.wrap(adapted), evaluator, domains, result)
         return result, {name: parameter.detach().clone() for name, parameter in model.network.named_parameters()}
 
 
@@ -180,7 +180,7 @@ def test_nothing_encoded_before_a_step_is_used_after_it(spec_of, monkeypatch):
         adapted, result = Adapted(setting.method, model), Fit()
         evaluators = [Evaluator(adapted, encoded, setting.words, CPU) for _ in range(2)]
         untrained = evaluators[0].predict("toy").log_probabilities
-        fit(spec, adapted, evaluators[0], CPU, {"toy": "in"}, result)
+        fit(spec, adapted, evaluators[0], {"toy": "in"}, result)
         fresh = evaluators[1].predict("toy").log_probabilities
     assert np.abs(fresh - untrained).max() > 0.01
     np.testing.assert_array_equal(result.checkpoints["last"].predictions["toy"].log_probabilities, fresh)
