@@ -1,7 +1,7 @@
 """One trial by several processes, one a device, with torch.distributed: DDP (a whole model on each) and FSDP2 (a part on each).
 
 N processes give the predictions of one, up to rounding: the same batches, shared out; only the noise of dropout is another,
-since every process draws its own.
+since every process draws its own. Each loads the whole model into its node's memory first, 4 bytes a parameter.
 """
 
 from __future__ import annotations

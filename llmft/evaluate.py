@@ -75,6 +75,7 @@ class Evaluator:
         groups = deal(
             lengths, runtime.micro_batch_tokens, runtime.rank, runtime.world_size, overhead=prefix.length if prefix else 0
         )
+        is_free = True
         for group, counts in groups:
             runtime.check_time()
             batch = make_batch(queries, group, self.words, self.adapted.model, prefix, opening)

@@ -72,7 +72,8 @@ class Method:
     def prepare(self, model: BorrowedModel, n_labels: int, generator: torch.Generator) -> None:
         """Change `model.network` in place: add modules, and leave `requires_grad` only where training shall go.
 
-        It is called with every parameter frozen. `generator` seeds whatever is initialised.
+        It is called with every parameter frozen and the network on the CPU, from where it is moved or sharded afterwards; so what
+        is added stays on the CPU too, and only `scores` and `loss` run the network. `generator` seeds whatever is initialised.
         """
 
     def scores(self, model: BorrowedModel, batch: QueryBatch) -> Scores:

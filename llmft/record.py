@@ -99,7 +99,9 @@ class Cost(Data):
     train_s: float = 0.0
     evaluate_s: float = 0.0
     device: str = "cpu"
-    peak_memory_bytes: int = Field(0, description="device memory on an accelerator, growth of the resident set on a CPU")
+    peak_memory_bytes: int = Field(
+        0, description="device memory, on a CPU growth of the resident set; of the process that took most"
+    )
     tokens_trained: int = 0
     tokens_evaluated: int = 0
     n_parameters: int = 0

@@ -14,12 +14,9 @@ from llmft.distributed import shard_of
 from llmft.errors import Cause, TrialFailure
 from llmft.evaluate import Evaluator, Predictions
 from llmft.record import CurvePoint
-from llmft.runtime import Runtime
 from llmft.seeds import derive, stream
+from llmft.setting import DEV, SHOTS
 from llmft.spec import ORACLES, Selection, TrialSpec
-from llmft.tokens import EncodedQueries
-
-SHOTS, DEV = "shots", "dev"  # names of these sets among a trial's encoded sets
 
 
 @dataclass
@@ -59,17 +56,15 @@ def learning_rate_factor(step: int, n_steps: int, n_warmup: int, schedule: str) 
     return {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[schedule]
 
 
-def fit(
-    spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, runtime: Runtime, tests: Mapping[str, str], result: Fit
-) -> None:
+def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: Mapping[str, str], result: Fit) -> None:
     """Train in place on the shots, and pick the checkpoints that `spec.selections` names.
 
     Every process computes its share of each batch; weights, loss and looks at the dev set are the same in all of them. Dropout
     has a stream of its own in each.
 
     Args:
-        module: what `runtime.wrap` made of `evaluator.adapted`.
-        evaluator: scores dev and the test sets; also holds the encoded shots.
+        module: what the runtime's `wrap` made of `evaluator.adapted`.
+        evaluator: scores dev and the test sets; also holds the encoded shots and the runtime.
         tests: test set -> "in" or "out"; read during training only by the oracle selections.
         result: filled step by step, so that a training that fails leaves what it knew.
 
@@ -77,7 +72,8 @@ def fit(
         TrialFailure: the loss or a score is no longer finite (DIVERGED), the time is over (TIMEOUT), or dev accuracy is below
             the runtime's floor (PRUNED).
     """
-    train, shots, model = spec.train, evaluator.encoded.sets[SHOTS], evaluator.adapted.model
+    train, shots = spec.train, evaluator.encoded.sets[SHOTS]
+    model, runtime = evaluator.adapted.model, evaluator.runtime
     trainable = {name: parameter for name, parameter in model.network.named_parameters() if parameter.requires_grad}
     steps_per_epoch = math.ceil(len(shots) / train.batch_size)
     n_steps = steps_per_epoch * train.epochs
@@ -106,7 +102,7 @@ def fit(
             for start in range(0, len(shots), train.batch_size):
                 runtime.check_time()
                 rows = order[start : start + train.batch_size].tolist()
-                loss = _add_gradients(module, evaluator, shots, rows, scaler, runtime)
+                loss = _add_gradients(module, evaluator, rows, [lengths[i] for i in rows], scaler)
                 result.n_tokens += sum(lengths[i] for i in rows)
                 if not math.isfinite(loss):
                     raise TrialFailure(
@@ -149,17 +145,21 @@ def fit(
 def _add_gradients(
     module: torch.nn.Module,
     evaluator: Evaluator,
-    shots: EncodedQueries,
     rows: Sequence[int],
+    lengths: Sequence[int],
     scaler: torch.amp.GradScaler,
-    runtime: Runtime,
 ) -> float:
-    """Run one batch forward and backward, and give its mean loss."""
-    opening, model = evaluator.encoded.prefix, evaluator.adapted.model
-    lengths = [len(opening) + len(shots.suffixes[i]) for i in rows]
+    """Run one batch of shots forward and backward, and give its mean loss, both over all processes.
+
+    Args:
+        rows: which shots.
+        lengths: the tokens of each.
+    """
+    encoded, runtime = evaluator.encoded, evaluator.runtime
     groups, loss = deal(lengths, runtime.micro_batch_tokens, runtime.rank, runtime.world_size), 0.0
     for number, (group, counts) in enumerate(groups, 1):
-        batch = make_batch(shots, [rows[i] for i in group], evaluator.words, model, opening=opening)
+        chosen = [rows[i] for i in group]
+        batch = make_batch(encoded.sets[SHOTS], chosen, evaluator.words, evaluator.adapted.model, opening=encoded.prefix)
         share = len(group) / len(rows) * runtime.world_size if counts else 0.0  # gradients are averaged over the processes
         with nullcontext() if number == len(groups) else module.no_sync():
             part = module("loss", batch) * share

@@ -51,7 +51,7 @@ def run_on_ray(
                 **common,
                 "digest": trial.digest,
                 "spec": trial.spec.model_dump_json(),
-                "slot": {"workers": 1, "cpus": slots["CPU"], "gpus": slots["GPU"]},
+                "slot": {"n_workers": 1, "cpus": slots["CPU"], "gpus": slots["GPU"]},
                 **ledger.runtime_settings(trial),
             }
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 import uuid
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmft.errors import Cause, OutOfMemory, TrialFailure
 from llmft.record import Cost, TrialRecord
 from llmft.spec import TrialSpec
 from sweeps.failures import FreshProcessWanted, wants_fresh_process
 from sweeps.store import Store
+
+if TYPE_CHECKING:
+    from llmft.runtime import Runtime
 
 N_STARTS = 10
 """How often Ray waits for a group's resources (a minute each time) before the trial counts as lost."""
@@ -21,7 +24,7 @@ N_STARTS = 10
 class Slot:
     """What one trial gets: processes, and for each of them CPUs and GPUs."""
 
-    workers: int = 1
+    n_workers: int = 1
     cpus: float = 1.0
     gpus: float = 0.0
 
@@ -31,8 +34,8 @@ def train_loop(job: dict[str, Any]) -> None:
 
     Args:
         job: `root`, `digest`, `spec` (JSON), `n_threads`, `run_trial` (None: llmft's), `n_trials_before`; for a group `strategy`
-            ("ddp" or "fsdp"); and as for `llmft.runtime.Runtime`, where other than its defaults: `timeout_s`, `stop_below`,
-            `keep_weights`, `micro_batch_tokens`, `n_out_of_memory`.
+            ("ddp" or "fsdp"); and as for `llmft.runtime.Runtime`, where not absent or None: `timeout_s`, `stop_below`, `keep_weights`,
+            `micro_batch_tokens`, `n_out_of_memory`.
 
     Raises:
         FreshProcessWanted: what failed may have been the fault of earlier trials in this process.
@@ -69,18 +72,16 @@ def run_here(job: dict[str, Any]) -> None:
     ).fit()
 
 
-def _runtime(job: dict[str, Any]):
+def _runtime(job: dict[str, Any]) -> Runtime:
     import ray.train
     from ray.train.torch import get_device
 
     from llmft.distributed import distributed_runtime
     from llmft.runtime import Runtime
 
-    settings = {name: job[name] for name in ("timeout_s", "keep_weights", "n_out_of_memory") if name in job}
-    if job.get("micro_batch_tokens"):
-        settings["micro_batch_tokens"] = job["micro_batch_tokens"]
-    if job.get("stop_below"):
-        settings["stop_below"] = {int(epoch): accuracy for epoch, accuracy in job["stop_below"].items()}
+    given = ("timeout_s", "keep_weights", "micro_batch_tokens", "n_out_of_memory")
+    settings = {name: job[name] for name in given if job.get(name) is not None}
+    settings["stop_below"] = {int(epoch): floor for epoch, floor in (job.get("stop_below") or {}).items()}
     settings |= {"device": str(get_device()), "report": ray.train.report}
     if ray.train.get_context().get_world_size() == 1:
         return Runtime(**settings)
@@ -111,16 +112,14 @@ def run_group(job: dict[str, Any], slot: Slot) -> None:
                 train_loop,
                 train_loop_config=job,
                 scaling_config=ray.train.ScalingConfig(
-                    num_workers=slot.workers,
+                    num_workers=slot.n_workers,
                     use_gpu=slot.gpus > 0,
                     resources_per_worker={"CPU": slot.cpus} | ({"GPU": slot.gpus} if slot.gpus else {}),
                 ),
                 run_config=ray.train.RunConfig(
                     name=f"{job['digest']}-{uuid.uuid4().hex[:8]}",  # a name that was used before is taken up where it ended
                     storage_path=job["scratch"],
-                    failure_config=ray.train.FailureConfig(
-                        max_failures=0, max_preemption_failures=0, controller_failure_limit=N_STARTS
-                    ),
+                    failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=N_STARTS),
                 ),
             ).fit()
             return
@@ -134,7 +133,12 @@ def run_group(job: dict[str, Any], slot: Slot) -> None:
         job |= {"micro_batch_tokens": failure.smaller, "n_out_of_memory": n_out_of_memory}
         if timeout_s is not None:
             job["timeout_s"] = max(0.0, began + timeout_s - time.monotonic())
-    cost = Cost(wall_s=time.monotonic() - began, n_workers=slot.workers, n_out_of_memory=n_out_of_memory)
+    cost = Cost(
+        wall_s=time.monotonic() - began,
+        n_workers=slot.n_workers,
+        micro_batch_tokens=job.get("micro_batch_tokens"),
+        n_out_of_memory=n_out_of_memory,
+    )
     spec = TrialSpec.model_validate_json(job["spec"])
     store.put(
         TrialRecord(

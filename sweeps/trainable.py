@@ -41,7 +41,7 @@ class TrialTrainable(tune.Trainable):
             job = {**job, "n_trials_before": self.n_trials_before}
             self.n_trials_before += 1
             with _ended_when_it_hangs(job):
-                if slot.workers == 1:
+                if slot.n_workers == 1:
                     run_here(job)
                 else:
                     run_group(job, slot)

@@ -15,7 +15,8 @@ from small_models import CPU
 
 from llmft.errors import Cause
 from llmft.seeds import derive
-from llmft.trial import _encode, _settle, run_trial
+from llmft.setting import encode_prompts, settle
+from llmft.trial import run_trial
 
 FEW_AT_ONCE = {"micro_batch_tokens": 40}
 
@@ -112,7 +113,7 @@ def test_half_precision_is_near(together, alone):
 
 def test_tokens_are_those_of_all_processes(together, alone, runs):
     spec = runs["in context"].spec
-    prefix = _encode(spec, _settle(spec)).prefix  # which each process encodes for itself
+    prefix = encode_prompts(spec, settle(spec)).prefix  # which each process encodes for itself
     for name, n_more in (("pattern", 0), ("in context", len(prefix))):
         first, second = (got[name].record.cost.tokens_evaluated for got in together)
         assert first == second == alone[name].record.cost.tokens_evaluated + n_more

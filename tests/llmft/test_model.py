@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -207,6 +208,20 @@ def test_the_last_model_stays_in_memory_and_only_that(small_opt, tmp_path, token
 
     gc.collect()
     assert len(_BASE) == 1
+
+
+def test_a_process_that_keeps_nothing_has_one_model_in_memory(small_opt):
+    with borrow_model(small_opt, "fp32", CPU, copied=False) as model:
+        base, before = weakref.ref(model.network), checksum(model.network)
+    with borrow_model(small_opt, "fp32", CPU, kept=False) as model, torch.no_grad():
+        assert model.network is base()
+        for parameter in model.network.parameters():
+            parameter.zero_()
+    del model
+    gc.collect()
+    assert base() is None
+    with borrow_model(small_opt, "fp32", CPU, copied=False) as model:
+        assert checksum(model.network) == before
 
 
 @pytest.mark.parametrize("architecture", ["opt", "gpt2", "gpt_neox"])

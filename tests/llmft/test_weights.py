@@ -17,7 +17,8 @@ from llmft.model import borrow_model
 from llmft.record import WEIGHTS_FILE, read_record, write_record
 from llmft.registry import METHODS, build_method, method_class
 from llmft.seeds import derive
-from llmft.trial import _encode, _settle, run_trial
+from llmft.setting import encode_prompts, settle
+from llmft.trial import run_trial
 from llmft.weights import load_weights
 
 KEEPING = dataclasses.replace(CPU, keep_weights=True)
@@ -38,11 +39,11 @@ def test_kept_weights_predict_what_the_trial_did(tmp_path, spec_of, name, select
     write_record(tmp_path, result.record, result.predictions, result.weights)
     record, rows = read_record(tmp_path), parquet.read_table(tmp_path / "predictions.parquet").to_pylist()
     assert record.weights_sha256 == hashlib.sha256((tmp_path / WEIGHTS_FILE).read_bytes()).hexdigest()
-    setting = _settle(spec)
+    setting = settle(spec)
     with borrow_model(spec.model, "fp32", torch.device("cpu")) as model:
         adapted = Adapted(prepared(spec, model, seed=77), model)  # what is drawn at the start does not matter any more
         load_weights(model, tmp_path / WEIGHTS_FILE)
-        evaluator = Evaluator(adapted, _encode(spec, setting), setting.words, CPU)
+        evaluator = Evaluator(adapted, encode_prompts(spec, setting), setting.words, CPU)
         chosen = "best_dev" if "best_dev" in selections else "last"
         for test in setting.tests:
             expected = [row["label_log_probabilities"] for row in rows if (row["selection"], row["set"]) == (chosen, test.name)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -17,11 +18,11 @@ from llmft.registry import complete_settings
 from llmft.runtime import Runtime
 from llmft.spec import TrainSpec, TrialSpec
 from llmft.trial import run_trial
-from sweeps.parallel import Slot, run_group, train_loop
+from sweeps.parallel import run_group, train_loop
 from sweeps.store import Store
 
 pytestmark = pytest.mark.ray
-PAIR = Slot(n_workers=2)
+PAIR = SimpleNamespace(n_workers=2, cpus=1, gpus=0)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def test_a_group_that_finds_no_room_does_not_wait_for_ever(job_of, monkeypatch):
     monkeypatch.setattr("sweeps.parallel.N_STARTS", 1)
     spec, job = job_of("zero_shot")
     with pytest.raises(ray.train.TrainingFailedError):
-        run_group(job, Slot(n_workers=64))
+        run_group(job, SimpleNamespace(n_workers=64, cpus=1, gpus=0))
     assert Store(job["root"]).get(spec.digest) is None
 
 
