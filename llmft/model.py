@@ -1,6 +1,6 @@
 """Models: where they lie, and how a trial borrows one.
 
-A process keeps the base model that it loaded last, untouched, in memory; a trial that trains gets a copy and may do with it
+A process keeps the base models that it used lately, untouched, in memory; a trial that trains gets a copy and may do with it
 what it likes. So nothing can leak from one trial into the next, whatever a method changes. A process that was started for one
 trial alone keeps nothing.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -172,13 +173,16 @@ class BorrowedModel:
         return torch.autocast(self.device.type, HALF.get(self.precision), enabled=self.precision in HALF)
 
 
-_BASE: dict[tuple, tuple[torch.nn.Module, bool]] = {}
+KEPT_SHARE = 1 / 16  # of the host's memory: what a process keeps of bases besides the one in use; several processes share a host
+_BASE: dict[tuple, tuple[torch.nn.Module, bool]] = {}  # the one used last at the end
 
 
 def _load_base(ref: ModelRef, dropout: float | None) -> tuple[torch.nn.Module, bool]:
-    """The untouched network on the CPU in fp32, from this process's memory where it is the one loaded last."""
+    """The untouched network on the CPU in fp32; from this process's memory if it was used lately."""
     key = (ref.name, ref.revision, ref.fingerprint, dropout)
-    if key not in _BASE:
+    if key in _BASE:
+        _BASE[key] = _BASE.pop(key)
+    else:
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging as transformers_logging
 
@@ -200,9 +204,20 @@ def _load_base(ref: ModelRef, dropout: float | None) -> tuple[torch.nn.Module, b
                 f"model: the weights of {ref.name} lack {len(missing)} tensors ({', '.join(missing[:3])} ...). Fetch them again."
             )
         network.requires_grad_(False).eval()
-        _BASE.clear()
+        _make_room(_n_bytes(network))
         _BASE[key] = network, _has_plain_head(network)
     return _BASE[key]
+
+
+def _make_room(n_bytes: int) -> None:
+    """Forget bases, those not used for longest first, until another of `n_bytes` may be kept; one alone always may."""
+    room = KEPT_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    while _BASE and n_bytes + sum(_n_bytes(network) for network, _ in _BASE.values()) > room:
+        del _BASE[next(iter(_BASE))]
+
+
+def _n_bytes(network: torch.nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*network.parameters(), *network.buffers()))
 
 
 @torch.no_grad()
