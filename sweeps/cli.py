@@ -76,6 +76,9 @@ def sweep(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="try diverged and too long trials again as well")
     ] = False,
+    track: Annotated[
+        list[str] | None, typer.Option(help="also log every trial to tensorboard, mlflow or wandb; may be repeated")
+    ] = None,
     data_dir: DataDir = None,
     models: Models = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="show what Ray and the workers print")] = False,
@@ -83,7 +86,9 @@ def sweep(
     """Run every trial of a plan that has no result yet, then compare. Stopped at any moment, the same command goes on."""
     from sweeps.failures import FailurePolicy
     from sweeps.run import check_cells, run_sweep
+    from sweeps.trackers import check_trackers
 
+    check_trackers(track or ())
     if serial and (address or workers):
         raise UserError("--serial runs without Ray: leave out --address and --workers.")
     plan, cells, where = _load(plan_name, models, data_dir)
@@ -92,7 +97,7 @@ def sweep(
     try:
         outcome = run_sweep(
             plan, cells, root, serial=serial, address=address, workers=workers, gpus_per_trial=gpus_per_trial,
-            policy=FailurePolicy(retry_failed=retry_failed), verbose=verbose,
+            policy=FailurePolicy(retry_failed=retry_failed), trackers=tuple(track or ()), verbose=verbose,
         )  # fmt: skip
     except KeyboardInterrupt:
         print(f"\nllmft: stopped. What has finished lies in {root}; the same command goes on from there.", file=sys.stderr)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from sweeps.plan import Plan
 from sweeps.progress import Progress
 from sweeps.schedule import Planned, Schedule
 from sweeps.store import Store
+from sweeps.trackers import Tracker, tracking
 
 MANIFEST_EVERY_S = 10.0
 
@@ -36,8 +37,11 @@ class Ledger:
     Both ways of running, serial and on Ray, are loops over `next_trial` and `ended`.
     """
 
-    def __init__(self, plan: Plan, schedule: Schedule, store: Store, policy: FailurePolicy, progress: Progress):
-        self.plan, self.schedule, self.store, self.progress = plan, schedule, store, progress
+    def __init__(
+        self, plan: Plan, schedule: Schedule, store: Store, policy: FailurePolicy, progress: Progress,
+        trackers: Sequence[Tracker] = (),
+    ):  # fmt: skip
+        self.plan, self.schedule, self.store, self.progress, self.trackers = plan, schedule, store, progress, trackers
         stored = store.load()
         self.records = {digest: record for digest, record in stored.items() if policy.settled(record)}
         self._again = stored.keys() - self.records.keys()
@@ -45,6 +49,9 @@ class Ledger:
         self.n_new = 0
         self._queue: list[Planned] = schedule.ready(self.records)
         self._written = time.monotonic()
+        for trial in schedule.known(self.records) if trackers else ():
+            if trial.digest in self.records:
+                self._track(trial, self.records[trial.digest])
 
     @property
     def done(self) -> bool:
@@ -63,7 +70,8 @@ class Ledger:
 
     def ended(self, record: TrialRecord) -> None:
         """Take note of a trial's record, which lies in the store already."""
-        self.running.pop(record.digest, None)
+        if trial := self.running.pop(record.digest, None):
+            self._track(trial, record)
         self.records[record.digest] = record
         self.n_new += 1
         if not self._queue:
@@ -72,6 +80,10 @@ class Ledger:
         self.progress.update(self.records, len(self.running))
         if time.monotonic() - self._written > MANIFEST_EVERY_S:
             self.write_manifest()
+
+    def _track(self, trial: Planned, record: TrialRecord) -> None:
+        for tracker in self.trackers:
+            tracker.ended(trial.cell.entry, record)
 
     def write_manifest(self) -> None:
         self.store.write_manifest(self.plan, self.schedule, self.records)
@@ -105,6 +117,7 @@ def run_sweep(
     workers: int | None = None,
     gpus_per_trial: float | None = None,
     policy: FailurePolicy | None = None,
+    trackers: Sequence[str] = (),
     run_trial: Callable[..., Any] | None = None,
     console: Any = None,
     verbose: bool = False,
@@ -120,17 +133,22 @@ def run_sweep(
         workers: trials at a time; None: as many as the CPUs, or the GPUs, hold.
         gpus_per_trial: a share of one GPU or a number of them; None: one, where there is one.
         policy: what is tried again.
+        trackers: names of experiment trackers that are told of every trial (`sweeps.trackers.TRACKERS`).
         run_trial: what runs a trial, `llmft.trial.run_trial` unless a test says otherwise.
         console: a `rich.console.Console` for the progress.
         verbose: show what Ray and the workers print.
 
     Raises:
-        UserError: the folder cannot be written, holds a damaged record, or another sweep runs on it.
+        UserError: the folder cannot be written, holds a damaged record, or another sweep runs on it; a tracker is not installed.
         KeyboardInterrupt: the run was stopped; what had finished is stored.
     """
     store, schedule, policy = Store(root), Schedule(cells), policy or FailurePolicy()
-    with store.locked(), Progress(schedule, console=console) as progress:
-        ledger = Ledger(plan, schedule, store, policy, progress)
+    with (
+        store.locked(),
+        Progress(schedule, console=console) as progress,
+        tracking(trackers, store.root, plan.name, progress.say) as tracked,
+    ):
+        ledger = Ledger(plan, schedule, store, policy, progress, tracked)
         if store.write_plan(plan):
             progress.say(
                 f"{store.root} holds results of another plan too: they stay, and those that this plan shares are not run again."
