@@ -115,9 +115,18 @@ class RememberReasons(tune.Callback):
     def __init__(self, searcher: ScheduleSearcher | None = None):
         self.searcher = searcher
 
+    def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+        ledger = self.searcher.ledger
+        ledger.progress.update(ledger.records, len(ledger.running))  # also while no trial ends
+
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        lines = [line.strip() for line in str(trial.get_error()).splitlines() if line.strip()]
-        self.searcher.reasons[trial.trial_id] = (lines[-1] if lines else "no reason known")[:300]
+        try:  # not `trial.get_error`: that looks where Tune's snapshots go
+            text = Path(trial.error_file or "").read_text()
+        except OSError:
+            text = ""
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        reason = self.searcher.reasons[trial.trial_id] = (lines[-1] if lines else "no reason known")[:300]
+        self.searcher.ledger.progress.retried(self.searcher.trials[trial.trial_id], reason)
 
 
 def run_on_ray(
@@ -131,6 +140,7 @@ def run_on_ray(
     verbose: bool,
 ) -> None:
     """Run the ledger's trials; the arguments are those of `sweeps.run.run_sweep`."""
+    ledger.progress.status("starting Ray ...")
     with (
         scratch_folder(ledger.store.root.absolute() if address else None) as scratch,
         ray_session(address, workers, scratch, verbose),
@@ -144,6 +154,7 @@ def run_on_ray(
             "run_trial": run_trial,
         }
         searcher = ScheduleSearcher(ledger, job)
+        ledger.progress.status("starting workers ...")
         tune.Tuner(
             tune.with_resources(TrialTrainable, {"CPU": slots["CPU"], "GPU": slots["GPU"]}),
             tune_config=tune.TuneConfig(

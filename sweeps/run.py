@@ -65,6 +65,7 @@ class Ledger:
                 if trial.digest in self._again:
                     self.store.discard(trial.digest)
                 self.running[trial.digest] = trial
+                self.progress.started(trial)
                 return trial
         return None
 
