@@ -49,7 +49,7 @@ def flops(n_parameters: int, n_trained_tokens: int, n_evaluated_tokens: int) -> 
 def packages() -> dict[str, str]:
     """Versions of what decides an answer."""
     found = {"python": platform.python_version()}
-    for name in ("llmft", "torch", "transformers", "peft", "datasets", "tokenizers", "numpy"):
+    for name in ("llmft", "torch", "transformers", "peft", "tokenizers", "numpy"):
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

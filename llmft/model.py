@@ -1,7 +1,8 @@
 """Models: where they lie, and how a trial borrows one.
 
 A process keeps the base model that it loaded last, untouched, in memory; a trial that trains gets a copy and may do with it
-what it likes. So nothing can leak from one trial into the next, whatever a method changes.
+what it likes. So nothing can leak from one trial into the next, whatever a method changes. A process that was started for one
+trial alone keeps nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 
 from llmft.errors import UserError
-from llmft.hub import hub_access
+from llmft.hub import fetch_model, hub_access, pin
 from llmft.spec import ModelRef
 
 TOY = Path(__file__).parent / "toy" / "model"
@@ -35,14 +36,20 @@ DROPOUT = {  # the names of the hidden dropout, by architecture: OPT ignores `hi
     "phi": ("resid_pdrop", "embd_pdrop"),
     "stablelm": ("hidden_dropout",),
 }
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SAMPLE = 1 << 20  # bytes from either end of a weights file that its fingerprint reads
 
 
 def resolve_model(name: str, revision: str = "main") -> ModelRef:
     """The model that `name` means: "toy", a local folder in hub format, or a hub name.
 
+    A hub model is known by its commit, which becomes its `revision`: under the name of a branch, one digest would stand for
+    whatever the branch held at the time. A commit that changes nothing but a description is another model all the same; one
+    would have to ask the hub for every file's hash to know better, and `llmft.hub.pin` follows no branch unasked.
+
     Raises:
-        UserError: a folder without configuration, weights or tokenizer, or a path that is not there.
+        UserError: a folder without configuration, weights or tokenizer, a path that is not there, or a hub name or revision that
+            the hub does not know.
     """
     if name == "toy":
         return ModelRef(name="toy", revision=revision, fingerprint=folder_fingerprint(TOY), path=str(TOY))
@@ -63,7 +70,8 @@ def resolve_model(name: str, revision: str = "main") -> ModelRef:
         raise UserError(
             f"model: there is no folder {folder}. Give a folder in hub format, a hub name such as facebook/opt-125m, or 'toy'."
         )
-    return ModelRef(name=name, revision=revision, fingerprint=f"hub:{name}@{revision}")
+    commit = pin(name, revision)
+    return ModelRef(name=name, revision=commit, fingerprint=f"hub:{name}@{commit}")
 
 
 @lru_cache(maxsize=64)
@@ -81,20 +89,19 @@ def folder_fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _from_hub(ref: ModelRef, load, what: str, **arguments) -> Any:
-    """Call one of transformers' loaders, from the folder or the hub, and turn what it raises into one line."""
+def _load_from_folder(ref: ModelRef, load, what: str, **arguments) -> Any:
+    """Call one of transformers' loaders on the model's folder, and turn what it raises into one line."""
     from safetensors import SafetensorError
 
+    folder = ref.path or fetch_model(ref.name, ref.revision, weights=what == "weights")
     try:
-        if ref.path:
-            return load(ref.path, **arguments)
-        with hub_access():
-            return load(ref.name, revision=ref.revision, **arguments)
+        with hub_access(offline=True):  # everything is there; an outage of the hub must not be noticed
+            return load(folder, **arguments)
     except (OSError, ValueError, KeyError, ImportError, EOFError, UnpicklingError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
-        where = f"the folder {ref.path}" if ref.path else f"the hub ({ref.name}, revision {ref.revision})"
-        fix = "Check that the folder is complete." if ref.path else "Check the name and the network, or give a local folder."
-        raise UserError(f"model: cannot load the {what} from {where}: {reason} {fix}") from None
+        raise UserError(
+            f"model: cannot load the {what} from the folder {folder}: {reason} Check that the folder is complete."
+        ) from None
 
 
 @lru_cache(maxsize=4)
@@ -106,7 +113,7 @@ def load_tokenizer(ref: ModelRef):
     """
     from transformers import AutoTokenizer
 
-    tokenizer = _from_hub(ref, AutoTokenizer.from_pretrained, "tokenizer")
+    tokenizer = _load_from_folder(ref, AutoTokenizer.from_pretrained, "tokenizer")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
@@ -121,7 +128,7 @@ def load_config(ref: ModelRef):
     """
     from transformers import AutoConfig
 
-    return _from_hub(ref, AutoConfig.from_pretrained, "configuration")
+    return _load_from_folder(ref, AutoConfig.from_pretrained, "configuration")
 
 
 def context_length(config) -> int:
@@ -138,7 +145,7 @@ class BorrowedModel:
 
     Attributes:
         network: a causal language model of transformers; methods may add modules to it.
-        device, precision: where it lies, and "fp32", "bf16" or "fp16".
+        device, precision: where it computes, and "fp32", "bf16" or "fp16".
         plain_head: whether the logits are just the output embedding times the last hidden state (a few architectures scale or cap
             them; then the network's own forward is used).
     """
@@ -162,8 +169,7 @@ class BorrowedModel:
 
     def autocast(self):
         """The context in which forward passes run: half precision where the trial asks for it, weights stay fp32 when trained."""
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
-        return torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32")
+        return torch.autocast(self.device.type, HALF.get(self.precision), enabled=self.precision in HALF)
 
 
 _BASE: dict[tuple, tuple[torch.nn.Module, bool]] = {}
@@ -186,7 +192,7 @@ def _load_base(ref: ModelRef, dropout: float | None) -> tuple[torch.nn.Module, b
                 )
             changed = dict.fromkeys(DROPOUT[config.model_type], dropout)
         transformers_logging.disable_progress_bar()  # of the weights' loading; downloads show theirs
-        network, loading = _from_hub(
+        network, loading = _load_from_folder(
             ref, AutoModelForCausalLM.from_pretrained, "weights", dtype=torch.float32, output_loading_info=True, **changed
         )
         if missing := sorted(loading["missing_keys"]):  # transformers would go on with random numbers in their place
@@ -216,23 +222,27 @@ def choose_device(name: str | None) -> torch.device:
 
 @contextmanager
 def borrow_model(
-    ref: ModelRef, precision: str, device: torch.device, dropout: float | None = None, copied: bool = True
+    ref: ModelRef, precision: str, device: torch.device, dropout: float | None = None, copied: bool = True, kept: bool = True
 ) -> Iterator[BorrowedModel]:
-    """A network to work with, every parameter frozen.
+    """A network to work with, every parameter frozen. It lies on the CPU, for `Runtime.wrap` to put where it shall be.
 
     Args:
+        device: where it will be.
         copied: whether the caller will change it. Without a copy the weights are only read; in half precision they are then
             stored in half as well.
+        kept: whether this process will need the base model again. If not, the caller gets the base itself: one copy in memory
+            instead of two.
 
     Raises:
         UserError: the weights cannot be loaded.
     """
-    base, plain_head = _load_base(ref, dropout)
-    stays = not copied and device.type == "cpu" and precision == "fp32"
-    network = base if stays else copy.deepcopy(base)
-    if not stays:
-        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-        network.to(device, dtype=half if half is not None and not copied else None)
+    network, plain_head = _load_base(ref, dropout)
+    if not kept:
+        _BASE.clear()
+    elif copied or precision in HALF or device.type != "cpu":
+        network = copy.deepcopy(network)
+    if not copied:
+        network.to(dtype=HALF.get(precision))
     try:
         yield BorrowedModel(network, device, precision, plain_head)
     finally:

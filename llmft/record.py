@@ -1,6 +1,7 @@
-"""What one trial leaves behind: a record (JSON) and its per-example predictions (parquet), side by side in one folder.
+"""What one trial leaves behind: a record (JSON), its per-example predictions (parquet) and, on request, the trained weights
+(safetensors), side by side in one folder.
 
-`record.json` is the commit point: it is written last, in one atomic step, and names the checksum of the predictions. A folder
+`record.json` is the commit point: it is written last, in one atomic step, and names the checksums of the others. A folder
 without it does not count. This module imports neither torch nor Ray nor pandas, so that the analysis can read records anywhere.
 """
 
@@ -21,7 +22,7 @@ from llmft.errors import Cause
 from llmft.spec import TrialSpec
 
 SCHEMA_VERSION = 1
-RECORD_FILE, PREDICTIONS_FILE = "record.json", "predictions.parquet"
+RECORD_FILE, PREDICTIONS_FILE, WEIGHTS_FILE = "record.json", "predictions.parquet", "weights.safetensors"
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A measured number; JSON has no NaN, so null stands for it."""
@@ -108,7 +109,9 @@ class Cost(Data):
     tokens_per_query: float = Field(0.0, description="mean prompt length at inference, demonstrations included")
     flops: float = Field(0.0, description="estimate: 6 per parameter and trained token, 2 per evaluated token")
     n_steps: int = 0
-    n_workers: int = 1
+    n_workers: int = Field(1, description="processes that ran the trial together; their number changes the noise of dropout")
+    micro_batch_tokens: int | None = Field(None, description="bound of the tokens in one forward pass; null: not recorded")
+    n_out_of_memory: int = Field(0, description="times the trial ran out of memory and was started again with smaller passes")
 
 
 class TrialRecord(Data):
@@ -130,6 +133,7 @@ class TrialRecord(Data):
     cost: Cost | None = None
     provenance: dict[str, Any] = Field(default_factory=dict)
     predictions_sha256: str | None = None
+    weights_sha256: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -150,12 +154,16 @@ def write_atomically(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
-def write_record(folder: Path, record: TrialRecord, predictions: bytes | None = None) -> None:
-    """Put one trial into `folder`: the predictions first, the record last."""
+def write_record(folder: Path, record: TrialRecord, predictions: bytes | None = None, weights: bytes | None = None) -> None:
+    """Put one trial into `folder`: predictions and weights first, the record last."""
     folder.mkdir(parents=True, exist_ok=True)
-    if predictions is not None:
-        record = record.model_copy(update={"predictions_sha256": hashlib.sha256(predictions).hexdigest()})
-        write_atomically(folder / PREDICTIONS_FILE, predictions)
+    for content, name, checksum in (
+        (predictions, PREDICTIONS_FILE, "predictions_sha256"),
+        (weights, WEIGHTS_FILE, "weights_sha256"),
+    ):
+        if content is not None:
+            record = record.model_copy(update={checksum: hashlib.sha256(content).hexdigest()})
+            write_atomically(folder / name, content)
     write_atomically(folder / RECORD_FILE, record.model_dump_json(indent=1).encode())
 
 

@@ -1,15 +1,20 @@
-"""Where rows come from: a file in a local folder, or a split on the hub. Both give a list of dictionaries."""
+"""Where rows come from: a file in a local folder, or a split on the hub. Both give a list of dictionaries.
+
+Files of the hub are read as they are, without the `datasets` library: offline it gives whatever it loaded last, of any revision
+(its issue 7928), and that cannot be told from the rows that were asked for.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmft import hub
 from llmft.errors import UserError
-from llmft.hub import hub_access
+from llmft.spec import DataRef
 
 
 @dataclass(frozen=True)
@@ -18,8 +23,8 @@ class Source:
 
     Attributes:
         files: names under which a local folder may hold it; the first that is there is taken.
-        hub: (repository, configuration, split, revision). A branch as revision may move; the record's provenance and a local copy
-            of the files are what pins the rows.
+        hub: (repository, configuration, split, revision) of parquet files on the hub; configuration None stands for the only one
+            that there is. Every public data set has its rows as parquet files under the revision `refs/convert/parquet`.
     """
 
     files: tuple[str, ...]
@@ -43,24 +48,66 @@ class Source:
             f"data_dir: {folder} holds none of {', '.join(self.files)}. Put one of them there, or leave data_dir out to use the hub."
         )
 
-    @property
-    def hub_name(self) -> str:
+    def paths(self, data: DataRef) -> list[Path]:
+        """The files with the rows; those of the hub are fetched if they are not in its cache.
+
+        Raises:
+            UserError: none is there, or they cannot be fetched.
+        """
+        return self._hub_files(data.commit(self.hub[0], self.hub[3])) if data.directory is None else [self.find(data.directory)]
+
+    def _hub_files(self, commit: str | None) -> list[Path]:
         repository, configuration, split, revision = self.hub
-        return f"{repository}:{configuration or ''}:{split}@{revision}"
+        commit = commit or hub.pin(repository, revision, "dataset")
+        patterns = [f"{configuration or '*'}/{split}{rest}" for rest in ("-*.parquet", "/*.parquet")]  # pushed, converted
+        folder = hub.fetch(repository, commit, patterns, "dataset")
+        files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+        if len({path.relative_to(folder).parts[0] for path in files}) != 1:
+            found = "none" if not files else "several configurations"
+            raise UserError(
+                f"data: {repository} at revision {revision} holds {found} of {' and '.join(patterns)}. Correct the task's Source."
+            )
+        return files
 
-    def fingerprint(self, directory: str | None) -> str:
-        """What tells one content of this table from another: a hash of the file, or the pinned hub revision."""
-        if directory is None:
-            return f"hub:{self.hub_name}"
-        return hashlib.sha256(self.find(directory).read_bytes()).hexdigest()
+    def origin(self, data: DataRef) -> str:
+        """Which copy the rows are, for a person: the local file's name, or the commit on the hub."""
+        repository, _, _, revision = self.hub
+        return (
+            self.find(data.directory).name
+            if data.directory
+            else f"{repository}@{data.commit(repository, revision) or revision}"
+        )
 
-    def rows(self, directory: str | None) -> list[dict[str, Any]]:
+    def rows(self, data: DataRef) -> list[dict[str, Any]]:
         """Every row.
 
         Raises:
-            UserError: the file is damaged, or the hub cannot be reached.
+            UserError: as `paths`, or a file is damaged.
         """
-        return _hub_rows(self) if directory is None else _file_rows(self.find(directory))
+        return [row for path in self.paths(data) for row in _file_rows(path)]
+
+
+def resolve_sources(sources: Sequence[Source], directory: str | None) -> DataRef:
+    """The data that `sources` are now: their contents as one fingerprint and, from the hub, the commits that hold them.
+
+    The contents and not the commits make the fingerprint, so a local copy of the hub's files is the same data, and so is a
+    repository of which only the description was changed.
+
+    Raises:
+        UserError: a file is not there, or cannot be fetched.
+    """
+    wanted = sorted({(source.hub[0], source.hub[3]) for source in sources}) if directory is None else []
+    commits = tuple((name, revision, hub.pin(name, revision, "dataset")) for name, revision in wanted)
+    data = DataRef(directory=directory, commits=commits)
+    hashes = (_content_hash(source.paths(data)) for source in sources)
+    return data.model_copy(update={"fingerprint": hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16]})
+
+
+def _content_hash(paths: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _file_rows(path: Path) -> list[dict[str, Any]]:
@@ -82,26 +129,6 @@ def _file_rows(path: Path) -> list[dict[str, Any]]:
         raise UserError(
             f"{path}: cannot be read ({str(error).splitlines()[0]}). The file is damaged or no {path.suffix[1:]}; fetch it again."
         ) from None
-
-
-def _hub_rows(source: Source) -> list[dict[str, Any]]:
-    from datasets import load_dataset
-
-    repository, configuration, split, revision = source.hub
-    try:
-        with hub_access():
-            return load_dataset(repository, configuration, split=split, revision=revision).to_list()
-    except Exception as error:  # the hub's client raises a dozen kinds, from sockets to missing revisions
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise UserError(
-            f"data: cannot load {source.hub_name} from the hub ({reason}). Check the network, or give a local folder "
-            f"with {source.files[0]} by --data-dir."
-        ) from None
-
-
-def combined_fingerprint(sources: Iterable[Source], directory: str | None) -> str:
-    """One fingerprint (16 hexadecimal digits) for several tables."""
-    return hashlib.sha256("\n".join(source.fingerprint(directory) for source in sources).encode()).hexdigest()[:16]
 
 
 def checked_label(row: dict[str, Any], n_labels: int, where: str) -> int:

@@ -36,10 +36,19 @@ class ModelRef(Spec):
 
 
 class DataRef(Spec):
-    """Which data: `directory` is a local folder, None the hub; `fingerprint` tells one content from another."""
+    """Which data: `directory` is a local folder, None the hub; `fingerprint` tells one content from another.
+
+    `commits` are what the hub's revisions meant when the plan was read, (repository, revision, commit), so that every node loads
+    the same. Like `directory` they say where the content is, and do not count for the digest.
+    """
 
     fingerprint: str = ""
     directory: str | None = None
+    commits: tuple[tuple[str, str, str], ...] = ()
+
+    def commit(self, repository: str, revision: str) -> str | None:
+        """The commit of a repository's revision; None where it was not resolved."""
+        return next((commit for *asked, commit in self.commits if asked == [repository, revision]), None)
 
 
 class TrainSpec(Spec):
@@ -111,7 +120,7 @@ class TrialSpec(Spec):
         content["model"].pop("path")
         if self.model.fingerprint:  # which tells more than a name, and does not change when a folder is renamed
             content["model"] = {"fingerprint": self.model.fingerprint}
-        content["data"].pop("directory")
+        content["data"] = {"fingerprint": self.data.fingerprint}
         canonical = json.dumps({"version": DIGEST_VERSION, **content}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:20]
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 
 from llmft import cost, findings, registry
-from llmft.errors import Cause, TrialFailure, UserError, unknown_name
+from llmft.adapted import Adapted
+from llmft.batches import smaller_budget
+from llmft.distributed import is_lost_peer
+from llmft.errors import Cause, OutOfMemory, TrialFailure, UserError, unknown_name
 from llmft.evaluate import Evaluator, Predictions
 from llmft.method import Method
 from llmft.metrics import set_metrics
@@ -20,18 +25,28 @@ from llmft.model import borrow_model, choose_device, context_length, load_config
 from llmft.record import Cost, Draws, TrialRecord
 from llmft.runtime import Runtime
 from llmft.seeds import derive, stream
-from llmft.spec import DataRef, TrialSpec
+from llmft.spec import DataRef, Selection, TrialSpec
 from llmft.task import Draw, Task, TaskData, TestSet, draw_examples, subsample
 from llmft.tokens import EncodedTrial, LabelWords, encode_trial, resolve_label_words
 from llmft.train import DEV, SHOTS, Checkpoint, Fit, fit
+from llmft.weights import gather_weights
+
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
+"""How libraries say it that have no exception of their own for it (torch on a CPU, cuBLAS, cuDNN)."""
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """A record and, for a finished trial, its per-example predictions as a parquet file's bytes."""
+    """A record and, for a finished trial, its per-example predictions as a parquet file's bytes.
+
+    `weights` are the trained tensors of the checkpoint that is best on dev, where that is selected, else of the last, as a
+    safetensors file's bytes (`llmft.weights`); None where they were not asked for, where nothing is trained, and in every process
+    of a group but the first.
+    """
 
     record: TrialRecord
     predictions: bytes | None = None
+    weights: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -49,27 +64,50 @@ class _Setting:
 def run_trial(spec: TrialSpec, runtime: Runtime = Runtime()) -> TrialResult:
     """Adapt one model to one task once, and say how it did in and out of domain.
 
-    Never raises for a trial that fails: the record then says so, with a typed cause.
+    A trial that fails is a record with a typed cause. One that runs out of memory runs again from its start with smaller forward
+    passes, which changes no answer, until it fits or every pass is a single query.
+
+    Raises:
+        TrialFailure: only in a group of processes, for what one of them may have met alone (no memory, a file that is not there, a
+            crash): the others wait for it, so whoever started the group must end it. `OutOfMemory` says what to try next.
     """
-    began = time.perf_counter()
-    try:
-        return _run(spec, runtime, began)
-    except UserError as error:
-        cause, message = Cause.USER_ERROR, str(error)
-    except TrialFailure as failure:
-        cause, message = failure.cause, failure.message
-    except torch.OutOfMemoryError as error:
-        cause, message = Cause.OUT_OF_MEMORY, str(error).splitlines()[0]
-    except Exception as error:  # a failure is a row, also one that nobody foresaw
-        cause, message = Cause.CRASHED, f"{type(error).__name__}: {error}"
-        if "not enough memory" in message or "out of memory" in message:
-            cause = Cause.OUT_OF_MEMORY
-    spent = Cost(wall_s=time.perf_counter() - began)
-    provenance = {"packages": cost.packages()}
-    record = TrialRecord(
-        digest=spec.digest, spec=spec, status="failed", cause=cause, message=message[:2000], cost=spent, provenance=provenance
+    runtime, began = runtime.started(), time.perf_counter()
+    while True:
+        result, smaller = Fit(), None
+        try:
+            return _run(spec, runtime, began, result)
+        except OutOfMemory as failure:
+            if runtime.world_size > 1:
+                raise
+            cause, message, smaller = failure.cause, failure.message, failure.smaller
+        except TrialFailure as failure:
+            cause, message = failure.cause, failure.message
+        except Exception as error:  # a failure is a row, also one that nobody foresaw
+            cause, message = _reason(error)
+            if runtime.world_size > 1:
+                raise TrialFailure(cause, message) from error
+        if smaller is None:
+            return TrialResult(_failed(spec, runtime, began, result, cause, message))
+        runtime = replace(runtime, micro_batch_tokens=smaller, n_out_of_memory=runtime.n_out_of_memory + 1)
+        gc.collect()  # only here: while an error is handled, its traceback holds the tensors of every frame that it came through
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _reason(error: Exception) -> tuple[Cause, str]:
+    if isinstance(error, UserError):
+        return Cause.USER_ERROR, str(error)
+    if _is_out_of_memory(error):
+        return Cause.OUT_OF_MEMORY, str(error).split("\n")[0] or type(error).__name__
+    if is_lost_peer(error):
+        return Cause.LOST, f"another process of the group ended: {error}"
+    return Cause.CRASHED, f"{type(error).__name__}: {error}"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
     )
-    return TrialResult(record)
 
 
 def check_spec(spec: TrialSpec) -> None:
@@ -133,39 +171,75 @@ def _check_selections(spec: TrialSpec, domains: set[str]) -> None:
             raise UserError(f"selections: '{oracle}' needs a test set of that domain, and test_sets names none.")
 
 
-def _run(spec: TrialSpec, runtime: Runtime, began: float) -> TrialResult:
+def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialResult:
     setting, device = _settle(spec), choose_device(runtime.device)
     _check_precision(spec, device)
-    method, memory = setting.method, cost.PeakMemory(device)
     encoded = _encode(spec, setting)
+    return _adapt(spec, setting, encoded, device, runtime, began, result)
+
+
+def _passes(spec: TrialSpec, encoded: EncodedTrial, runtime: Runtime) -> list[list[int]]:
+    """The lengths of the longest queries that one process gets at once, by set."""
+    sets = []
+    for name, queries in encoded.sets.items():
+        lengths = sorted((len(encoded.prefix) + len(ids) for ids in queries.suffixes), reverse=True)
+        sets.append(lengths[: spec.train.batch_size if name == SHOTS else None][:: runtime.world_size])
+    return sets
+
+
+def _adapt(
+    spec: TrialSpec,
+    setting: _Setting,
+    encoded: EncodedTrial,
+    device: torch.device,
+    runtime: Runtime,
+    began: float,
+    result: Fit,
+) -> TrialResult:
+    method, memory = setting.method, cost.PeakMemory(device)
     domains = {test.name: test.domain for test in setting.tests}
     dropout = spec.train.dropout if method.trains else None
-    with borrow_model(spec.model, spec.precision, device, dropout, copied=method.trains) as model:
+    alone = runtime.world_size == 1  # a process of a group is started for one trial
+    with borrow_model(spec.model, spec.precision, device, dropout, copied=method.trains, kept=alone) as model:
         n_parameters = sum(parameter.numel() for parameter in model.network.parameters())
         if method.trains:
             method.prepare(model, len(setting.task.labels), torch.Generator().manual_seed(derive(spec.init_seed, "init")))
-        trainable = {p: p.numel() for p in model.network.parameters() if p.requires_grad}
-        evaluator = Evaluator(method, model, encoded, setting.words, runtime)
+        trainable = [(p.numel(), p.element_size()) for p in model.network.parameters() if p.requires_grad]
+        adapted = Adapted(method, model)
+        module, evaluator = runtime.wrap(adapted), Evaluator(adapted, encoded, setting.words, runtime)
         started = time.perf_counter()
-        result = fit(spec, method, model, evaluator, runtime, domains) if method.trains else _score(evaluator, domains)
+        try:
+            if method.trains:
+                fit(spec, module, evaluator, runtime, domains, result)
+            else:
+                _score(evaluator, domains, result)
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise
+            smaller = smaller_budget(_passes(spec, encoded, runtime), runtime.micro_batch_tokens)
+            raise OutOfMemory(_reason(error)[1], smaller) from error
         finished = time.perf_counter()
+        weights = gather_weights(model, runtime) if method.trains and runtime.keep_weights else None
         spent = Cost(
             wall_s=finished - began,
             train_s=finished - started if method.trains else 0.0,
             evaluate_s=0.0 if method.trains else finished - started,
             device=cost.device_name(device),
-            peak_memory_bytes=memory.n_bytes,
+            peak_memory_bytes=int(runtime.largest(memory.n_bytes)),
             tokens_trained=result.n_tokens,
             tokens_evaluated=evaluator.n_tokens,
             n_parameters=n_parameters,
-            n_trainable_parameters=sum(trainable.values()),
-            stored_bytes=sum(n * p.element_size() for p, n in trainable.items()),
+            n_trainable_parameters=sum(n for n, _ in trainable),
+            stored_bytes=sum(n * size for n, size in trainable),
             tokens_per_query=_tokens_per_query(encoded, domains),
             flops=cost.flops(n_parameters, result.n_tokens, evaluator.n_tokens),
             n_steps=result.n_steps,
             n_workers=runtime.world_size,
+            micro_batch_tokens=runtime.micro_batch_tokens,
+            n_out_of_memory=runtime.n_out_of_memory,
         )
-    return _record(spec, setting, encoded, result, spent)
+    record = _record(spec, setting, encoded, result, spent)
+    return TrialResult(record, _predictions_file(setting, result), weights)
 
 
 def _encode(spec: TrialSpec, setting: _Setting) -> EncodedTrial:
@@ -186,13 +260,12 @@ def _encode(spec: TrialSpec, setting: _Setting) -> EncodedTrial:
     )
 
 
-def _score(evaluator: Evaluator, domains: Mapping[str, str]) -> Fit:
+def _score(evaluator: Evaluator, domains: Mapping[str, str], result: Fit) -> None:
     """The result of a method that trains nothing: one 'checkpoint', the model as it is."""
     dev = evaluator.predict(DEV) if DEV in evaluator.encoded.sets else None
-    here = Checkpoint(
+    result.checkpoints["none"] = Checkpoint(
         0, dev.accuracy if dev else None, dev.loss if dev else None, predictions=evaluator.predict_all(list(domains))
     )
-    return Fit(checkpoints={"none": here})
 
 
 def _tokens_per_query(encoded: EncodedTrial, names: Mapping[str, str]) -> float:
@@ -200,7 +273,7 @@ def _tokens_per_query(encoded: EncodedTrial, names: Mapping[str, str]) -> float:
     return len(encoded.prefix) + sum(lengths) / max(1, len(lengths))
 
 
-def _record(spec: TrialSpec, setting: _Setting, encoded: EncodedTrial, result: Fit, spent: Cost) -> TrialResult:
+def _record(spec: TrialSpec, setting: _Setting, encoded: EncodedTrial, result: Fit, spent: Cost) -> TrialRecord:
     labels = setting.task.labels
     metrics = {
         selection: {
@@ -226,15 +299,12 @@ def _record(spec: TrialSpec, setting: _Setting, encoded: EncodedTrial, result: F
         n_demonstrations_dropped=encoded.n_dropped,
         shots_hash=hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()[:16] if ids else "",
     )
-    record = TrialRecord(
+    return TrialRecord(
         digest=spec.digest,
         spec=spec,
         status="finished",
-        dev_accuracy={s: c.dev_accuracy for s, c in result.checkpoints.items() if c.dev_accuracy is not None},
-        dev_loss={s: c.dev_loss for s, c in result.checkpoints.items() if c.dev_loss is not None},
-        selected_step={s: c.step for s, c in result.checkpoints.items()},
         metrics=metrics,
-        curve=result.curve,
+        **_progress(result, result.checkpoints),
         findings=found,
         draws=draws,
         cost=spent,
@@ -244,7 +314,41 @@ def _record(spec: TrialSpec, setting: _Setting, encoded: EncodedTrial, result: F
             "label_tokens": [list(i) for i in setting.words.ids],
         },
     )
-    return TrialResult(record, _predictions_file(setting, result))
+
+
+def _failed(spec: TrialSpec, runtime: Runtime, began: float, result: Fit, cause: Cause, message: str) -> TrialRecord:
+    """The record of a trial that failed, with what was known until then."""
+    provenance: dict[str, Any] = {"packages": cost.packages()}
+    if cause is Cause.PRUNED:
+        provenance["stop_below"] = {str(epoch): accuracy for epoch, accuracy in runtime.stop_below.items()}
+    return TrialRecord(
+        digest=spec.digest,
+        spec=spec,
+        status="failed",
+        cause=cause,
+        message=message[:2000],
+        **_progress(result, spec.selections),
+        cost=Cost(
+            wall_s=time.perf_counter() - began,
+            tokens_trained=result.n_tokens,
+            n_steps=result.n_steps,
+            n_workers=runtime.world_size,
+            micro_batch_tokens=runtime.micro_batch_tokens,
+            n_out_of_memory=runtime.n_out_of_memory,
+        ),
+        provenance=provenance,
+    )
+
+
+def _progress(result: Fit, selections: Collection[Selection]) -> dict[str, Any]:
+    """The fields of a record that a training fills as it goes on."""
+    chosen = {name: checkpoint for name, checkpoint in result.checkpoints.items() if name in selections}
+    return {
+        "dev_accuracy": {name: c.dev_accuracy for name, c in chosen.items() if c.dev_accuracy is not None},
+        "dev_loss": {name: c.dev_loss for name, c in chosen.items() if c.dev_loss is not None},
+        "selected_step": {name: c.step for name, c in chosen.items()},
+        "curve": result.curve,
+    }
 
 
 def _predictions_file(setting: _Setting, result: Fit) -> bytes | None:

@@ -149,7 +149,7 @@ def plan(
     store = Store(out or Path("results") / the_plan.name)
     records, schedule = store.load(), Schedule(cells)
     states, console = schedule.states(records), _console()
-    console.print(plan_table(states, records))
+    console.print(plan_table(states))
     for stage, (n_new, n_done, n_failed) in count_by_stage(states, records).items():
         print(f"{stage}: {n_new + n_done + n_failed} trials, {n_new} new, {n_done} done, {n_failed} failed")
     n_again = sum(not FailurePolicy().settled(records[t.digest]) for t in schedule.known(records) if t.digest in records)
@@ -178,6 +178,21 @@ def _print_memory(cells: list[Cell]) -> None:
         if memory.activation_bytes:
             line += f" and up to {memory.activation_bytes / 2**20:,.0f} MiB of activations ({tokens:,} tokens at a time, if a batch holds as many)"
         print(line)
+
+
+@app.command()
+def fetch(plan_name: PlanName, data_dir: DataDir = None, models: Models = None) -> int:
+    """Fetch a plan's models and data from the hub into this machine's cache. The plan then runs without a network."""
+    from sweeps.prefetch import Needs
+
+    needs = Needs.of(_load(plan_name, models, data_dir)[1])
+    for model, folder in zip(needs.models, needs.fetch(), strict=True):
+        n_bytes = sum(path.stat().st_size for path in folder.iterdir())
+        print(f"{model.name}, commit {model.revision}: {n_bytes / 2**20:,.0f} MiB in {folder}")
+    for task, data in needs.data:
+        print(f"{task}: {', '.join(f'{name}, commit {commit}' for name, _, commit in data.commits)}")
+    print("everything is here; the plan needs no network" if needs else "the plan needs nothing of the hub")
+    return 0
 
 
 @app.command()
@@ -260,7 +275,8 @@ def tasks() -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `llmft`. Exit codes: 0 all well, 1 a trial failed, 2 a mistake of the user's (one line), 130 stopped."""
-    for name, value in {"TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}.items():
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
+    for name, value in quiet.items():
         os.environ.setdefault(name, value)
     sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
 

@@ -31,7 +31,7 @@ def remaining_s(states: Iterable[CellState], records: Records, concurrency: int)
                 durations[key].append(record.cost.wall_s)
     seconds = 0.0
     for state in states:
-        n_left = state.total - sum(trial.digest in records for trial in [*state.search, *state.report])
+        n_left = state.total - state.n_done
         like = next((durations[key] for key in _keys(state.cell.base) if key in durations), None)
         if n_left and like is None:
             return None

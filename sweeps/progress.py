@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from rich.console import Console, RenderableType
@@ -12,14 +13,14 @@ from rich.text import Text
 
 from llmft.record import TrialRecord
 from llmft.spec import TrialSpec
-from sweeps.cells import Cell
 from sweeps.estimate import remaining_s
-from sweeps.schedule import Planned, Records, Schedule
-from sweeps.screen import CellRow, CellRows, screen
+from sweeps.prune import failed
+from sweeps.schedule import CellState, Planned, Records, Schedule
+from sweeps.screen import CellRow, cell_row, screen
 
 LINE_EVERY_S, LOOK_EVERY_S, REFRESH_PER_S = 20.0, 0.5, 2
-LOOK_SHARE = 0.05
-"""Of the time, what looking at the records may take: with many of them it is done less often."""
+LOOK_SHARE, LOOK_AT_LEAST_EVERY_S = 0.05, 5.0
+"""Of the time, what looking at the records may take: with very many of them it is done less often."""
 
 
 @dataclass(frozen=True)
@@ -95,18 +96,21 @@ class Progress:
         schedule: the sweep's.
         concurrency: trials at a time.
         console: where to; a screen that is drawn again and again if it is a terminal.
+
+    Attributes:
+        running: the trials that run now, by digest; whoever runs them keeps it up to date.
     """
 
     def __init__(self, schedule: Schedule, concurrency: int = 1, console: Console | None = None):
         self.schedule, self.concurrency = schedule, concurrency
         self.console = console or Console(stderr=True)
+        self.running: Mapping[str, Planned] = {}
+        self.n_retried = 0
         self._started = self._printed = self._looked = time.monotonic()
         self._look_at = 0.0
         self._n_at_start: int | None = None
-        self._n_retried = 0
-        self._running: dict[str, Cell] = {}
         self._n_running = 0
-        self._cell_rows = CellRows()
+        self._read: dict[str, tuple[CellState, CellRow]] = {}  # the row that was made of a cell's state
         self._rows: list[CellRow] = []
         self._snapshot: Snapshot | None = None
         self._status = ""
@@ -118,11 +122,15 @@ class Progress:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type | None, *_) -> None:
+    def close(self) -> None:
+        """Give the terminal back, with all that was said."""
         if self._live.is_started:
             self._live.stop()
             for message in self._messages:
                 self._print(message)
+
+    def __exit__(self, kind: type | None, *_) -> None:
+        self.close()
         if self._snapshot and (kind is None or self._snapshot.n_new):  # a mistake that stops a sweep at its start is one line
             self.say(self._snapshot.line)
 
@@ -140,20 +148,15 @@ class Progress:
             self._print(Text(text))
         self._status = text
 
-    def started(self, trial: Planned) -> None:
-        """Note that a trial runs."""
-        self._running[trial.digest] = trial.cell
-
-    def retried(self, trial: Planned, reason: str) -> None:
-        """Note that a trial lost its process, or gave it up, and is started again."""
-        self._n_retried += 1
-        self.say(f"started again: {_name(trial.spec, trial.digest)} {reason}", "yellow")
+    def retried(self, spec: TrialSpec, reason: str) -> None:
+        """Note that a trial is started again."""
+        self.n_retried += 1
+        self.say(f"again: {_name(spec, spec.digest)}: {reason}", "yellow")
 
     def ended(self, record: TrialRecord) -> None:
         """Note the end of a trial; a failure is said at once."""
-        self._running.pop(record.digest, None)
         self._status = ""
-        if not record.finished:
+        if failed(record):
             self.say(f"failed: {_name(record.spec, record.digest)} {record.cause}: {record.message}", "red")
 
     def update(self, records: Records, n_running: int, last: bool = False) -> None:
@@ -162,38 +165,44 @@ class Progress:
         if now < self._look_at and not last:
             return
         states = self.schedule.states(records)
-        rows = [self._cell_rows.row(state, records) for state in states]
+        rows = [self._row(state, records) for state in states]
         n_done = sum(row.n_done for row in rows)
-        if self._n_at_start is None:
+        first = self._n_at_start is None  # which also imports a lot
+        if first:
             self._n_at_start = n_done
-        self._rows, self._snapshot = (
-            rows,
-            Snapshot(
-                n_done=n_done,
-                n_failed=sum(row.n_failed for row in rows),
-                n_flagged=sum(row.n_flagged for row in rows),
-                n_retried=self._n_retried,
-                n_total=sum(row.n_total for row in rows),
-                n_cells_done=sum(row.stage == "done" for row in rows),
-                n_cells=len(rows),
-                n_running=n_running,
-                n_new=n_done - self._n_at_start,
-                elapsed_s=now - self._started,
-                eta_s=remaining_s(states, records, self.concurrency),
-            ),
+        self._rows = rows
+        self._snapshot = Snapshot(
+            n_done=n_done,
+            n_failed=sum(row.n_failed for row in rows),
+            n_flagged=sum(row.n_flagged for row in rows),
+            n_retried=self.n_retried,
+            n_total=sum(row.n_total for row in rows),
+            n_cells_done=sum(row.stage == "done" for row in rows),
+            n_cells=len(rows),
+            n_running=n_running,
+            n_new=n_done - self._n_at_start,
+            elapsed_s=now - self._started,
+            eta_s=remaining_s(states, records, self.concurrency),
         )
         if not self._live.is_started and not last and now - self._printed >= LINE_EVERY_S:
             self._printed = now
             self.say(self._snapshot.line)
-        self._looked, took_s = now, time.monotonic() - now
-        self._look_at = now + max(LOOK_EVERY_S, took_s / LOOK_SHARE)
+        took_s = 0.0 if first else time.monotonic() - now
+        self._looked, self._look_at = now, now + min(max(LOOK_EVERY_S, took_s / LOOK_SHARE), LOOK_AT_LEAST_EVERY_S)
+
+    def _row(self, state: CellState, records: Records) -> CellRow:
+        seen, row = self._read.get(state.cell.key, (None, None))
+        if row is None or state is not seen:
+            row = cell_row(state, records)
+            self._read[state.cell.key] = state, row
+        return row
 
     def _screen(self) -> RenderableType:
         rows, snapshot, now = self._rows, self._snapshot, time.monotonic()
         if snapshot:  # what changes between two looks
             eta_s = None if snapshot.eta_s is None else max(0.0, snapshot.eta_s - (now - self._looked))
             snapshot = replace(snapshot, n_running=self._n_running, elapsed_s=now - self._started, eta_s=eta_s)
-            n_running = Counter(cell.key for cell in list(self._running.values()))
+            n_running = Counter(trial.cell.key for trial in list(self.running.values()))
             rows = [replace(row, n_running=n_running[row.cell.key]) for row in rows]
         return screen(snapshot, rows, self._status, self._messages, *self.console.size)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from llmft.record import TrialRecord
 from sweeps.cells import Cell
 from sweeps.failures import FailurePolicy
 from sweeps.plan import Plan
+from sweeps.prefetch import Needs, moved_models
 from sweeps.progress import Progress
-from sweeps.schedule import Planned, Schedule
+from sweeps.schedule import Planned, RecordBook, Schedule
 from sweeps.store import Store
 from sweeps.trackers import Tracker, tracking
 
@@ -41,42 +44,60 @@ class Ledger:
         self, plan: Plan, schedule: Schedule, store: Store, policy: FailurePolicy, progress: Progress,
         trackers: Sequence[Tracker] = (),
     ):  # fmt: skip
-        self.plan, self.schedule, self.store, self.progress, self.trackers = plan, schedule, store, progress, trackers
+        self.plan, self.schedule, self.store, self.policy, self.progress = plan, schedule, store, policy, progress
+        self.trackers = trackers
         stored = store.load()
-        self.records = {digest: record for digest, record in stored.items() if policy.settled(record)}
-        self._again = stored.keys() - self.records.keys()
+        self.records = RecordBook({digest: record for digest, record in stored.items() if policy.settled(record)})
         self.running: dict[str, Planned] = {}
+        progress.running = self.running
         self.n_new = 0
-        self._queue: list[Planned] = schedule.ready(self.records)
+        self._stored = set(stored)
         self._written = time.monotonic()
         for trial in schedule.known(self.records) if trackers else ():
             if trial.digest in self.records:
                 self._track(trial, self.records[trial.digest])
 
     @property
-    def done(self) -> bool:
-        return not self.running and not self._queue and self.schedule.done(self.records)
+    def waiting(self) -> dict[Cell, int]:
+        """Trials that could start now, by cell."""
+        n_running = Counter(trial.cell for trial in self.running.values())
+        open_trials = {state.cell: len(state.open) - n_running[state.cell] for state in self.schedule.states(self.records)}
+        return {cell: n for cell, n in open_trials.items() if n > 0}
 
-    def next_trial(self) -> Planned | None:
-        """A trial to start now, which counts as running from here on; None if those that run must end first."""
-        while self._queue:
-            trial = self._queue.pop(0)
-            if trial.digest not in self.running and trial.digest not in self.records:
-                if trial.digest in self._again:
-                    self.store.discard(trial.digest)
-                self.running[trial.digest] = trial
-                self.progress.started(trial)
-                return trial
-        return None
+    @property
+    def done(self) -> bool:
+        return not self.running and self.schedule.done(self.records)
+
+    def next_trial(self, fits: Callable[[Cell], bool] = lambda cell: True) -> Planned | None:
+        """A trial to start now, which counts as running from here on; None if those that run must end first.
+
+        Args:
+            fits: whether there is room for a trial of a cell.
+        """
+        trial = self.schedule.next(self.records, self.running, fits)
+        if trial is None:
+            return None
+        if trial.digest in self._stored:  # it failed, or was given up where this plan would not
+            self._stored.discard(trial.digest)
+            self.records.pop(trial.digest, None)
+            self.store.discard(trial.digest)
+        self.running[trial.digest] = trial
+        return trial
+
+    def runtime_settings(self, trial: Planned) -> dict[str, Any]:
+        """What the plan says of how a trial runs, as arguments of `llmft.runtime.Runtime`."""
+        keep = self.plan.keep_weights and trial.spec.test_sets != ()  # trials of the search score no test set
+        return {"timeout_s": self.policy.timeout_s, "stop_below": trial.stop_below, "keep_weights": keep}
+
+    def put_back(self, trial: Planned) -> None:
+        """A trial that was handed out could not start; it waits again."""
+        del self.running[trial.digest]
 
     def ended(self, record: TrialRecord) -> None:
         """Take note of a trial's record, which lies in the store already."""
-        if trial := self.running.pop(record.digest, None):
-            self._track(trial, record)
+        self._track(self.running.pop(record.digest), record)
         self.records[record.digest] = record
         self.n_new += 1
-        if not self._queue:
-            self._queue = [trial for trial in self.schedule.ready(self.records) if trial.digest not in self.running]
         self.progress.ended(record)
         self.progress.update(self.records, len(self.running))
         if time.monotonic() - self._written > MANIFEST_EVERY_S:
@@ -85,6 +106,12 @@ class Ledger:
     def _track(self, trial: Planned, record: TrialRecord) -> None:
         for tracker in self.trackers:
             tracker.ended(trial.cell.entry, record)
+
+    def abandon(self, why: str) -> None:
+        """Say and write the last word of a process that is about to end."""
+        self.progress.close()
+        print(f"llmft: {why}", file=sys.stderr, flush=True)
+        self.write_manifest()
 
     def write_manifest(self) -> None:
         self.store.write_manifest(self.plan, self.schedule, self.records)
@@ -143,7 +170,8 @@ def run_sweep(
         UserError: the folder cannot be written, holds a damaged record, or another sweep runs on it; a tracker is not installed.
         KeyboardInterrupt: the run was stopped; what had finished is stored.
     """
-    store, schedule, policy = Store(root), Schedule(cells), policy or FailurePolicy()
+    store, schedule = Store(root), Schedule(cells)
+    policy = replace(policy or FailurePolicy(), timeout_s=plan.trial_timeout_s)
     with (
         store.locked(),
         Progress(schedule, console=console) as progress,
@@ -154,17 +182,21 @@ def run_sweep(
             progress.say(
                 f"{store.root} holds results of another plan too: they stay, and those that this plan shares are not run again."
             )
+        for line in moved_models(cells, ledger.records.values()):
+            progress.say(line)
         progress.update(ledger.records, 0)
         try:
             if not ledger.done:
+                if not address:  # nodes of a cluster fetch for themselves
+                    Needs.of(cells).fetch()
                 if serial:
                     _run_serially(ledger, run_trial)
                 else:
                     from sweeps.cluster import run_on_ray
 
                     run_on_ray(
-                        ledger, address=address, workers=workers, gpus_per_trial=gpus_per_trial,
-                        max_lost=policy.max_lost, run_trial=run_trial, verbose=verbose,
+                        ledger, address=address, workers=workers, gpus_per_trial=gpus_per_trial, run_trial=run_trial,
+                        verbose=verbose,
                     )  # fmt: skip
         finally:
             ledger.write_manifest()
@@ -182,9 +214,9 @@ def _run_serially(ledger: Ledger, run_trial: Callable[..., Any] | None) -> None:
 
     while trial := ledger.next_trial():
         ledger.progress.update(ledger.records, 1)
-        result = run_trial(trial.spec, Runtime())
+        result = run_trial(trial.spec, Runtime(**ledger.runtime_settings(trial)))
         try:
-            ledger.store.put(result.record, result.predictions)
+            ledger.store.put(result.record, result.predictions, result.weights)
         except OSError as error:
             raise UserError(f"{ledger.store.root}: results cannot be written ({error.strerror}).") from None
         ledger.ended(result.record)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,7 +16,8 @@ from rich.text import Text
 
 from llmft.record import TrialRecord
 from sweeps.cells import Cell
-from sweeps.schedule import CellState, Planned, Records
+from sweeps.schedule import CellState, Records
+from sweeps.search import best
 
 if TYPE_CHECKING:
     from sweeps.progress import Snapshot
@@ -68,76 +69,33 @@ class CellRow:
         return "under way" if self.n_done or self.n_running else "waiting"
 
 
-class _Brief(NamedTuple):
-    """What a row needs of a record."""
-
-    finished: bool
-    flagged: bool
-    point: str
-    dev: float | None
-    in_domain: float | None
-    out_of_domain: float | None
-
-
-class CellRows:
-    """Makes rows, and reads every record only once."""
-
-    def __init__(self) -> None:
-        self._briefs: dict[str, _Brief] = {}
-
-    def row(self, state: CellState, records: Records) -> CellRow:
-        """The row of a cell, from how far it is and the records that stand, by digest; `n_running` is not known here."""
-        search, report = self._known(state.search, records), self._known(state.report, records)
-        finished = [brief for brief in report if brief.finished]
-        return CellRow(
-            cell=state.cell,
-            n_searched=len(search),
-            n_search=state.n_search,
-            n_reported=len(report),
-            n_report=state.n_report,
-            n_failed=sum(not brief.finished for brief in [*search, *report]),
-            n_flagged=sum(brief.flagged for brief in [*search, *report]),
-            dev=state.choice.dev_accuracy if state.choice else _best(search, len(state.cell.search.seeds)),
-            in_domain=_mean([brief.in_domain for brief in finished]),
-            out_of_domain=_mean([brief.out_of_domain for brief in finished]),
-        )
-
-    def _known(self, trials: Sequence[Planned], records: Records) -> list[_Brief]:
-        known = []
-        for digest in (trial.digest for trial in trials):
-            if digest in records:
-                if digest not in self._briefs:
-                    self._briefs[digest] = _brief(records[digest])
-                known.append(self._briefs[digest])
-        return known
-
-
-def _brief(record: TrialRecord) -> _Brief:
-    spec, accuracy = record.spec, {}
-    selection = "best_dev" if "best_dev" in spec.selections else spec.selections[0]
-    for numbers in record.metrics.get(selection, {}).values():
-        accuracy.setdefault(numbers.domain, numbers.accuracy)  # the first set of a domain, as in the report's table
-    return _Brief(
-        finished=record.finished,
-        flagged=any(finding.severity != "note" for finding in record.findings),
-        point=repr((spec.train, spec.settings)),
-        dev=record.dev_accuracy.get(spec.selections[0]) if record.finished else None,
-        in_domain=accuracy.get("in"),
-        out_of_domain=accuracy.get("out"),
+def cell_row(state: CellState, records: Records) -> CellRow:
+    """The row of a cell, from how far it is and the records that stand, by digest; `n_running` is not known here."""
+    open_now = {trial.digest for trial in state.open}
+    ended = [records[trial.digest] for trial in [*state.search, *state.report] if trial.digest not in open_now]
+    reported = [records[trial.digest] for trial in state.report if trial.digest not in open_now]
+    chosen = best([point.outcome for point in state.points if point.outcome])
+    return CellRow(
+        cell=state.cell,
+        n_searched=len(ended) - len(reported),
+        n_search=state.n_search,
+        n_reported=len(reported),
+        n_report=state.n_report,
+        n_failed=state.n_failed,
+        n_flagged=sum(any(finding.severity != "note" for finding in record.findings) for record in ended),
+        dev=chosen.accuracy if chosen else None,
+        in_domain=_mean_accuracy(reported, "in"),
+        out_of_domain=_mean_accuracy(reported, "out"),
     )
 
 
-def _best(search: Sequence[_Brief], n_seeds: int) -> float | None:
-    points: dict[str, list[float | None]] = defaultdict(list)
-    for brief in search:
-        points[brief.point].append(brief.dev)
-    whole = [values for values in points.values() if len(values) == n_seeds and None not in values]
-    return max((fmean(values) for values in whole), default=None)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    return fmean(known) if known else None
+def _mean_accuracy(records: Iterable[TrialRecord], domain: str) -> float | None:
+    found = []
+    for record in records:
+        selection = "best_dev" if "best_dev" in record.spec.selections else record.spec.selections[0]
+        sets = [numbers for numbers in record.metrics.get(selection, {}).values() if numbers.domain == domain]
+        found += [sets[0].accuracy] if sets else []  # the first set of a domain, as in the report's table
+    return fmean(found) if found else None
 
 
 def in_order(rows: Sequence[CellRow]) -> list[CellRow]:

@@ -55,9 +55,9 @@ class Store:
         except RecordError as error:
             raise UserError(str(error)) from None
 
-    def put(self, record: TrialRecord, predictions: bytes | None = None) -> None:
+    def put(self, record: TrialRecord, predictions: bytes | None = None, weights: bytes | None = None) -> None:
         """Write one trial, all of it or nothing."""
-        write_record(self.folder(record.digest), record, predictions)
+        write_record(self.folder(record.digest), record, predictions, weights)
 
     def discard(self, digest: str) -> None:
         """Forget a failed record before its trial is tried again."""
@@ -152,6 +152,7 @@ class Store:
                     "dev_accuracy": choice.dev_accuracy,
                     "n_points": choice.n_points,
                     "n_search_trials": choice.n_search_trials,
+                    "n_pruned_points": choice.n_pruned_points,
                 }
                 for choice in (state.choice for state in states)
                 if choice is not None and choice.cell.trains

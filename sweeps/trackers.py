@@ -20,9 +20,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from llmft.errors import UserError, unknown_name
+from llmft.errors import Cause, UserError, unknown_name
 from llmft.record import TrialRecord
 from llmft.spec import TrialSpec
+from sweeps.prune import failed
 
 if TYPE_CHECKING:
     from ray.tune import Callback
@@ -83,10 +84,10 @@ def params_of(entry: str, spec: TrialSpec) -> Params:
 def result_of(record: TrialRecord) -> dict[str, Any]:
     """A record as a flat result: numbers by name, and under `curve` a dictionary for each look at the dev set.
 
-    The names are `<selection>/dev_accuracy`, `<selection>/<set>_accuracy`, `findings/<severity>` (how many), `cost/<what>` and
-    `failed` (0 or 1); in the curve `curve/<what>`, beside the optimiser step as `training_iteration`, Tune's word for it.
+    The names are `<selection>/dev_accuracy`, `<selection>/<set>_accuracy`, `findings/<severity>` (how many), `cost/<what>`,
+    `failed` and `pruned` (0 or 1); in the curve `curve/<what>`, beside the optimiser step as `training_iteration`, Tune's word for it.
     """
-    result: dict[str, Any] = {"failed": int(not record.finished)}
+    result: dict[str, Any] = {"failed": int(failed(record)), "pruned": int(record.cause is Cause.PRUNED)}
     for selection, accuracy in record.dev_accuracy.items():
         result[f"{selection}/dev_accuracy"] = accuracy
     for selection, sets in record.metrics.items():
@@ -200,7 +201,7 @@ def _log(callback: Callback, run: Run, record: TrialRecord) -> None:
     callback.on_trial_start(**about)
     for result in [*curve, numbers]:
         callback.on_trial_result(**about, result=result)
-    (callback.on_trial_complete if record.finished else callback.on_trial_error)(**about)
+    (callback.on_trial_error if failed(record) else callback.on_trial_complete)(**about)
 
 
 @contextmanager

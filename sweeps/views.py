@@ -12,6 +12,7 @@ from rich.text import Text
 
 from llmft.method import Range
 from llmft.record import TrialRecord
+from sweeps.prune import failed
 from sweeps.schedule import CellState, Planned, Records
 
 
@@ -22,31 +23,30 @@ def _table(*columns: str, n_left: int = 1) -> Table:
     return table
 
 
-def plan_table(states: Iterable[CellState], records: Records) -> Table:
+def plan_table(states: Iterable[CellState]) -> Table:
     """One row a cell: its trials by stage, new, done and failed."""
     table = _table(
         "model", "task", "method", "shots", "pattern", "searched", "search", "report", "done", "failed", "new", n_left=3
     )
     for state in states:
-        cell, known = state.cell, [records[trial.digest] for trial in [*state.search, *state.report] if trial.digest in records]
-        n_failed = sum(not record.finished for record in known)
+        cell = state.cell
         table.add_row(
             cell.base.model.name, cell.base.task, cell.entry, str(cell.base.n_shots), cell.base.pattern,
             ", ".join(cell.ranges) or "-", str(state.n_search), str(state.n_report) if not state.failed else "search failed",
-            str(len(known) - n_failed), str(n_failed), str(state.total - len(known)),
+            str(state.n_done - state.n_failed), str(state.n_failed), str(state.total - state.n_done),
         )  # fmt: skip
     return table
 
 
 def count_by_stage(states: Iterable[CellState], records: Records) -> dict[str, tuple[int, int, int]]:
     """stage -> (new, done, failed) trials."""
-    totals = {}
-    states = list(states)
+    totals, states = {}, list(states)
+    still_open = {trial.digest for state in states for trial in state.open}
     for stage, expected in (("search", sum(s.n_search for s in states)), ("report", sum(s.n_report for s in states))):
         trials: list[Planned] = [trial for state in states for trial in getattr(state, stage)]
-        known = [records[trial.digest] for trial in trials if trial.digest in records]
-        n_failed = sum(not record.finished for record in known)
-        totals[stage] = expected - len(known), len(known) - n_failed, n_failed
+        ended = [records[trial.digest] for trial in trials if trial.digest not in still_open]
+        n_failed = sum(map(failed, ended))
+        totals[stage] = expected - len(ended), len(ended) - n_failed, n_failed
     return totals
 
 
@@ -93,10 +93,12 @@ def record_summary(record: TrialRecord) -> RenderableType:
 
 
 def range_text(span: Range) -> str:
-    """`1e-05 to 0.01, log` or `one of 4, 8`."""
+    """`1e-05 to 0.01, log` or `one of 4, 8`, and under which condition."""
     if span.choices:
-        return f"one of {', '.join(map(str, span.choices))}"
-    return f"{span.low:g} to {span.high:g}{', log' if span.log else ''}{', whole numbers' if span.integer else ''}"
+        text = f"one of {', '.join(map(str, span.choices))}"
+    else:
+        text = f"{span.low:g} to {span.high:g}{', log' if span.log else ''}{', whole numbers' if span.integer else ''}"
+    return text + "".join(f", where {name} is {' or '.join(map(str, values))}" for name, values in span.when.items())
 
 
 def methods_table(names: Iterable[str]) -> Table:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from llmft.errors import UserError
 from llmft.prompts import NLI_PATTERNS, NLI_VERBALIZERS
-from llmft.sources import Source, checked_fields, checked_label, combined_fingerprint, numbered
+from llmft.sources import Source, checked_fields, checked_label, numbered, resolve_sources
 from llmft.spec import DataRef
 from llmft.task import Example, Task, TaskData, TestSet
 
@@ -25,17 +25,17 @@ ORIGINAL_COLUMNS = {"sentence1": "premise", "sentence2": "hypothesis", "gold_lab
 ORIGINAL_LABELS = {"entailment": 0, "non-entailment": 1}
 
 
-def _rte(source: Source, directory: str | None, name: str, n_labels: int) -> tuple[Example, ...]:
+def _rte(source: Source, data: DataRef, name: str, n_labels: int) -> tuple[Example, ...]:
     columns = {"premise": "sentence1", "hypothesis": "sentence2"}
     return tuple(
         Example(id_, checked_fields(row, columns, where), checked_label(row, n_labels, where))
-        for id_, where, row in numbered(source.rows(directory), name)
+        for id_, where, row in numbered(source.rows(data), name)
     )
 
 
-def _hans(directory: str | None, n_labels: int) -> dict[str, list[Example]]:
+def _hans(data: DataRef, n_labels: int) -> dict[str, list[Example]]:
     by_heuristic: dict[str, list[Example]] = {heuristic: [] for heuristic in HEURISTICS.values()}
-    for id_, where, row in numbered(HANS.rows(directory), "hans"):
+    for id_, where, row in numbered(HANS.rows(data), "hans"):
         if "gold_label" in row:
             row = {ORIGINAL_COLUMNS.get(column, column): value for column, value in row.items()}
             row["label"] = ORIGINAL_LABELS.get(row["label"], row["label"])
@@ -55,15 +55,14 @@ class Rte(Task):
     out_of_domain = tuple(HEURISTICS)
 
     def resolve_data(self, directory: str | None) -> DataRef:
-        return DataRef(fingerprint=combined_fingerprint((TRAIN, VALIDATION, HANS), directory), directory=directory)
+        return resolve_sources((TRAIN, VALIDATION, HANS), directory)
 
     def load(self, data: DataRef) -> TaskData:
         n_labels = len(self.labels)
-        hans = _hans(data.directory, n_labels)
-        tests = [TestSet("rte", "in", _rte(VALIDATION, data.directory, "rte_validation", n_labels))]
+        hans = _hans(data, n_labels)
+        tests = [TestSet("rte", "in", _rte(VALIDATION, data, "rte_validation", n_labels))]
         tests += [TestSet(name, "out", tuple(hans[heuristic])) for name, heuristic in HEURISTICS.items()]
-        revision = HANS.hub_name if data.directory is None else HANS.find(data.directory).name
-        return TaskData(_rte(TRAIN, data.directory, "rte_train", n_labels), tuple(tests), revision)
+        return TaskData(_rte(TRAIN, data, "rte_train", n_labels), tuple(tests), revision=HANS.origin(data))
 
 
 TASK = Rte()

@@ -8,6 +8,7 @@ import torch
 from small_models import CPU, save_model
 from transformers import AutoModelForCausalLM
 
+from llmft.adapted import Adapted
 from llmft.errors import UserError
 from llmft.evaluate import Evaluator
 from llmft.method import Method, Range
@@ -15,7 +16,7 @@ from llmft.model import BorrowedModel, borrow_model, checksum, resolve_model
 from llmft.registry import METHODS, build_method, complete_settings, method_class
 from llmft.seeds import derive
 from llmft.spec import TrainSpec
-from llmft.train import fit
+from llmft.train import Fit, fit
 from llmft.trial import _encode, _settle, run_trial
 
 TRAINED = [name for name in METHODS if method_class(name).trains]
@@ -100,8 +101,9 @@ def test_frozen_weights_stay_bit_identical_and_the_others_move(spec_of, name):
         method = prepared(name, spec.settings, model, derive(0, "init"))
         frozen = {name for name, parameter in model.network.named_parameters() if not parameter.requires_grad}
         before = weights(model.network)
-        evaluator = Evaluator(method, model, _encode(spec, setting), setting.words, CPU)
-        fit(spec, method, model, evaluator, CPU, {"toy": "in", "toy_hans": "out"})
+        adapted = Adapted(method, model)
+        evaluator = Evaluator(adapted, _encode(spec, setting), setting.words, CPU)
+        fit(spec, adapted, evaluator, CPU, {"toy": "in", "toy_hans": "out"}, Fit())
         after = weights(model.network)
     unmoved = {name for name in before if torch.equal(before[name], after[name])}
     assert frozen <= unmoved
@@ -170,7 +172,7 @@ def test_the_vanilla_head_reads_the_last_real_token(spec_of):
     with borrowed(spec.model) as model, torch.no_grad():
         method = prepared("vanilla", spec.settings, model)
         encoded = _encode(spec, setting)
-        predictions = Evaluator(method, model, encoded, setting.words, CPU).predict("toy")
+        predictions = Evaluator(Adapted(method, model), encoded, setting.words, CPU).predict("toy")
         head = model.network.classifier.weight
         for row, suffix in zip(predictions.log_probabilities, encoded.sets["toy"].suffixes, strict=True):
             last = model.network.base_model(torch.tensor([[*encoded.prefix, *suffix]])).last_hidden_state[0, -1]

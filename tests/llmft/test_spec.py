@@ -69,9 +69,10 @@ def rebuild(annotation, value):
 
 
 PATHS = [path for path, _ in leaves(GOLDEN)]
-WHERE_IT_LIES = [("model", "path"), ("data", "directory"), ("model", "name"), ("model", "revision")]
+WHERE_IT_LIES = [("model", "path"), ("data", "directory"), ("data", "commits"), ("model", "name"), ("model", "revision")]
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 @pytest.mark.parametrize("path", WHERE_IT_LIES, ids=".".join)
 def test_where_the_files_lie_and_what_the_folder_is_called_does_not_change_the_digest(path):
     assert changed(GOLDEN, path, "/elsewhere").digest == GOLDEN.digest

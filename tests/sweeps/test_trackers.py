@@ -13,6 +13,7 @@ from rich.console import Console
 
 from llmft.errors import Cause, UserError
 from llmft.record import CurvePoint, Finding, SetMetrics
+from llmft.trial import TrialResult
 from sweeps import trackers
 from sweeps.run import run_sweep
 from sweeps.trackers import TRACKERS, Tracker, check_trackers, params_of, result_of
@@ -49,7 +50,7 @@ def full_record(spec, cause=None):
 
 
 def run_full(spec, runtime):
-    return SimpleNamespace(record=full_record(spec), predictions=None)
+    return TrialResult(full_record(spec))
 
 
 @pytest.fixture
@@ -168,7 +169,7 @@ def test_a_resumed_sweep_logs_nothing_twice_and_what_was_missed_later(sweep, mon
 def test_a_trial_that_failed_is_logged_as_failed_and_again_when_it_has_finished(sweep, monkeypatch):
     def failing(spec, runtime):
         cause = Cause.CRASHED if spec.method == "zero_shot" else None
-        return SimpleNamespace(record=full_record(spec, cause), predictions=None)
+        return TrialResult(full_record(spec, cause))
 
     callbacks = [Recorder(), Recorder()]
     logger(monkeypatch, callbacks[0])
@@ -271,7 +272,7 @@ def test_mlflow_has_parameters_curve_and_status(sweep, tmp_path, monkeypatch):
 
     def failing(spec, runtime):
         cause = Cause.DIVERGED if spec.method == "zero_shot" else None
-        return SimpleNamespace(record=full_record(spec, cause), predictions=None)
+        return TrialResult(full_record(spec, cause))
 
     _, said = sweep("mlflow", run_trial=failing)
     assert "--track" not in said
@@ -341,7 +342,7 @@ def test_on_ray_a_lost_trial_is_logged_as_failed(tmp_path, small_cells, monkeypa
 
     from fakes import fake_trial
 
-    from sweeps.failures import FailurePolicy
+    from sweeps.failures import FailurePolicy, Loss
 
     callback = Recorder()
     logger(monkeypatch, callback)
@@ -352,7 +353,7 @@ def test_on_ray_a_lost_trial_is_logged_as_failed(tmp_path, small_cells, monkeypa
     )  # fmt: skip
     outcome = run_sweep(
         plan, cells, tmp_path / "results", workers=2, trackers=["tensorboard"], console=Console(quiet=True),
-        policy=FailurePolicy(max_lost=0), run_trial=partial(fake_trial, log=str(tmp_path / "log"), dies_at=5e-3),
+        policy=FailurePolicy(budget={Loss.PROCESS: 0}), run_trial=partial(fake_trial, log=str(tmp_path / "log"), dies_at=5e-3),
     )  # fmt: skip
     assert (outcome.n_finished, outcome.n_failed) == (4, 1)
     assert len(callback.names("on_trial_complete")) == 4 and len(callback.names("on_trial_error")) == 1

@@ -1,0 +1,109 @@
+"""What a plan needs of the hub, fetched before the first trial: no trial waits for a download, and a later outage does no harm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmft import hub
+from llmft.errors import UserError
+from llmft.record import TrialRecord
+from llmft.registry import load_task
+from llmft.spec import DataRef, ModelRef
+from sweeps.cells import Cell
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The models and the tasks' data of some cells that come from the hub; falsy if there are none."""
+
+    models: tuple[ModelRef, ...]
+    data: tuple[tuple[str, DataRef], ...]
+
+    @classmethod
+    def of(cls, cells: Iterable[Cell]) -> Needs:
+        bases = [cell.base for cell in cells]
+        return cls(
+            models=tuple(dict.fromkeys(base.model for base in bases if base.model.path is None)),
+            data=tuple(dict.fromkeys((base.task, base.data) for base in bases if base.data.commits)),
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.models or self.data)
+
+    def __str__(self) -> str:
+        return ", ".join([*(model.name for model in self.models), *(f"the rows of {task}" for task, _ in self.data)])
+
+    def fetch(self) -> list[Path]:
+        """Fetch what this machine's cache lacks; gives the folder of each model.
+
+        Raises:
+            UserError: something cannot be fetched.
+        """
+        for task, data in self.data:
+            load_task(task).load(data)
+        return [hub.fetch_model(model.name, model.revision) for model in self.models]
+
+
+def moved_models(cells: Iterable[Cell], records: Iterable[TrialRecord]) -> list[str]:
+    """A line for each hub model of which there are records at a commit that the plan does not mean (any more)."""
+    now = {model.name: model.revision for model in Needs.of(cells).models}
+    meant = {(model.name, model.revision) for model in Needs.of(cells).models}
+    known = {(record.spec.model.name, record.spec.model.revision) for record in records if record.spec.model.path is None}
+    return [
+        f"the results hold trials of {name} at commit {commit}, the plan means {now[name]}: its trials run anew. To go on with "
+        f"the former, give the model as {{name: {name}, revision: {commit}}}"
+        for name, commit in sorted(known - meant)
+        if name in now
+    ]
+
+
+def fetch_on_every_node(cells: Iterable[Cell], say: Callable[[str], None]) -> None:
+    """Have every node of the connected Ray cluster that runs trials fetch what the cells need, all at the same time.
+
+    Nodes that join later fetch on their first trial; a node that goes away meanwhile is not waited for.
+
+    Args:
+        cells: what is going to run.
+        say: prints a line.
+
+    Raises:
+        UserError: a node cannot fetch; the line begins with its address.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    needs = Needs.of(cells)
+    nodes = {
+        node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")
+    }
+    if not needs or not nodes:
+        return
+    say(f"fetching {needs} to {len(nodes)} node{'s' * (len(nodes) > 1)}; trials start when all have them")
+    fetch = ray.remote(num_cpus=0, max_retries=0)(_fetch)
+    running = {
+        fetch.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(needs): address
+        for node, address in nodes.items()
+    }
+    while running:
+        (done,), _ = ray.wait(list(running))
+        address = running.pop(done)
+        try:
+            problem = ray.get(done)
+        except (
+            ray.exceptions.RayError
+        ) as error:  # its process or the node is gone; what is wrong with it will show in its trials
+            say(f"node {address} was lost while it fetched: {' '.join(str(error).split())[:200]}")
+        else:
+            if problem:
+                raise UserError(f"node {address}: {problem}")
+
+
+def _fetch(needs: Needs) -> str | None:
+    """What stopped this node, if anything."""
+    try:
+        needs.fetch()
+    except UserError as error:
+        return str(error)
+    return None
