@@ -88,6 +88,9 @@ def sweep(
     studies: Annotated[
         str | None, typer.Option(help="a database (sqlite:///..., postgresql://...) for the searches as Optuna studies")
     ] = None,
+    track: Annotated[
+        list[str] | None, typer.Option(help="also log every trial to tensorboard, mlflow or wandb; may be repeated")
+    ] = None,
     data_dir: DataDir = None,
     models: Models = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="show what Ray and the workers print")] = False,
@@ -95,7 +98,9 @@ def sweep(
     """Run every trial of a plan that has no result yet, then compare. Stopped at any moment, the same command goes on."""
     from sweeps.failures import FailurePolicy
     from sweeps.run import check_cells, run_sweep
+    from sweeps.trackers import check_trackers
 
+    check_trackers(track or ())
     if serial and (address or workers):
         raise UserError("--serial runs without Ray: leave out --address and --workers.")
     plan, cells, where = _load(plan_name, models, data_dir)
@@ -104,7 +109,7 @@ def sweep(
     try:
         outcome = run_sweep(
             plan, cells, root, serial=serial, address=address, workers=workers, gpus_per_trial=gpus_per_trial,
-            policy=FailurePolicy(retry_failed=retry_failed), studies=studies, verbose=verbose,
+            policy=FailurePolicy(retry_failed=retry_failed), studies=studies, trackers=tuple(track or ()), verbose=verbose,
         )  # fmt: skip
     except KeyboardInterrupt:
         print(f"\nllmft: stopped. What has finished lies in {root}; the same command goes on from there.", file=sys.stderr)

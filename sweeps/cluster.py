@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sweeps.session import ray_session, scratch_folder, watched_head  # isort: skip - before Ray, which reads the environment that it sets
+from sweeps.session import muted, ray_session, scratch_folder, watched_head  # isort: skip - before Ray, which reads the environment that it sets
 
 import ray
 from ray import tune
@@ -30,7 +30,9 @@ def run_on_ray(
 ) -> None:
     """Run the ledger's trials; the arguments are those of `sweeps.run.run_sweep`."""
     root = ledger.store.root
+    ledger.progress.status("starting Ray ...")
     with (
+        muted(verbose),
         scratch_folder(root.absolute() if address and isinstance(root, Path) else None) as scratch,
         ray_session(address, workers, scratch, verbose),
     ):
@@ -60,6 +62,7 @@ def run_on_ray(
             return lambda cell: not full
 
         searcher = ScheduleSearcher(ledger, job_of, fits)
+        ledger.progress.status("starting workers ...")
         tuner = tune.Tuner(
             tune.with_resources(TrialTrainable, {"CPU": slots["CPU"], "GPU": slots["GPU"]}),
             tune_config=tune.TuneConfig(

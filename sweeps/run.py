@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from sweeps.prune import failed
 from sweeps.schedule import Planned, RecordBook, Schedule
 from sweeps.store import Store
 from sweeps.studies import Mirror
+from sweeps.trackers import Tracker, tracking
 
 MANIFEST_EVERY_S = 10.0
 
@@ -42,16 +43,21 @@ class Ledger:
     """
 
     def __init__(
-        self, plan: Plan, schedule: Schedule, store: Store, policy: FailurePolicy, progress: Progress, studies: Mirror
-    ):
+        self, plan: Plan, schedule: Schedule, store: Store, policy: FailurePolicy, progress: Progress, studies: Mirror,
+        trackers: Sequence[Tracker] = (),
+    ):  # fmt: skip
         self.plan, self.schedule, self.store, self.policy = plan, schedule, store, policy
-        self.progress, self.studies = progress, studies
+        self.progress, self.studies, self.trackers = progress, studies, trackers
         stored = store.load()
         self.records = RecordBook({digest: record for digest, record in stored.items() if policy.settled(record)})
         self.running: dict[str, Planned] = {}
+        progress.running = self.running
         self.n_new = 0
         self._stored = set(stored)
         self._written = time.monotonic()
+        for trial in schedule.known(self.records) if trackers else ():
+            if trial.digest in self.records:
+                self._track(trial, self.records[trial.digest])
 
     @property
     def waiting(self) -> dict[Cell, int]:
@@ -91,7 +97,7 @@ class Ledger:
 
     def ended(self, record: TrialRecord) -> None:
         """Take note of a trial's record, which lies in the store already."""
-        del self.running[record.digest]
+        self._track(self.running.pop(record.digest), record)
         self.records[record.digest] = record
         self.n_new += 1
         self.progress.ended(record)
@@ -99,6 +105,10 @@ class Ledger:
         self.studies.update(self.schedule.states(self.records))
         if time.monotonic() - self._written > MANIFEST_EVERY_S:
             self.write_manifest()
+
+    def _track(self, trial: Planned, record: TrialRecord) -> None:
+        for tracker in self.trackers:
+            tracker.ended(trial.cell.entry, record)
 
     def abandon(self, why: str) -> None:
         """Say and write the last word of a process that is about to end."""
@@ -138,6 +148,7 @@ def run_sweep(
     workers: int | None = None,
     gpus_per_trial: float | None = None,
     policy: FailurePolicy | None = None,
+    trackers: Sequence[str] = (),
     run_trial: Callable[..., Any] | None = None,
     studies: str | None = None,
     console: Any = None,
@@ -154,20 +165,26 @@ def run_sweep(
         workers: trials at a time; None: as many as the CPUs, or the GPUs, hold.
         gpus_per_trial: a share of one GPU or a number of them; None: one, where there is one.
         policy: what is tried again.
+        trackers: names of experiment trackers that are told of every trial (`sweeps.trackers.TRACKERS`).
         run_trial: what runs a trial, `llmft.trial.run_trial` unless a test says otherwise.
         studies: a database for the searches as Optuna studies, in place of a journal in `root` (`sweeps.studies.Mirror`).
         console: a `rich.console.Console` for the progress.
         verbose: show what Ray and the workers print.
 
     Raises:
-        UserError: the folder cannot be written (or no longer: `StoreUnwritable`), holds a damaged record, or another sweep runs on it.
+        UserError: the folder cannot be written (or no longer: `StoreUnwritable`), holds a damaged record, or another sweep runs on
+            it; a tracker is not installed.
         KeyboardInterrupt: the run was stopped; what had finished is stored.
     """
     store, schedule = Store(root), Schedule(cells)
     policy = replace(policy or FailurePolicy(), timeout_s=plan.trial_timeout_s)
-    with store.locked(), Progress(schedule, console=console) as progress:
+    with (
+        store.locked(),
+        Progress(schedule, console=console) as progress,
+        tracking(trackers, store.root, plan.name, progress.say) as tracked,
+    ):
         mirror = Mirror(root, studies, progress.say)
-        ledger = Ledger(plan, schedule, store, policy, progress, mirror)
+        ledger = Ledger(plan, schedule, store, policy, progress, mirror, tracked)
         mirror.update(schedule.states(ledger.records))
         if store.write_plan(plan):
             progress.say(

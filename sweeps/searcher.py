@@ -128,6 +128,8 @@ class Overseer(tune.Callback):
     def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
         if self.searcher.error:
             raise self.searcher.error
+        ledger = self.searcher.ledger
+        ledger.progress.update(ledger.records, len(ledger.running))  # also while no trial ends
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self.searcher.on_loss(trial.trial_id, _last_error(trial), started=True)

@@ -10,7 +10,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 
 for _name, _value in {
@@ -65,6 +65,13 @@ def ray_session(address: str | None, workers: int | None, scratch: Path, verbose
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def muted(verbose: bool) -> Iterator[None]:
+    """Within: nothing is written to standard output. Ray reports dead workers there, at any level; our own progress is elsewhere."""
+    with open(os.devnull, "w") as nowhere, nullcontext() if verbose else redirect_stdout(nowhere):
+        yield
 
 
 @contextmanager

@@ -46,6 +46,7 @@ def test_version_methods_and_tasks():
         (["sweep"], "PLAN"),
         (["sweep", "quickstart", "--workers", "0"], "workers"),
         (["sweep", "quickstart", "--serial", "--workers", "2"], "--serial runs without Ray"),
+        (["sweep", "quickstart", "--track", "mlfow"], "--track: unknown tracker 'mlfow'. Did you mean 'mlflow'"),
         (["sweep", "quickstart", "--model", "./nowhere"], "quickstart.yaml: model: there is no folder"),
         (["trial", "--task", "toy", "--method", "lara"], "Did you mean 'lora'"),
         (["trial", "--task", "toy", "--method", "lora", "--set", "ranks=3"], "--set, method 'lora': unknown setting 'ranks'"),
