@@ -45,11 +45,20 @@ class Needs:
             load_task(task).load(data)
         return [hub.fetch_model(model.name, model.revision) for model in self.models]
 
+    def are_here(self) -> bool:
+        """Whether this machine's cache holds everything."""
+        try:
+            with hub.hub_access(offline=True):
+                self.fetch()
+        except UserError:
+            return False
+        return True
+
 
 def moved_models(cells: Iterable[Cell], records: Iterable[TrialRecord]) -> list[str]:
     """A line for each hub model of which there are records at a commit that the plan does not mean (any more)."""
-    now = {model.name: model.revision for model in Needs.of(cells).models}
     meant = {(model.name, model.revision) for model in Needs.of(cells).models}
+    now = dict(meant)
     known = {(record.spec.model.name, record.spec.model.revision) for record in records if record.spec.model.path is None}
     return [
         f"the results hold trials of {name} at commit {commit}, the plan means {now[name]}: its trials run anew. To go on with "
@@ -81,7 +90,7 @@ def fetch_on_every_node(cells: Iterable[Cell], say: Callable[[str], None]) -> No
     if not needs or not nodes:
         return
     say(f"fetching {needs} to {len(nodes)} node{'s' * (len(nodes) > 1)}; trials start when all have them")
-    fetch = ray.remote(num_cpus=0, max_retries=0)(_fetch)
+    fetch = ray.remote(num_cpus=0, max_retries=0)(Needs.fetch)
     running = {
         fetch.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(needs): address
         for node, address in nodes.items()
@@ -90,20 +99,9 @@ def fetch_on_every_node(cells: Iterable[Cell], say: Callable[[str], None]) -> No
         (done,), _ = ray.wait(list(running))
         address = running.pop(done)
         try:
-            problem = ray.get(done)
-        except (
-            ray.exceptions.RayError
-        ) as error:  # its process or the node is gone; what is wrong with it will show in its trials
+            ray.get(done)
+        except ray.exceptions.RayTaskError as error:
+            raise UserError(f"node {address}: {error.cause}") from None
+        except ray.exceptions.RayError as error:
+            # Its process or the node is gone. If more than that is wrong, the trials there will tell.
             say(f"node {address} was lost while it fetched: {' '.join(str(error).split())[:200]}")
-        else:
-            if problem:
-                raise UserError(f"node {address}: {problem}")
-
-
-def _fetch(needs: Needs) -> str | None:
-    """What stopped this node, if anything."""
-    try:
-        needs.fetch()
-    except UserError as error:
-        return str(error)
-    return None

@@ -195,8 +195,9 @@ def run_sweep(
         progress.update(ledger.records, 0)
         try:
             if not ledger.done:
-                if not address:  # nodes of a cluster fetch for themselves
-                    Needs.of(cells).fetch()
+                if not address and not (needs := Needs.of(cells)).are_here():  # nodes of a cluster fetch for themselves
+                    progress.say(f"fetching {needs}; trials start when they are here")
+                    needs.fetch()
                 if serial:
                     _run_serially(ledger, run_trial)
                 else:

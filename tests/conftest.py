@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hub_server import HubServer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -19,3 +20,29 @@ def data_dir() -> str:
         if not (folder / name).is_file():
             pytest.skip(f"no {name} in {folder}: set LLMFT_TEST_DATA to a folder that holds it")
     return str(folder)
+
+
+@pytest.fixture
+def server():
+    """A hub on this machine."""
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture
+def new_cache(monkeypatch, tmp_path, server):
+    """Gives this process the server as its hub, and an empty cache each time it is called."""
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "ENDPOINT", server.address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.address + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    def make() -> Path:
+        cache = tmp_path / f"cache{len(list(tmp_path.iterdir()))}"
+        cache.mkdir()
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        return cache
+
+    return make

@@ -19,12 +19,25 @@ MARK, NODE = "LLMFT_TEST_CLUSTER", "LLMFT_TEST_NODE"
 """Environment variables that every process of a cluster, and of a node of it, inherits, and by which they are found."""
 
 HEAD_TYPE = "ray.head.default"
+FAKE_PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 
 
 def free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return taken.getsockname()[1]
+
+
+def processes_with(variable: str) -> list[int]:
+    """Ids of the processes that were started with an environment variable, `NAME=value`, and are alive."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and f"{variable}\0".encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+        except OSError:  # gone, or someone else's
+            continue
+    return found
 
 
 class RayCluster:
@@ -39,7 +52,7 @@ class RayCluster:
         self.folder = Path(tempfile.mkdtemp(prefix="llmft-tc-", dir="/tmp"))  # a short path: sockets lie in it
         self.address = f"127.0.0.1:{free_port()}"
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # nobody's ~/.ray/auth_token has a say
-        self.environment = os.environ | token | {MARK: str(self.folder), "RAY_enable_autoscaler_v2": "0"}
+        self.environment = os.environ | token | {MARK: str(self.folder)}
         self.options = ["--num-cpus=0", "--num-gpus=0", f"--port={self.address.rpartition(':')[2]}", "--head"]
         self.options += [f"--temp-dir={self.folder}", "--include-dashboard=false", "--disable-usage-stats"]
         if node_types is not None:
@@ -48,21 +61,29 @@ class RayCluster:
     def _describe(self, node_types: dict[str, dict[str, Any]], idle_s: float) -> None:
         head = {HEAD_TYPE: {"resources": {"CPU": 0}, "max_workers": 0}}
         types = {name: {"node_config": {}, "min_workers": 0, **node} for name, node in (head | node_types).items()}
-        lists = "initialization_commands setup_commands head_setup_commands worker_setup_commands head_start_ray_commands"
-        config = {
-            "cluster_name": "test", "max_workers": sum(node["max_workers"] for node in types.values()), "auth": {}, "docker": {},
+        empty = ["auth", "docker", "file_mounts"], [
+            "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands", "head_start_ray_commands",
+            "worker_start_ray_commands", "cluster_synced_files", "rsync_exclude", "rsync_filter",
+        ]  # fmt: skip
+        config = dict.fromkeys(empty[0], {}) | dict.fromkeys(empty[1], []) | {
+            "cluster_name": "test", "max_workers": sum(node["max_workers"] for node in types.values()), "upscaling_speed": 10.0,
+            "available_node_types": types, "head_node_type": HEAD_TYPE, "idle_timeout_minutes": idle_s / 60,
+            "file_mounts_sync_continuously": False,
+            # "fake_multinode" as a type needs a file that Ray's wheel lacks
             "provider": {
-                "type": "fake_multinode", "use_node_id_as_ip": True, "disable_node_updaters": True,
-                "disable_launch_config_check": True, "launch_multiple": True, "gcs_address": self.address,
+                "type": "external", "module": FAKE_PROVIDER, "gcs_address": self.address, "use_node_id_as_ip": True,
+                "disable_node_updaters": True, "disable_launch_config_check": True, "launch_multiple": True,
             },
-            "available_node_types": types, "head_node_type": HEAD_TYPE, "upscaling_speed": 10.0, "file_mounts": {},
-            "idle_timeout_minutes": idle_s / 60, **dict.fromkeys([*lists.split(), "worker_start_ray_commands"], []),
-            **dict.fromkeys(["cluster_synced_files", "rsync_exclude", "rsync_filter"], []), "file_mounts_sync_continuously": False,
         }  # fmt: skip
         path = self.folder / "autoscaling.yaml"  # JSON is YAML
         path.write_text(json.dumps(config))
         self.options.append(f"--autoscaling-config={path}")
-        self.environment |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+        ids = dict.fromkeys(["RAY_CLOUD_INSTANCE_ID", "RAY_OVERRIDE_NODE_ID_FOR_TESTING"], "f" * 51 + "00000")
+        self.environment |= ids | {
+            "RAY_FAKE_CLUSTER": "1",
+            "RAY_enable_autoscaler_v2": "1",
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        }
 
     def __enter__(self) -> RayCluster:
         try:
@@ -90,7 +111,7 @@ class RayCluster:
 
     def kill_node(self, name: str) -> None:
         """End every process of a node at once, as when its machine is taken away."""
-        for process in self.processes(f"{NODE}={name}"):
+        for process in processes_with(f"{NODE}={name}"):
             os.kill(process, signal.SIGKILL)
 
     def drive(self, code: str, *arguments: object, **environment: str) -> subprocess.Popen:
@@ -107,17 +128,9 @@ class RayCluster:
         )
         assert done.returncode == 0, done.stderr or done.stdout
 
-    def processes(self, variable: str | None = None) -> list[int]:
-        """Ids of the cluster's processes that are alive; of those with an environment variable (`NAME=value`) only."""
-        wanted, found = f"{variable or f'{MARK}={self.folder}'}\0".encode(), []
-        for folder in Path("/proc").iterdir():
-            try:
-                mine = folder.name.isdigit() and wanted in (folder / "environ").read_bytes()
-            except OSError:  # gone, or someone else's
-                continue
-            if mine:
-                found.append(int(folder.name))
-        return found
+    def processes(self) -> list[int]:
+        """Ids of the cluster's processes that are alive."""
+        return processes_with(f"{MARK}={self.folder}")
 
     def n_nodes(self) -> int:
         """Nodes that are alive, the head not counted."""

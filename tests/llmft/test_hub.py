@@ -37,31 +37,6 @@ NOISE = {
 
 
 @pytest.fixture
-def server():
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture
-def new_cache(monkeypatch, tmp_path, server):
-    """Gives this process the server as its hub, and an empty cache each time it is called."""
-    from huggingface_hub import constants
-
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(constants, "ENDPOINT", server.address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.address + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-
-    def make() -> Path:
-        cache = tmp_path / f"cache{len(list(tmp_path.iterdir()))}"
-        cache.mkdir()
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-        return cache
-
-    return make
-
-
-@pytest.fixture
 def cache(new_cache) -> Path:
     return new_cache()
 

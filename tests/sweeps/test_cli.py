@@ -22,7 +22,7 @@ def test_help_comes_at_once_and_imports_nothing_heavy():
     started = time.perf_counter()
     shown = llmft("--help")
     assert shown.returncode == 0 and time.perf_counter() - started < 2
-    for command in ("sweep", "plan", "trial", "report", "methods", "tasks"):
+    for command in ("sweep", "plan", "fetch", "trial", "report", "methods", "tasks"):
         assert command in shown.stdout and llmft(command, "--help").returncode == 0
 
 
@@ -89,6 +89,20 @@ def test_plan_then_sweep_then_plan_then_report(tmp_path, plan_file, tiny_model, 
     code = "import sys; from sweeps.cli import _run; c = _run(sys.argv[1:]); print(c, sorted({'torch', 'ray', 'optuna'} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", code, "report", str(out)], capture_output=True, text=True)
     assert shown.stdout.splitlines()[-1] == "0 []"
+
+
+def test_a_plan_that_was_fetched_needs_no_network(tmp_path, plan_file, tiny_model, llmft_here, server, new_cache):
+    cache = new_cache()
+    commit = server.push_folder("owner/tiny", tiny_model)
+    path = plan_file(("n_shots: [2, 4]", "n_shots: [2]"), ("n_trials: 4", "n_trials: 1"), model="owner/tiny")
+    code, shown = llmft_here("fetch", path)
+    assert code == 0 and f"owner/tiny, commit {commit}: 0 MiB in {cache}" in shown and "needs no network" in shown
+    server.stop()
+    code, shown = llmft_here("sweep", path, "--out", tmp_path / "results", "--serial")
+    assert code == 0 and "9 trials finished, 0 failed; 9 ran now" in shown
+    records = [json.loads(file.read_text()) for file in (tmp_path / "results").glob("trials/*/record.json")]
+    assert {record["spec"]["model"]["revision"] for record in records} == {commit}
+    assert llmft_here("fetch", "quickstart") == (0, "the plan needs nothing of the hub\n")
 
 
 def test_one_trial_is_printed_and_kept(tmp_path, tiny_model, llmft_here):

@@ -298,7 +298,8 @@ def test_ray_itself_is_not_heard(plan_file, tmp_path):
         text=True,
         timeout=200,
     )
-    lines = done.stderr.splitlines()
+    running = re.compile(r"\d/6 trials, .* running, ")  # said every twenty seconds, where a machine takes so long
+    lines = [line for line in done.stderr.splitlines() if not running.match(line)]
     assert done.returncode == 0 and done.stdout == ""
     assert lines[:2] == ["starting Ray ...", "starting workers ..."]
     assert re.fullmatch(r"again: toy lora 2 shots seed 100 \(\w{20}\): its process died", lines[2])
