@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,19 @@ from sweeps.session import muted, ray_session, scratch_folder, watched_head  # i
 import ray
 from ray import tune
 
-from llmft.errors import UserError
+from sweeps.cells import Cell
+from sweeps.devices import Machine, cluster_machine, local_machine
 from sweeps.prefetch import fetch_on_every_node
+from sweeps.resources import place
 from sweeps.run import Ledger
 from sweeps.schedule import Planned
 from sweeps.searcher import Overseer, ScheduleSearcher
+from sweeps.slots import Slot, admissible
 from sweeps.trainable import TrialTrainable
+
+LOOK_EVERY_S = 2.0
+HEAD = {"node:__internal_head__": 0.001}
+"""Where the process waits that a group of workers reports to: the head is always there, and needs no CPU for it."""
 
 
 def run_on_ray(
@@ -29,42 +39,39 @@ def run_on_ray(
     verbose: bool,
 ) -> None:
     """Run the ledger's trials; the arguments are those of `sweeps.run.run_sweep`."""
-    root = ledger.store.root
+    root, cells = ledger.store.root, ledger.schedule.cells
+    slots: dict[str, Slot] = {}
+    if not address:  # mistakes show before Ray starts
+        slots = _slots(ledger, local_machine(ledger.plan.device_memory), gpus_per_trial, workers)
+    n_cpus = max([workers or 1, *(slot.total_cpus for slot in slots.values())])
     ledger.progress.status("starting Ray ...")
     with (
         muted(verbose),
         scratch_folder(root.absolute() if address and isinstance(root, Path) else None) as scratch,
-        ray_session(address, workers, scratch, verbose),
+        ray_session(address, n_cpus, scratch, verbose),
     ):
         if address:
-            cells = [state.cell for state in ledger.schedule.states(ledger.records)]
             fetch_on_every_node(cells, ledger.progress.say)
-        slots = share_out(ray.cluster_resources(), address, workers, gpus_per_trial)
-        ledger.progress.concurrency = slots["n"]
-        common = {
-            "root": str(root.absolute()),
-            "scratch": str(scratch),
-            "n_threads": slots["CPU"],
-            "run_trial": run_trial,
-        }
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            slots = _slots(ledger, cluster_machine(nodes, ledger.plan.device_memory), gpus_per_trial, workers)
+        common = {"root": str(root.absolute()), "scratch": str(scratch), "run_trial": run_trial}
 
         def job_of(trial: Planned) -> dict[str, Any]:
+            slot = slots[trial.cell.key]
             return {
                 **common,
                 "digest": trial.digest,
                 "spec": trial.spec.model_dump_json(),
-                "slot": {"n_workers": 1, "cpus": slots["CPU"], "gpus": slots["GPU"]},
+                "slot": asdict(slot),
+                "strategy": slot.strategy,
+                "n_threads": slot.cpus,
+                "micro_batch_tokens": slot.micro_batch_tokens,
                 **ledger.runtime_settings(trial),
             }
 
-        def fits():
-            full = len(ledger.running) >= slots["n"]
-            return lambda cell: not full
-
-        searcher = ScheduleSearcher(ledger, job_of, fits)
-        ledger.progress.status("starting workers ...")
+        searcher = ScheduleSearcher(ledger, job_of, Room(ledger, slots, workers, elastic=bool(address)))
         tuner = tune.Tuner(
-            tune.with_resources(TrialTrainable, {"CPU": slots["CPU"], "GPU": slots["GPU"]}),
+            tune.with_resources(TrialTrainable, lambda job: _bundle(Slot(**job["slot"]))),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=-1,
@@ -91,27 +98,46 @@ def run_on_ray(
             raise searcher.error
 
 
+def _slots(ledger: Ledger, machine: Machine, gpus_per_trial: float | None, workers: int | None) -> dict[str, Slot]:
+    """The slot of every cell, by its key; what does not fit is said."""
+    placements = place(ledger.schedule.cells, machine, gpus_per_trial, workers)
+    for problem in dict.fromkeys(placement.problem for placement in placements.values() if placement.problem):
+        ledger.progress.say(f"memory: {problem}")
+    return {key: placement.slot for key, placement in placements.items()}
+
+
+def _bundle(slot: Slot) -> tune.PlacementGroupFactory:
+    """What Tune keeps for a trial: its slot, or for a group, which Ray Train places, a seat for the process that waits for it."""
+    alone = {"CPU": slot.cpus} | ({"GPU": slot.gpus} if slot.gpus else {})
+    return tune.PlacementGroupFactory([alone if slot.n_workers == 1 else HEAD])
+
+
 def _trial_name(trial: Any) -> str:
     return trial.trial_id
 
 
-def share_out(
-    resources: dict[str, float], address: str | None, workers: int | None, gpus_per_trial: float | None
-) -> dict[str, Any]:
-    """How many trials run at a time (`n`), and the CPUs and GPUs that each gets (`CPU`, `GPU`).
+class Room:
+    """Says for which cells there is room now, so that large trials get their place and small ones fill what is left.
 
-    On a cluster a trial gets one CPU, since nodes differ and may still join; `workers` may then be more than there is room for.
-
-    Raises:
-        UserError: more GPUs are asked for than this machine has.
+    Args:
+        ledger: what runs and what waits.
+        slots: the slot of every cell, by its key.
+        limit: trials at a time at the most.
+        elastic: nodes may still join: one more trial of each kind is handed out than there is room for, for an autoscaler to see.
     """
-    n_cpus, n_gpus = int(resources.get("CPU", 0)), resources.get("GPU", 0.0)
-    gpus = (1.0 if n_gpus else 0.0) if gpus_per_trial is None else gpus_per_trial
-    if gpus > n_gpus and not address:
-        raise UserError(f"--gpus-per-trial: {gpus:g} asked for, but Ray sees {n_gpus:g} GPUs on this machine.")
-    if gpus and gpus < 1:
-        room = int(n_gpus) * int(1 / gpus)
-    else:
-        room = int(n_gpus // gpus) if gpus else n_cpus
-    n = workers or max(1, room)
-    return {"n": n, "CPU": 1 if address else max(1, n_cpus // n), "GPU": gpus}
+
+    def __init__(self, ledger: Ledger, slots: dict[str, Slot], limit: int | None, elastic: bool):
+        self.ledger, self.slots, self.limit, self.ahead = ledger, slots, limit, int(elastic)
+        self._totals, self._looked = (0.0, 0.0), float("-inf")
+
+    def __call__(self) -> Callable[[Cell], bool]:
+        if time.monotonic() - self._looked > LOOK_EVERY_S:
+            there = ray.cluster_resources()
+            self._totals, self._looked = (there.get("CPU", 0.0), there.get("GPU", 0.0)), time.monotonic()
+        in_flight = Counter(self.slots[trial.cell.key] for trial in self.ledger.running.values())
+        ready: Counter[Slot] = Counter()
+        for cell, n in self.ledger.waiting.items():
+            ready[self.slots[cell.key]] += n
+        more = admissible(*self._totals, in_flight, ready, self.limit, self.ahead)
+        self.ledger.progress.concurrency = max(1, in_flight.total() + sum(more.values()))
+        return lambda cell: more.get(self.slots[cell.key], 0) > 0

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmft.errors import Cause, OutOfMemory, TrialFailure
 from llmft.record import Cost, TrialRecord
 from llmft.spec import TrialSpec
 from sweeps.failures import FreshProcessWanted, wants_fresh_process
+from sweeps.slots import Slot
 from sweeps.store import Store
 
 if TYPE_CHECKING:
@@ -20,20 +20,11 @@ N_STARTS = 10
 """How often Ray waits for a group's resources (a minute each time) before the trial counts as lost."""
 
 
-@dataclass(frozen=True)
-class Slot:
-    """What one trial gets: processes, and for each of them CPUs and GPUs."""
-
-    n_workers: int = 1
-    cpus: float = 1.0
-    gpus: float = 0.0
-
-
 def train_loop(job: dict[str, Any]) -> None:
     """Run a trial as the calling process's part, and write its record: what `ray.train.torch.TorchTrainer` calls in each worker.
 
     Args:
-        job: `root`, `digest`, `spec` (JSON), `n_threads`, `run_trial` (None: llmft's), `n_trials_before`; for a group `strategy`
+        job: `root`, `digest`, `spec` (JSON), `slot` (of `sweeps.resources.Slot`), `n_threads`, `run_trial` (None: llmft's), `n_trials_before`; for a group `strategy`
             ("ddp" or "fsdp"); and as for `llmft.runtime.Runtime`, where not absent or None: `timeout_s`, `stop_below`, `keep_weights`,
             `micro_batch_tokens`, `n_out_of_memory`.
 
@@ -47,6 +38,8 @@ def train_loop(job: dict[str, Any]) -> None:
     if run_trial is None:
         from llmft.trial import run_trial
     torch.set_num_threads(job["n_threads"])
+    if torch.cuda.is_available() and 0 < job["slot"]["gpus"] < 1:  # a trial beyond its share fails alone, not its neighbours
+        torch.cuda.set_per_process_memory_fraction(job["slot"]["gpus"])
     runtime = _runtime(job)
     result = run_trial(TrialSpec.model_validate_json(job["spec"]), runtime)
     if wants_fresh_process(result.record, job["n_trials_before"]):

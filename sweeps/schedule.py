@@ -270,7 +270,8 @@ class Schedule:
     """
 
     def __init__(self, cells: Iterable[Cell]):
-        self._cells = [_CellPlan(cell) for cell in cells]
+        self.cells = list(cells)
+        self._cells = [_CellPlan(cell) for cell in self.cells]
         models: dict[str, int] = {}
         self._models = [models.setdefault(plan.cell.base.model.model_dump_json(), len(models)) for plan in self._cells]
         self._asking: dict[str, set[int]] = defaultdict(set)  # digest -> cells that have asked for it

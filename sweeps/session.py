@@ -30,6 +30,7 @@ import psutil  # noqa: E402
 import ray  # noqa: E402 - reads the environment when it is imported
 
 from llmft.errors import UserError  # noqa: E402
+from sweeps.devices import usable_cpus  # noqa: E402
 
 SCRATCH_PREFIX, SCRATCH_LOCK, RAY_FOLDER, SOCKET_PATH_ROOM = "llmft-ray-", "scratch.lock", "ray", 20
 CONNECT_S, HEAD_LOOK_S, HEAD_MISSES = 5.0, 2.0, 8
@@ -37,8 +38,12 @@ OBJECT_STORE_BYTES = 100 * 2**20  # specs and digests are all that travels
 
 
 @contextmanager
-def ray_session(address: str | None, workers: int | None, scratch: Path, verbose: bool) -> Iterator[None]:
-    """A Ray of our own on this machine, or a running cluster; an existing connection is used as it is."""
+def ray_session(address: str | None, n_cpus: int, scratch: Path, verbose: bool) -> Iterator[None]:
+    """A Ray of our own on this machine, or a running cluster; an existing connection is used as it is.
+
+    Args:
+        n_cpus: that a Ray of our own has at least, real or not.
+    """
     if ray.is_initialized():
         yield
         return
@@ -54,7 +59,7 @@ def ray_session(address: str | None, workers: int | None, scratch: Path, verbose
         else:
             source = str(Path(__file__).parents[1])  # workers import the same code, installed or not
             os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
-            n_cpus = max(len(os.sched_getaffinity(0)), workers or 0)
+            n_cpus = max(usable_cpus(), n_cpus)
             ray.init(
                 address="local", num_cpus=n_cpus, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES,
                 _temp_dir=str(scratch / RAY_FOLDER), **quiet,

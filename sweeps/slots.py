@@ -60,7 +60,7 @@ def admissible(
     in_flight: Mapping[Slot, int],
     ready: Mapping[Slot, int],
     limit: int | None = None,
-    ahead: int = 1,
+    ahead: int = 0,
 ) -> dict[Slot, int]:
     """How many more trials of each slot may be handed out now.
 
@@ -72,27 +72,17 @@ def admissible(
         n_cpus, n_gpus: of all nodes that are there now.
         in_flight, ready: trials handed out that have not ended, and trials that could start, by slot.
         limit: trials in flight at the most, of all slots together.
-        ahead: trials handed out of a slot for which there is no room anywhere, so that an autoscaler sees them; nothing is kept
-            for them.
+        ahead: trials of each slot handed out beyond what there is room for, so that an autoscaler sees them; nothing is kept for
+            them.
     """
     cpus, gpus, more = Fraction(n_cpus), Fraction(n_gpus), {}
-    waiting: list[Slot] = []
     room = math.inf if limit is None else limit - sum(in_flight.values())
-
-    def hand_out(slot: Slot, wanted: int) -> None:
-        nonlocal room
-        more[slot] = int(max(0, min(wanted - in_flight.get(slot, 0), ready.get(slot, 0), room)))
-        room -= more[slot]
-
     for slot in sorted({*in_flight, *ready}, key=_size, reverse=True):
-        if not slot.n_fitting(n_cpus, n_gpus):
-            waiting.append(slot)
-            continue
-        wanted = min(in_flight.get(slot, 0) + ready.get(slot, 0), slot.n_fitting(cpus, gpus))
+        flying, waiting = in_flight.get(slot, 0), ready.get(slot, 0)
+        wanted = min(flying + waiting, slot.n_fitting(cpus, gpus))
         cpus, gpus = cpus - wanted * slot.total_cpus, gpus - wanted * slot.whole_gpus
-        hand_out(slot, wanted)
-    for slot in waiting:
-        hand_out(slot, ahead)
+        more[slot] = int(max(0, min(wanted + ahead - flying, waiting, room)))
+        room -= more[slot]
     return more
 
 

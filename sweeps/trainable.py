@@ -13,7 +13,8 @@ from ray import tune
 from llmft.errors import Cause
 from llmft.record import Cost, TrialRecord
 from llmft.spec import TrialSpec
-from sweeps.parallel import Slot, run_group, run_here
+from sweeps.parallel import run_group, run_here
+from sweeps.slots import Slot
 from sweeps.store import Store
 
 GRACE = 1.5

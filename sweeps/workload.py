@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from llmft.batches import SHORTEST_PREFIX
 from llmft.model import context_length, load_config, load_tokenizer
 from llmft.registry import build_method, load_task
+from llmft.setting import load_data
 from llmft.spec import TrialSpec
 from llmft.task import Example, draw_examples, subsample
 from llmft.tokens import LabelWords, encode_trial, resolve_label_words
 from llmft.train import DEV, SHOTS
-from llmft.setting import load_data
 from sweeps.cells import Cell, Params
 
 SAMPLE, MOST_SEEDS = 48, 16

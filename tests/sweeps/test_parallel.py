@@ -27,7 +27,7 @@ PAIR = SimpleNamespace(n_workers=2, cpus=1, gpus=0)
 
 @pytest.fixture(scope="module")
 def local_ray():
-    from sweeps.cluster import ray_session, scratch_folder
+    from sweeps.session import ray_session, scratch_folder
 
     with scratch_folder(None) as scratch, ray_session(None, 2, scratch, verbose=False):
         yield scratch

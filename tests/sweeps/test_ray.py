@@ -104,32 +104,6 @@ def test_the_sweep_stops_where_every_worker_dies(on_ray):
         on_ray(LORA_ONLY, name="dead", policy=FailurePolicy(budget={Loss.PROCESS: 0}), dies_at=0)
 
 
-@pytest.mark.parametrize(
-    ("resources", "asked", "expected"),
-    [
-        ({"CPU": 4.0}, {}, (4, 1, 0)),
-        ({"CPU": 4.0}, {"workers": 2}, (2, 2, 0)),
-        ({"CPU": 16.0, "GPU": 1.0}, {}, (1, 16, 1)),
-        ({"CPU": 16.0, "GPU": 2.0}, {"gpus_per_trial": 0.3}, (6, 2, 0.3)),
-        ({"CPU": 16.0, "GPU": 4.0}, {"gpus_per_trial": 2.0}, (2, 8, 2)),
-        ({"CPU": 16.0, "GPU": 2.0}, {"gpus_per_trial": 0.0, "workers": 3}, (3, 5, 0)),
-        ({}, {"address": "auto", "workers": 8, "gpus_per_trial": 1.0}, (8, 1, 1)),  # a cluster that has yet to grow
-    ],
-)
-def test_the_machine_is_shared_out(resources, asked, expected):
-    from sweeps.cluster import share_out
-
-    slots = share_out(resources, **{"address": None, "workers": None, "gpus_per_trial": None, **asked})
-    assert (slots["n"], slots["CPU"], slots["GPU"]) == expected
-
-
-def test_more_gpus_than_there_are_is_a_mistake():
-    from sweeps.cluster import share_out
-
-    with pytest.raises(UserError, match="--gpus-per-trial: 1 asked for, but Ray sees 0"):
-        share_out({"CPU": 2.0}, None, None, 1.0)
-
-
 def test_only_abandoned_scratch_folders_are_removed(tmp_path):
     from sweeps.session import SCRATCH_LOCK, SCRATCH_PREFIX, scratch_folder
 

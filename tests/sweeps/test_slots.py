@@ -33,11 +33,10 @@ def test_every_slot_gets_what_larger_ones_leave(slots):
         for counts in itertools.product(range(3), repeat=2 * len(slots)):
             in_flight = dict(zip(slots, counts[: len(slots)], strict=True))
             ready = dict(zip(slots, counts[len(slots) :], strict=True))
-            fitting = [slot for slot in slots if fit({slot: 1}, n_cpus, n_gpus)]
-            most = wanted(n_cpus, n_gpus, {slot: in_flight[slot] + ready[slot] for slot in fitting})
-            expected = {slot: max(0, most[slot] - in_flight[slot]) for slot in fitting}
-            expected |= {slot: min(ready[slot], max(0, 1 - in_flight[slot])) for slot in slots if slot not in fitting}
-            assert admissible(n_cpus, n_gpus, in_flight, ready) == expected
+            most = wanted(n_cpus, n_gpus, {slot: in_flight[slot] + ready[slot] for slot in slots})
+            for ahead in (0, 1, 2):
+                expected = {slot: min(ready[slot], max(0, most[slot] + ahead - in_flight[slot])) for slot in slots}
+                assert admissible(n_cpus, n_gpus, in_flight, ready, ahead=ahead) == expected
 
 
 def test_a_limit_bounds_all_together_and_serves_what_fits_first():
@@ -52,11 +51,12 @@ def test_a_limit_bounds_all_together_and_serves_what_fits_first():
     assert admissible(4, 1, {ONE: 5}, {ONE: 5}, limit=3) == {ONE: 0}  # more in flight than the limit: nothing is taken back
 
 
-def test_what_fits_nowhere_is_handed_out_ahead_and_keeps_nothing():
-    assert admissible(4, 0, {}, {BIG: 5, CPU: 9}) == {BIG: 1, CPU: 4}
-    assert admissible(4, 0, {BIG: 1}, {BIG: 4, CPU: 9}) == {BIG: 0, CPU: 4}
-    assert admissible(4, 0, {}, {BIG: 5, CPU: 9}, ahead=3) == {BIG: 3, CPU: 4}
-    assert admissible(0, 0, {}, {CPU: 2}) == {CPU: 1}  # a cluster that starts with a head alone
+def test_an_autoscaler_sees_that_more_is_wanted():
+    assert admissible(4, 0, {}, {BIG: 5, CPU: 9}) == {BIG: 0, CPU: 4}
+    assert admissible(4, 0, {}, {BIG: 5, CPU: 9}, ahead=1) == {BIG: 1, CPU: 5}  # nothing is kept for what fits nowhere
+    assert admissible(4, 0, {BIG: 1}, {BIG: 4, CPU: 9}, ahead=1) == {BIG: 0, CPU: 5}
+    assert admissible(0, 0, {}, {CPU: 2}, ahead=1) == {CPU: 1}  # a cluster that starts with a head alone
+    assert admissible(4, 0, {}, {CPU: 9}, limit=4, ahead=1) == {CPU: 4}
 
 
 @pytest.mark.parametrize(("n_cpus", "n_gpus"), [(8, 4), (6, 2), (16, 8), (3, 1)])

@@ -508,8 +508,8 @@ def test_a_sweep_on_ray_and_a_url_is_that_of_one_process_and_a_folder(
 ):
     from sweeps.cells import build_cells
     from sweeps.cli import _run
-    from sweeps.cluster import ray_session, scratch_folder
     from sweeps.plan import load_plan
+    from sweeps.session import ray_session, scratch_folder
 
     smaller = [("n_trials: 4", "n_trials: 2"), ("seeds: [0, 1, 2]", "seeds: [0, 1]"), ("n_shots: [2, 4]", "n_shots: [2]")]
     path = str(plan_file(*smaller, model=tiny_model))
