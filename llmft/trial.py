@@ -88,7 +88,8 @@ def _check_precision(spec: TrialSpec, device: torch.device) -> None:
 
 
 @lru_cache(maxsize=4)
-def _load_data(task: str, data: DataRef) -> TaskData:
+def load_data(task: str, data: DataRef) -> TaskData:
+    """A task's rows, kept for the next trial."""
     return registry.load_task(task).load(data)
 
 
@@ -104,7 +105,7 @@ def _settle(spec: TrialSpec) -> _Setting:
         raise UserError(
             f"n_shots: the method '{spec.method}' needs at least one example a label. Use method 'zero_shot' for 0 shots."
         )
-    data, pattern = _load_data(spec.task, spec.data), task.patterns[spec.pattern]
+    data, pattern = load_data(spec.task, spec.data), task.patterns[spec.pattern]
     known_tests = {test.name: test for test in data.tests}
     for name in spec.test_sets or ():
         if name not in known_tests:
