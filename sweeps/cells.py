@@ -13,7 +13,7 @@ from llmft.errors import UserError, unknown_name
 from llmft.method import Range
 from llmft.registry import complete_settings, load_task, method_class
 from llmft.spec import DataRef, ModelRef, TrainSpec, TrialSpec, error_lines
-from sweeps.plan import MethodEntry, Plan, SearchPlan
+from sweeps.plan import MethodEntry, ModelEntry, Plan, SearchPlan
 
 Params = dict[str, Any]
 """Values of searched hyper-parameters, by the name of a method's setting or of a `TrainSpec` field."""
@@ -30,6 +30,7 @@ class Cell:
         ranges: what is searched; empty where the defaults are used.
         search: budget and seeds of the search; None where nothing is searched.
         report_seeds: seeds that are reported; one where no seed changes the answer.
+        model_entry: what the plan says about the model, and so about what a trial gets.
     """
 
     entry: str
@@ -38,6 +39,7 @@ class Cell:
     ranges: Mapping[str, Range]
     search: SearchPlan | None
     report_seeds: tuple[int, ...]
+    model_entry: ModelEntry
 
     @cached_property
     def key(self) -> str:
@@ -125,7 +127,7 @@ def _check_ranges(where: str, cell: Cell) -> None:
 
 
 def _entry_cells(
-    where: str, plan: Plan, name: str, entry: MethodEntry, model: ModelRef, task: str, data: DataRef
+    where: str, plan: Plan, name: str, entry: MethodEntry, model_entry: ModelEntry, model: ModelRef, task: str, data: DataRef
 ) -> list[Cell]:
     method = entry.method or name
     try:
@@ -154,7 +156,7 @@ def _entry_cells(
         search_base = base.model_copy(update={"selections": (plan.search_selection,), "test_sets": ()})
         cell = Cell(
             entry=name, base=base, search_base=search_base, ranges=ranges, search=plan.search if ranges else None,
-            report_seeds=plan.report.seeds if cls.uses_shots or cls.trains else plan.report.seeds[:1],
+            report_seeds=plan.report.seeds if cls.uses_shots or cls.trains else plan.report.seeds[:1], model_entry=model_entry,
         )  # fmt: skip
         _check_ranges(where, cell)
         cells.append(cell)
@@ -189,10 +191,12 @@ def build_cells(
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     cells: dict[str, Cell] = {}
-    for model in models:
+    for model_entry, model in zip(plan.models, models, strict=True):
         for task in plan.tasks:
             for name, entry in plan.methods.items():
-                for cell in _entry_cells(f"{where}: methods.{name}", plan, name, entry, model, task, sources[task]):
+                for cell in _entry_cells(
+                    f"{where}: methods.{name}", plan, name, entry, model_entry, model, task, sources[task]
+                ):
                     if cell.key in cells:
                         raise UserError(
                             f"{where}: methods.{name} and methods.{cells[cell.key].entry} describe the same trials."

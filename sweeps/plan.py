@@ -22,10 +22,36 @@ SHIPPED = Path(__file__).parent / "plans"
 
 
 class ModelEntry(Spec):
-    """A hub name, a local folder in hub format, or "toy", the small model that comes with llmft."""
+    """A hub name, a local folder in hub format, or "toy", the small model that comes with llmft; and what each of its trials gets.
+
+    What is left out is chosen by the memory that a trial needs (`sweeps.resources`). On a machine without GPUs a trial gets none.
+    """
 
     name: str
     revision: str = "main"
+    gpus: float | None = Field(None, ge=0, description="in all: a share of one GPU, or a number of them, one for each process")
+    workers: int | None = Field(None, ge=1, description="processes that train together, with a GPU each where there are any")
+    parallel: Literal["ddp", "fsdp"] | None = Field(
+        None, description="how several train together: the whole model in each, or a part"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelEntry:
+        gpus, workers = self.gpus, self.workers
+        if gpus is not None and gpus > 1 and gpus % 1:
+            raise ValueError(
+                f"gpus: {gpus:g} is neither a share of one GPU nor a whole number; use {int(gpus)} or {int(gpus) + 1}"
+            )
+        if gpus and workers and workers != max(1, gpus):
+            raise ValueError(
+                f"workers: {workers} contradicts gpus: {gpus:g}, which means {max(1, int(gpus))} with "
+                f"{'a share of one' if gpus < 1 else 'one each'}; remove workers, or set gpus to {workers}"
+            )
+        if self.parallel and max(workers or 1, gpus or 1) <= 1:
+            raise ValueError(
+                f"parallel: {self.parallel} needs several processes; set gpus (or workers) to 2 or more, or remove it"
+            )
+        return self
 
 
 class RangeEntry(Spec):
@@ -117,6 +143,7 @@ class Plan(Spec):
     max_length: int | None = Field(None, ge=8)
     selections: tuple[Selection, ...] = Field(("last", "best_dev"), min_length=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    device_memory: float | None = Field(None, gt=0, description="GiB of each GPU; null: what the device or its type says")
 
     @model_validator(mode="after")
     def _consistent(self) -> Plan:
