@@ -127,52 +127,51 @@ def _show_report(root: Path, rule: str = "best_dev") -> None:
 
 @app.command()
 def plan(
-    plan_name: PlanName, out: Results = None, workers: Annotated[int | None, typer.Option(min=1)] = None,
-    data_dir: DataDir = None, models: Models = None,
-) -> int:  # fmt: skip
+    plan_name: PlanName,
+    out: Results = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="trials at a time at the most")] = None,
+    gpus_per_trial: Annotated[
+        float | None, typer.Option(min=0, help="GPUs, or a share of one [default: what its memory takes]")
+    ] = None,
+    device_memory: Annotated[
+        float | None, typer.Option(min=0.1, help="GiB of each GPU, for a machine elsewhere or a GPU shared with others")
+    ] = None,
+    data_dir: DataDir = None,
+    models: Models = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+) -> int:
     """Show what a plan would run, what of it is done, and what it would take; starts nothing."""
-    from sweeps.estimate import remaining_s
-    from sweeps.failures import FailurePolicy
-    from sweeps.progress import duration
+    import json
+
+    from sweeps.devices import local_machine
+    from sweeps.outlook import look_ahead
     from sweeps.run import check_cells
     from sweeps.schedule import Schedule
     from sweeps.store import Store
-    from sweeps.views import count_by_stage, plan_table
+    from sweeps.views import count_by_stage, outlook_view, plan_table
 
     the_plan, cells, where = _load(plan_name, models, data_dir)
     check_cells(cells, where)
     store = Store(out or Path("results") / the_plan.name)
-    records, schedule = store.load(), Schedule(cells)
-    states, console = schedule.states(records), _console()
-    console.print(plan_table(states, records))
-    for stage, (n_new, n_done, n_failed) in count_by_stage(states, records).items():
-        print(f"{stage}: {n_new + n_done + n_failed} trials, {n_new} new, {n_done} done, {n_failed} failed")
-    n_again = sum(not FailurePolicy().settled(records[t.digest]) for t in schedule.known(records) if t.digest in records)
-    if n_again:
-        print(f"{n_again} of the failed would be tried again")
-    n_workers = workers or os.cpu_count() or 1
-    seconds = remaining_s(states, records, n_workers)
-    print(
-        f"time: {f'about {duration(seconds)} with {n_workers} at a time' if seconds is not None else 'unknown until the first trials end'}"
-    )
-    _print_memory(cells)
+    records, machine = store.load(), local_machine(device_memory or the_plan.device_memory)
+    outlook = look_ahead(Schedule(cells), records, machine, gpus_per_trial, workers)
+    stages = count_by_stage(outlook.states, records)
+    if as_json:
+        trials = {stage: dict(zip(("new", "done", "failed"), counts, strict=True)) for stage, counts in stages.items()}
+        print(json.dumps({"plan": the_plan.name, "trials": trials, **outlook.as_json()}, indent=1))
+        return 0
+    console = _console()
+    console.print(plan_table(outlook.states, records))
+    for stage, (n_new, n_done, n_failed) in stages.items():
+        again = f" ({outlook.n_again} of all failed would be tried again)" if n_failed and outlook.n_again else ""
+        print(f"{stage}: {n_new + n_done + n_failed} trials, {n_new} new, {n_done} done, {n_failed} failed{again}")
+    if outlook.leftover.n_other or outlook.leftover.n_outdated:
+        print(
+            f"also there: {outlook.leftover.n_other} records of other plans, {outlook.leftover.n_outdated} of an older llmft, which count for nothing"
+        )
+    console.print(outlook_view(outlook), highlight=False)
     print(f"results: {store.root}; nothing was started")
     return 0
-
-
-def _print_memory(cells: list[Cell]) -> None:
-    from llmft.runtime import Runtime
-    from sweeps.estimate import estimate_memory
-
-    tokens = Runtime().micro_batch_tokens
-    for cell in {(cell.base.model.name, cell.entry): cell for cell in cells}.values():
-        memory = estimate_memory(cell, tokens)
-        trained = "all, at most" if memory.n_trainable is None else f"{memory.n_trainable:,}"
-        line = f"memory, rough: {cell.base.model.name} {cell.entry}: {memory.fixed_bytes / 2**20:,.0f} MiB"
-        line += f" ({memory.n_parameters:,} parameters, {trained} trained)"
-        if memory.activation_bytes:
-            line += f" and up to {memory.activation_bytes / 2**20:,.0f} MiB of activations ({tokens:,} tokens at a time, if a batch holds as many)"
-        print(line)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -13,6 +14,10 @@ from rich.text import Text
 from llmft.method import Range
 from llmft.record import TrialRecord
 from sweeps.schedule import CellState, Planned, Records
+
+if TYPE_CHECKING:
+    from sweeps.outlook import Outlook
+    from sweeps.resources import Placement
 
 
 def _table(*columns: str, n_left: int = 1) -> Table:
@@ -48,6 +53,76 @@ def count_by_stage(states: Iterable[CellState], records: Records) -> dict[str, t
         n_failed = sum(not record.finished for record in known)
         totals[stage] = expected - len(known), len(known) - n_failed, n_failed
     return totals
+
+
+def outlook_view(outlook: Outlook) -> RenderableType:
+    """What each kind of trial gets and needs, what does not fit, and what the rest of the plan will take."""
+    table = _table(
+        "model", "task", "method", "gets", "memory", "weights", "gradients", "optimiser", "activations", "host", n_left=4
+    )
+    notes = []
+    for need in outlook.needs:
+        placement, name = need.placement, f"{need.model} {need.task} {need.method}"
+        sizes = _sizes(placement) if placement.memory else ["?"]
+        table.add_row(need.model, need.task, need.method, str(placement.slot), *sizes)
+        if placement.unknown:
+            notes.append(Text(f"memory unknown: {name}: {placement.unknown}", style="dim"))
+        if placement.problem:
+            notes.append(Text(f"does not fit: {name}: {placement.problem}", style="yellow"))
+    return Group(Text(f"on {outlook.machine}", style="bold"), table, *notes, *map(Text, _assumptions(outlook)))
+
+
+def _sizes(placement: Placement) -> list[str]:
+    """For each process: all of what limits it (its GPU's memory, or the host's), the parts, and the host's where there is a GPU."""
+    memory = placement.memory
+    in_training = bool(memory.n_trainable) and memory.gradient_bytes + memory.training_bytes >= memory.scoring_bytes
+    parts = [
+        memory.weight_bytes + memory.gathered_bytes, memory.gradient_bytes if in_training else 0, memory.optimizer_bytes,
+        memory.training_bytes if in_training else memory.scoring_bytes,
+    ]  # fmt: skip
+    total, host = memory.device_bytes, memory.host_bytes
+    if not placement.slot.gpus:
+        total, host = memory.cpu_bytes, memory.cpu_bytes - sum(parts)
+    return [size_text(size) if size else "-" for size in (total, *parts, host)]
+
+
+def _assumptions(outlook: Outlook) -> list[str]:
+    from sweeps.devices import GIB, GPU_TYPES
+    from sweeps.estimate import UTILISATION
+    from sweeps.progress import duration
+    from sweeps.resources import CPU_HEADROOM, CUDA_CONTEXT_BYTES, GPU_HEADROOM, PROCESS_BYTES
+
+    on_gpu = any(need.placement.slot.gpus for need in outlook.needs)
+    headroom = (
+        f"{GPU_HEADROOM - 1:.0%} head-room and {CUDA_CONTEXT_BYTES / GIB:g} GiB for the GPU's context"
+        if on_gpu
+        else f"{CPU_HEADROOM - 1:.0%} head-room"
+    )
+    lines = [
+        'memory: of each process, with the longest batch of the longest draw; "host" holds the base model, and the best weights on dev',
+        f"assumed on top: {headroom}, and {PROCESS_BYTES / GIB:g} GiB of the host's memory for the process; nothing else runs here",
+    ]
+    time, disk = outlook.time, outlook.disk
+    if time is None:
+        lines.append("time: unknown until the first trials end")
+    else:
+        node = outlook.machine.gpu_node
+        source = "from trials that have ended"
+        if time.source == "arithmetic":
+            gpu = GPU_TYPES[node.gpu_type]
+            source = f"assuming {UTILISATION:.0%} of the peak of {node.gpu_type}, {gpu.fp32_tflops:g} TFLOP/s in fp32, {gpu.half_tflops:g} in half"
+        devices = f"{time.device_s / 3600:.3g} {'GPU' if time.on_gpu else 'CPU'}-hours"
+        lines.append(f"time: about {duration(time.wall_s)} ({devices}), {source}")
+    kept = f"; {size_text(disk.weights_bytes)} more if trained weights are kept" if disk.weights_bytes else ""
+    return [*lines, f"disk: about {size_text(disk.results_bytes)} of records and predictions{kept}"]
+
+
+def size_text(n_bytes: float) -> str:
+    """512 B, 34 MiB, 1.2 GiB."""
+    size, units = float(n_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{size:.0f} {units[0]}" if size >= 10 or units[0] == "B" else f"{size:.1f} {units[0]}"
 
 
 def record_summary(record: TrialRecord) -> RenderableType:
