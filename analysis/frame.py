@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.columns import COLUMNS
 from analysis.manifest import read_manifest
 from analysis.rows import read_rows
 from llmft.errors import UserError
+from llmft.files import Place, UrlPath, open_folder, read_many, reason
 from llmft.record import PREDICTIONS_FILE, RECORD_FILE, RecordError, read_record
 
 if TYPE_CHECKING:
@@ -23,27 +23,28 @@ if TYPE_CHECKING:
 _DECLARED = {column.name: column.dtype for column in COLUMNS}
 
 
-def load(root: str | Path) -> pd.DataFrame:
+def load(root: str | Place) -> pd.DataFrame:
     """Every trial below `root`, one row for each selection.
 
     A failed trial is one row (`status` 'failed', `selection` 'none', metrics NaN); so is a record that cannot be read
     (`status` 'unreadable', `digest` the name of its folder). Rows come in the order of the digests.
 
     Args:
-        root: the results of a sweep (`trials/<digest>/record.json` below it), or any folder of trial folders.
+        root: the results of a sweep (`trials/<digest>/record.json` below it), or any folder of trial folders; a path or a URL
+            (`llmft.files`).
 
     Returns:
         The columns of `analysis.COLUMNS`, then those of each test set (`<set>_<metric>`, `<set>_<group>_<value>_accuracy`).
 
     Raises:
-        UserError: the folder is not there or holds no record; the sweep's manifest is damaged.
+        UserError: the folder is not there, cannot be read or holds no record; the sweep's manifest is damaged.
     """
     import pandas as pd
 
     paths = record_paths(root)
     manifest = read_manifest(root)
     stages, default, entries = (manifest.stages(), "other", manifest.entries) if manifest else ({}, "report", {})
-    rows = [row for path in paths for row in read_rows(path.parent)]
+    rows = [row for of_trial in read_many(read_rows, [path.parent for path in paths]) for row in of_trial]
     for row in rows:
         row["stage"] = stages.get(row["digest"], default)
         row["base_method"] = row.get("method")
@@ -53,23 +54,26 @@ def load(root: str | Path) -> pd.DataFrame:
     return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=dtype) for name, dtype in dtypes.items()})
 
 
-def record_paths(root: str | Path) -> list[Path]:
+def record_paths(root: str | Place) -> list[Place]:
     """Where the records below `root` lie, sorted.
 
     Raises:
-        UserError: the folder is not there, or holds none.
+        UserError: the folder is not there, cannot be read, or holds none.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder. Give the folder that a sweep wrote its results to.")
-    trials = root / "trials" if (root / "trials").is_dir() else root
-    paths = sorted(trials.rglob(RECORD_FILE))
+    root = open_folder(root)
+    try:
+        if not root.is_dir():
+            raise UserError(f"{root}: no such folder. Give the folder that a sweep wrote its results to.")
+        trials = root / "trials" if (root / "trials").is_dir() else root
+        paths = sorted(trials.rglob(RECORD_FILE))
+    except OSError as error:
+        raise UserError(f"{root}: results cannot be read ({reason(error)}).") from None
     if not paths:
         raise UserError(f"{root}: no trial records (trials/<digest>/{RECORD_FILE}). Run a plan first, or give another folder.")
     return paths
 
 
-def predictions(root: str | Path, digest: str | Iterable[str] | None = None) -> pyarrow.dataset.Dataset:
+def predictions(root: str | Place, digest: str | Iterable[str] | None = None) -> pyarrow.dataset.Dataset:
     """The per-example predictions, as a data set that reads only the columns and rows that are asked of it.
 
     Example: `predictions(root, digest).to_table(columns=["id", "prediction"], filter=pc.field("set") == "hans").to_pandas()`.
@@ -93,36 +97,40 @@ def predictions(root: str | Path, digest: str | Iterable[str] | None = None) -> 
     wanted = list(paths) if digest is None else [digest] if isinstance(digest, str) else list(digest)
     if unknown := [name for name in wanted if name not in paths]:
         raise UserError(f"{root}: no trial {unknown[0]!r}. It holds {len(paths)} trials; analysis.load lists their digests.")
-    files = [file for name in wanted if (file := _checked(paths[name])) is not None]
+    files = [file for file in read_many(_checked, [paths[name] for name in wanted]) if file is not None]
     if not files:
         raise UserError(f"{root}: none of the {len(wanted)} trials asked for left predictions (failed trials leave none).")
     bases = {file.parent.parent for file in files}
     by_digest = pyarrow.dataset.partitioning(pyarrow.schema([("digest", pyarrow.string())]))
     parts = [
         pyarrow.dataset.dataset(
-            [str(file) for file in files if file.parent.parent == base],
+            [_location(file) for file in files if file.parent.parent == base],
+            filesystem=base.file_system if isinstance(base, UrlPath) else None,
             format="parquet",
             partitioning=by_digest,
-            partition_base_dir=str(base),
+            partition_base_dir=_location(base),
         )
         for base in sorted(bases)
     ]
     return parts[0] if len(parts) == 1 else pyarrow.dataset.dataset(parts)
 
 
-def _checked(folder: Path) -> Path | None:
+def _location(path: Place) -> str:
+    return path.location if isinstance(path, UrlPath) else str(path)
+
+
+def _checked(folder: Place) -> Place | None:
     """The predictions file in `folder`, if the record names one."""
     record, path = read_record(folder), folder / PREDICTIONS_FILE
     if record.predictions_sha256 is None:
         return None
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        content = path.read_bytes()
     except OSError as error:
-        raise RecordError(f"{path}: {error.strerror or error}; remove the folder and run the plan again.") from error
-    if found != record.predictions_sha256:
+        raise RecordError(f"{path}: {reason(error)}; remove the folder and run the plan again.") from error
+    if hashlib.sha256(content).hexdigest() != record.predictions_sha256:
         raise RecordError(
-            f"{path}: truncated or changed (its {path.stat().st_size} bytes do not match the checksum in {RECORD_FILE}); "
+            f"{path}: truncated or changed (its {len(content)} bytes do not match the checksum in {RECORD_FILE}); "
             "remove the folder and run the plan again."
         )
     return path

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmft.errors import UserError
+from llmft.files import Place, open_folder, reason
 
 MANIFEST_FILE = "sweep.json"
 
@@ -42,13 +42,13 @@ class Manifest(_Data):
         return dict.fromkeys(self.search, "search") | dict.fromkeys(self.report, "report")
 
 
-def read_manifest(root: str | Path) -> Manifest | None:
+def read_manifest(root: str | Place) -> Manifest | None:
     """The manifest of the results in `root`; None where the sweep left none (then every trial is reported).
 
     Raises:
         UserError: the file is there and cannot be read.
     """
-    path = Path(root) / MANIFEST_FILE
+    path = open_folder(root) / MANIFEST_FILE
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError:
@@ -56,5 +56,5 @@ def read_manifest(root: str | Path) -> Manifest | None:
     except (ValidationError, OSError) as error:
         problem = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
         where = ".".join(str(part) for part in problem["loc"]) if problem else ""
-        text = f"{where}: {problem['msg']}" if where else problem["msg"] if problem else str(error)
+        text = f"{where}: {problem['msg']}" if where else problem["msg"] if problem else reason(error)
         raise UserError(f"{path}: not a readable manifest ({text}). Run the plan again: it writes the file anew.") from error

@@ -17,7 +17,8 @@ from analysis.render import to_csv, to_markdown
 from analysis.selection import select
 from analysis.strips import draw_strips
 from analysis.tables import CELL, compare, compare_groups
-from llmft.record import write_atomically
+from llmft.errors import UserError
+from llmft.files import Place, open_folder, reason, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,8 +28,8 @@ _OPEN_GROUPS = 6  # a grouping with more values than this is folded away
 
 
 def write_report(
-    root: str | Path, out: str | Path | None = None, rule: str = "best_dev", frame: pd.DataFrame | None = None
-) -> Path:
+    root: str | Place, out: str | Place | None = None, rule: str = "best_dev", frame: pd.DataFrame | None = None
+) -> Place:
     """Write the report on the results in `root`.
 
     Beside `report.html` it writes `tables/comparison.md`, `tables/comparison.csv`, `tables/groups.csv` and `figures/scatter.svg`.
@@ -36,7 +37,7 @@ def write_report(
 
     Args:
         root: the results of a sweep, as for `analysis.load`.
-        out: the folder to write to; None: `<root>/report`.
+        out: the folder to write to, or its URL; None: `<root>/report`.
         rule: which checkpoint counts (`analysis.RULES`).
         frame: `analysis.load(root)`, where the caller has it already.
 
@@ -44,10 +45,12 @@ def write_report(
         Where `report.html` lies.
 
     Raises:
-        UserError: no folder, no records, a damaged manifest, no such rule.
+        UserError: no folder, no records, a damaged manifest, no such rule; the report cannot be written.
     """
     from analysis.figures import scatter
 
+    root = open_folder(root)
+    folder = open_folder(out) if out is not None else root / "report"
     frame, manifest = load(root) if frame is None else frame, read_manifest(root)
     comparison, groups = compare(frame, rule), compare_groups(frame, rule)
     found, figure = cross_findings(frame, rule, manifest), scatter(frame, rule)
@@ -67,9 +70,8 @@ def write_report(
         search=search_sheet(manifest),
         cost=cost_sheet(frame),
         provenance=provenance(frame),
-        plan=_plan(Path(root)),
+        plan=_plan(root),
     )
-    folder = Path(out) if out is not None else Path(root) / "report"
     files = {
         "tables/comparison.md": to_markdown(comparison, found),
         "tables/comparison.csv": to_csv(comparison),
@@ -77,13 +79,15 @@ def write_report(
         "figures/scatter.svg": figure,
         "report.html": page,  # last: when it is there, so is what lies beside it
     }
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / name, content.encode())
+    try:
+        for name, content in files.items():
+            write_atomically(folder / name, content.encode())
+    except OSError as error:
+        raise UserError(f"{folder}: the report cannot be written ({reason(error)}).") from None
     return folder / "report.html"
 
 
-def _plan(root: Path) -> str:
+def _plan(root: Place) -> str:
     try:
         return (root / "plan.yaml").read_text(errors="replace")
     except OSError:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from analysis.columns import DOMAINS, HEADLINE_METRICS, SET_METRICS
+from llmft.files import Place
 from llmft.record import RecordError, SetMetrics, TrialRecord, read_record
 from llmft.spec import ORACLES
 
@@ -19,7 +19,7 @@ _COST = (
 )
 
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
+def read_rows(folder: Place) -> list[dict[str, Any]]:
     """The rows of the trial in `folder`: one for each selection, one where there is none.
 
     A name that is not there has no value. A record that cannot be read is a row with `status` 'unreadable'.

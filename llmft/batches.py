@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,6 +104,48 @@ def make_batch(
         return torch.as_tensor(values, device=model.device)
 
     return QueryBatch(tensor(ids), tensor(mask), tensor(answer_at), tensor([queries.labels[i] for i in indices]), words, prefix)
+
+
+def deal(
+    lengths: Sequence[int], budget: int, rank: int = 0, world_size: int = 1, overhead: int = 0
+) -> list[tuple[list[int], bool]]:
+    """Share queries out over the processes, and split each share by `split_by_tokens`.
+
+    Args:
+        rank: whose share.
+        lengths, budget, overhead: as for `split_by_tokens`.
+
+    Returns:
+        The groups of this process, and whether each counts. Every process gets as many groups, since all must take part in what
+        they compute together: where it has fewer of its own, the shortest query fills up, which does not count.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    shares = [order[start::world_size] for start in range(world_size)]
+    groups = [
+        [[share[i] for i in group] for group in split_by_tokens([lengths[i] for i in share], budget, overhead)]
+        for share in shares
+    ]
+    n_missing = max(map(len, groups)) - len(groups[rank])
+    return [(group, True) for group in groups[rank]] + [(order[-1:], False)] * n_missing
+
+
+def smaller_budget(sets: Iterable[Sequence[int]], budget: int) -> int | None:
+    """Half of the tokens in the largest forward pass of several queries that `budget` allows.
+
+    Args:
+        sets: the lengths of the queries of each set.
+
+    Returns:
+        None where every pass is a single query already.
+    """
+    passes = (
+        max(lengths[i] for i in group) * len(group)
+        for lengths in sets
+        for group in split_by_tokens(lengths, budget)
+        if len(group) > 1
+    )
+    largest = max(passes, default=None)
+    return largest and largest // 2
 
 
 def split_by_tokens(lengths: Sequence[int], budget: int, overhead: int = 0) -> list[list[int]]:

@@ -49,3 +49,16 @@ class TrialFailure(Exception):
 
     def __str__(self) -> str:
         return f"{self.cause.value}: {self.message}"
+
+
+class OutOfMemory(TrialFailure):
+    """A trial that does not fit as it was run.
+
+    Args:
+        message: one line for a person.
+        smaller: the `Runtime.micro_batch_tokens` with which it may fit; None if every forward pass was a single query already.
+    """
+
+    def __init__(self, message: str, smaller: int | None):
+        super().__init__(Cause.OUT_OF_MEMORY, message)
+        self.args, self.smaller = (message, smaller), smaller

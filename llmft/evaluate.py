@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from llmft.batches import SHORTEST_PREFIX, Prefix, encode_prefix, make_batch, split_by_tokens
+from llmft.adapted import Adapted
+from llmft.batches import SHORTEST_PREFIX, Prefix, deal, make_batch
 from llmft.errors import Cause, TrialFailure
-from llmft.method import Method
-from llmft.model import BorrowedModel
 from llmft.runtime import Runtime
 from llmft.tokens import EncodedQueries, EncodedTrial, LabelWords
 
@@ -49,39 +48,45 @@ class Evaluator:
     """Scores sets of a trial's prompts with one model; the shared prefix is encoded once and reused while the weights stay.
 
     Attributes:
-        n_tokens: tokens that went through the network so far, padding not counted.
+        n_tokens: tokens that went through the networks of all processes so far, padding not counted.
     """
 
-    def __init__(self, method: Method, model: BorrowedModel, encoded: EncodedTrial, words: LabelWords, runtime: Runtime):
-        self.method, self.model, self.encoded, self.words, self.runtime = method, model, encoded, words, runtime
+    def __init__(self, adapted: Adapted, encoded: EncodedTrial, words: LabelWords, runtime: Runtime):
+        self.adapted, self.encoded, self.words, self.runtime = adapted, encoded, words, runtime
         self.n_tokens = 0
         self._prefix: Prefix | None = None
 
     def predict(self, name: str) -> Predictions:
-        """The predictions for the set `name`.
+        """The predictions for the set `name`, shared out over the processes and gathered in each.
 
         Raises:
-            TrialFailure: a score is NaN (DIVERGED).
+            TrialFailure: a score is NaN (DIVERGED), or the time is over (TIMEOUT).
         """
-        queries = self.encoded.sets[name]
-        self.model.network.eval()
-        with torch.no_grad(), self.model.autocast():
-            return self._predict(queries)
+        self.adapted.network.eval()
+        with torch.no_grad():
+            return self._predict(self.encoded.sets[name])
 
     def _predict(self, queries: EncodedQueries) -> Predictions:
-        prefix, opening = self._shared(), self.encoded.prefix
+        runtime, prefix, opening = self.runtime, self._shared(), self.encoded.prefix
         if prefix:
             opening = ()
         lengths = [len(opening) + len(ids) for ids in queries.suffixes]
-        labels, free = np.zeros((len(queries), len(self.words.words)), dtype=np.float32), np.zeros(len(queries), dtype=np.int64)
+        labels, free = torch.zeros(len(queries), len(self.words.words)), torch.zeros(len(queries), dtype=torch.int64)
+        groups = deal(
+            lengths, runtime.micro_batch_tokens, runtime.rank, runtime.world_size, overhead=prefix.length if prefix else 0
+        )
         is_free = True
-        for group in split_by_tokens(lengths, self.runtime.micro_batch_tokens, overhead=prefix.length if prefix else 0):
-            scores = self.method.scores(self.model, make_batch(queries, group, self.words, self.model, prefix, opening))
-            labels[group] = scores.labels.float().log_softmax(-1).cpu().numpy()
+        for group, counts in groups:
+            runtime.check_time()
+            batch = make_batch(queries, group, self.words, self.adapted.model, prefix, opening)
+            scores = self.adapted("scores", batch)
             is_free = scores.free is not None
-            if is_free:
-                free[group] = scores.free.cpu().numpy()
+            if counts:
+                labels[group] = scores.labels.float().log_softmax(-1).cpu()
+                if is_free:
+                    free[group] = scores.free.cpu()
         self.n_tokens += sum(lengths)
+        labels, free = (runtime.all_reduce(mine, "sum").numpy() for mine in (labels, free))  # zero but where a query was mine
         if not np.isfinite(labels).all():
             raise TrialFailure(
                 Cause.DIVERGED,
@@ -90,11 +95,11 @@ class Evaluator:
         return Predictions(np.asarray(queries.labels), labels, free if is_free else None)
 
     def _shared(self) -> Prefix | None:
-        if self.method.trains or len(self.encoded.prefix) < SHORTEST_PREFIX:
+        if self.adapted.method.trains or len(self.encoded.prefix) < SHORTEST_PREFIX:
             return None
         if self._prefix is None:
-            self._prefix = encode_prefix(self.model, self.encoded.prefix)
-            self.n_tokens += len(self.encoded.prefix)
+            self._prefix = self.adapted("prefix", self.encoded.prefix)
+            self.n_tokens += len(self.encoded.prefix) * self.runtime.world_size
         return self._prefix
 
     def predict_all(self, names: list[str]) -> Mapping[str, Predictions]:

@@ -5,7 +5,8 @@ A method file must import without torch (the plan's validation reads it), so the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmft.spec import Spec
@@ -20,13 +21,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Range:
-    """A search range as plain data: continuous between `low` and `high`, or one of `choices`."""
+    """A search range as plain data: continuous between `low` and `high`, or one of `choices`.
+
+    Attributes:
+        levels: how many values a grid takes between `low` and `high`; None: as many as the budget allows.
+        when: other hyper-parameter -> the value, or the values, that it must have for this one to be searched.
+    """
 
     low: float | None = None
     high: float | None = None
     log: bool = False
     integer: bool = False
     choices: tuple[Any, ...] = ()
+    levels: int | None = None
+    when: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        values = {name: tuple(value) if isinstance(value, list | tuple) else (value,) for name, value in self.when.items()}
+        object.__setattr__(self, "when", values)
 
 
 class Method:
@@ -60,7 +72,8 @@ class Method:
     def prepare(self, model: BorrowedModel, n_labels: int, generator: torch.Generator) -> None:
         """Change `model.network` in place: add modules, and leave `requires_grad` only where training shall go.
 
-        It is called with every parameter frozen. `generator` seeds whatever is initialised.
+        It is called with every parameter frozen and the network on the CPU, from where it is moved or sharded afterwards; so what
+        is added stays on the CPU too, and only `scores` and `loss` run the network. `generator` seeds whatever is initialised.
         """
 
     def scores(self, model: BorrowedModel, batch: QueryBatch) -> Scores:

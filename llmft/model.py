@@ -1,13 +1,15 @@
 """Models: where they lie, and how a trial borrows one.
 
-A process keeps the base model that it loaded last, untouched, in memory; a trial that trains gets a copy and may do with it
-what it likes. So nothing can leak from one trial into the next, whatever a method changes.
+A process keeps the base models that it used lately, untouched, in memory; a trial that trains gets a copy and may do with it
+what it likes. So nothing can leak from one trial into the next, whatever a method changes. A process that was started for one
+trial alone keeps nothing.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ DROPOUT = {  # the names of the hidden dropout, by architecture: OPT ignores `hi
     "phi": ("resid_pdrop", "embd_pdrop"),
     "stablelm": ("hidden_dropout",),
 }
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SAMPLE = 1 << 20  # bytes from either end of a weights file that its fingerprint reads
 
 
@@ -143,7 +146,7 @@ class BorrowedModel:
 
     Attributes:
         network: a causal language model of transformers; methods may add modules to it.
-        device, precision: where it lies, and "fp32", "bf16" or "fp16".
+        device, precision: where it computes, and "fp32", "bf16" or "fp16".
         plain_head: whether the logits are just the output embedding times the last hidden state (a few architectures scale or cap
             them; then the network's own forward is used).
     """
@@ -167,17 +170,19 @@ class BorrowedModel:
 
     def autocast(self):
         """The context in which forward passes run: half precision where the trial asks for it, weights stay fp32 when trained."""
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
-        return torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32")
+        return torch.autocast(self.device.type, HALF.get(self.precision), enabled=self.precision in HALF)
 
 
-_BASE: dict[tuple, tuple[torch.nn.Module, bool]] = {}
+KEPT_SHARE = 1 / 16  # of the host's memory: what a process keeps of bases besides the one in use; several processes share a host
+_BASE: dict[tuple, tuple[torch.nn.Module, bool]] = {}  # the one used last at the end
 
 
 def _load_base(ref: ModelRef, dropout: float | None) -> tuple[torch.nn.Module, bool]:
-    """The untouched network on the CPU in fp32, from this process's memory where it is the one loaded last."""
+    """The untouched network on the CPU in fp32; from this process's memory if it was used lately."""
     key = (ref.name, ref.revision, ref.fingerprint, dropout)
-    if key not in _BASE:
+    if key in _BASE:
+        _BASE[key] = _BASE.pop(key)
+    else:
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging as transformers_logging
 
@@ -199,9 +204,20 @@ def _load_base(ref: ModelRef, dropout: float | None) -> tuple[torch.nn.Module, b
                 f"model: the weights of {ref.name} lack {len(missing)} tensors ({', '.join(missing[:3])} ...). Fetch them again."
             )
         network.requires_grad_(False).eval()
-        _BASE.clear()
+        _make_room(_n_bytes(network))
         _BASE[key] = network, _has_plain_head(network)
     return _BASE[key]
+
+
+def _make_room(n_bytes: int) -> None:
+    """Forget bases, those not used for longest first, until another of `n_bytes` may be kept; one alone always may."""
+    room = KEPT_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    while _BASE and n_bytes + sum(_n_bytes(network) for network, _ in _BASE.values()) > room:
+        del _BASE[next(iter(_BASE))]
+
+
+def _n_bytes(network: torch.nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*network.parameters(), *network.buffers()))
 
 
 @torch.no_grad()
@@ -221,23 +237,27 @@ def choose_device(name: str | None) -> torch.device:
 
 @contextmanager
 def borrow_model(
-    ref: ModelRef, precision: str, device: torch.device, dropout: float | None = None, copied: bool = True
+    ref: ModelRef, precision: str, device: torch.device, dropout: float | None = None, copied: bool = True, kept: bool = True
 ) -> Iterator[BorrowedModel]:
-    """A network to work with, every parameter frozen.
+    """A network to work with, every parameter frozen. It lies on the CPU, for `Runtime.wrap` to put where it shall be.
 
     Args:
+        device: where it will be.
         copied: whether the caller will change it. Without a copy the weights are only read; in half precision they are then
             stored in half as well.
+        kept: whether this process will need the base model again. If not, the caller gets the base itself: one copy in memory
+            instead of two.
 
     Raises:
         UserError: the weights cannot be loaded.
     """
-    base, plain_head = _load_base(ref, dropout)
-    stays = not copied and device.type == "cpu" and precision == "fp32"
-    network = base if stays else copy.deepcopy(base)
-    if not stays:
-        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-        network.to(device, dtype=half if half is not None and not copied else None)
+    network, plain_head = _load_base(ref, dropout)
+    if not kept:
+        _BASE.clear()
+    elif copied or precision in HALF or device.type != "cpu":
+        network = copy.deepcopy(network)
+    if not copied:
+        network.to(dtype=HALF.get(precision))
     try:
         yield BorrowedModel(network, device, precision, plain_head)
     finally:

@@ -1,6 +1,7 @@
-"""What one trial leaves behind: a record (JSON) and its per-example predictions (parquet), side by side in one folder.
+"""What one trial leaves behind: a record (JSON), its per-example predictions (parquet) and, on request, the trained weights
+(safetensors), side by side in one folder.
 
-`record.json` is the commit point: it is written last, in one atomic step, and names the checksum of the predictions. A folder
+`record.json` is the commit point: it is written last, in one atomic step, and names the checksums of the others. A folder
 without it does not count. This module imports neither torch nor Ray nor pandas, so that the analysis can read records anywhere.
 """
 
@@ -9,19 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import uuid
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from llmft.errors import Cause
+from llmft.files import Place, open_folder, read_many, write_atomically
 from llmft.spec import TrialSpec
 
 SCHEMA_VERSION = 1
-RECORD_FILE, PREDICTIONS_FILE = "record.json", "predictions.parquet"
+RECORD_FILE, PREDICTIONS_FILE, WEIGHTS_FILE = "record.json", "predictions.parquet", "weights.safetensors"
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A measured number; JSON has no NaN, so null stands for it."""
@@ -99,7 +99,9 @@ class Cost(Data):
     train_s: float = 0.0
     evaluate_s: float = 0.0
     device: str = "cpu"
-    peak_memory_bytes: int = Field(0, description="device memory on an accelerator, growth of the resident set on a CPU")
+    peak_memory_bytes: int = Field(
+        0, description="device memory, on a CPU growth of the resident set; of the process that took most"
+    )
     tokens_trained: int = 0
     tokens_evaluated: int = 0
     n_parameters: int = 0
@@ -108,7 +110,9 @@ class Cost(Data):
     tokens_per_query: float = Field(0.0, description="mean prompt length at inference, demonstrations included")
     flops: float = Field(0.0, description="estimate: 6 per parameter and trained token, 2 per evaluated token")
     n_steps: int = 0
-    n_workers: int = 1
+    n_workers: int = Field(1, description="processes that ran the trial together; their number changes the noise of dropout")
+    micro_batch_tokens: int | None = Field(None, description="bound of the tokens in one forward pass; null: not recorded")
+    n_out_of_memory: int = Field(0, description="times the trial ran out of memory and was started again with smaller passes")
 
 
 class TrialRecord(Data):
@@ -130,6 +134,7 @@ class TrialRecord(Data):
     cost: Cost | None = None
     provenance: dict[str, Any] = Field(default_factory=dict)
     predictions_sha256: str | None = None
+    weights_sha256: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -140,33 +145,41 @@ class RecordError(Exception):
     """A record file that cannot be read; the message says which, and why."""
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """All of `content` or nothing, also when the process is killed in between."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def write_record(folder: Place, record: TrialRecord, predictions: bytes | None = None, weights: bytes | None = None) -> None:
+    """Put one trial into `folder`: predictions and weights first, the record last.
+
+    Raises:
+        OSError: a file cannot be written. Where no earlier record stands, nothing is left of this one.
+    """
+    files = {}
+    for content, name, checksum in (
+        (predictions, PREDICTIONS_FILE, "predictions_sha256"),
+        (weights, WEIGHTS_FILE, "weights_sha256"),
+    ):
+        if content is not None:
+            record = record.model_copy(update={checksum: hashlib.sha256(content).hexdigest()})
+            files[name] = content
+    files[RECORD_FILE] = record.model_dump_json(indent=1).encode()
+    try:
+        for name, content in files.items():
+            write_atomically(folder / name, content)
+    except OSError:
+        with suppress(OSError):
+            if not (folder / RECORD_FILE).exists():
+                for name in files:
+                    (folder / name).unlink(missing_ok=True)
+        raise
 
 
-def write_record(folder: Path, record: TrialRecord, predictions: bytes | None = None) -> None:
-    """Put one trial into `folder`: the predictions first, the record last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if predictions is not None:
-        record = record.model_copy(update={"predictions_sha256": hashlib.sha256(predictions).hexdigest()})
-        write_atomically(folder / PREDICTIONS_FILE, predictions)
-    write_atomically(folder / RECORD_FILE, record.model_dump_json(indent=1).encode())
-
-
-def read_record(folder: Path) -> TrialRecord:
+def read_record(folder: str | Place) -> TrialRecord:
     """The record in `folder`.
 
     Raises:
         FileNotFoundError: there is none (a trial that never ended).
+        OSError: it cannot be read.
         RecordError: it is damaged, or of a newer schema.
     """
-    path = Path(folder) / RECORD_FILE
+    path = open_folder(folder) / RECORD_FILE
     content = path.read_bytes()
     try:
         record = TrialRecord.model_validate_json(content)
@@ -192,10 +205,13 @@ def _why_unreadable(content: bytes, error: ValidationError) -> str:
     return f"not a readable record ({where + ': ' if where else ''}{first['msg']}); remove the folder and run the plan again."
 
 
-def read_records(root: Path) -> Iterator[TrialRecord | RecordError]:
+def read_records(root: str | Place) -> Iterator[TrialRecord | RecordError]:
     """Every record below `root`, in the order of the digests; an unreadable one comes as the error itself."""
-    for path in sorted(Path(root).rglob(RECORD_FILE)):
+
+    def read(path: Place) -> TrialRecord | RecordError:
         try:
-            yield read_record(path.parent)
+            return read_record(path.parent)
         except RecordError as error:
-            yield error
+            return error
+
+    return read_many(read, sorted(open_folder(root).rglob(RECORD_FILE)))

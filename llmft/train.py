@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 
-from llmft.batches import QueryBatch, make_batch, split_by_tokens
+from llmft.batches import deal, make_batch
+from llmft.distributed import shard_of
 from llmft.errors import Cause, TrialFailure
 from llmft.evaluate import Evaluator, Predictions
-from llmft.method import Method
-from llmft.model import BorrowedModel
 from llmft.record import CurvePoint
-from llmft.runtime import Runtime
 from llmft.seeds import derive, stream
+from llmft.setting import DEV, SHOTS
 from llmft.spec import ORACLES, Selection, TrialSpec
-
-SHOTS, DEV = "shots", "dev"  # names of these sets among a trial's encoded sets
 
 
 @dataclass
@@ -58,31 +56,24 @@ def learning_rate_factor(step: int, n_steps: int, n_warmup: int, schedule: str) 
     return {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[schedule]
 
 
-class _Loss(torch.nn.Module):
-    """The method's loss as a module, so that a runtime can wrap it for distributed training."""
+def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: Mapping[str, str], result: Fit) -> None:
+    """Train in place on the shots, and pick the checkpoints that `spec.selections` names.
 
-    def __init__(self, method: Method, model: BorrowedModel):
-        super().__init__()
-        self.network, self.method, self.model = model.network, method, model
-
-    def forward(self, batch: QueryBatch) -> torch.Tensor:
-        with self.model.autocast():
-            return self.method.loss(self.model, batch)
-
-
-def fit(
-    spec: TrialSpec, method: Method, model: BorrowedModel, evaluator: Evaluator, runtime: Runtime, tests: Mapping[str, str]
-) -> Fit:
-    """Train `model` in place on the shots and pick the checkpoints that `spec.selections` names.
+    Every process computes its share of each batch; weights, loss and looks at the dev set are the same in all of them. Dropout
+    has a stream of its own in each.
 
     Args:
-        evaluator: scores dev and the test sets; also holds the encoded shots.
+        module: what the runtime's `wrap` made of `evaluator.adapted`.
+        evaluator: scores dev and the test sets; also holds the encoded shots and the runtime.
         tests: test set -> "in" or "out"; read during training only by the oracle selections.
+        result: filled step by step, so that a training that fails leaves what it knew.
 
     Raises:
-        TrialFailure: the loss or a score is no longer finite (DIVERGED).
+        TrialFailure: the loss or a score is no longer finite (DIVERGED), the time is over (TIMEOUT), or dev accuracy is below
+            the runtime's floor (PRUNED).
     """
     train, shots = spec.train, evaluator.encoded.sets[SHOTS]
+    model, runtime = evaluator.adapted.model, evaluator.runtime
     trainable = {name: parameter for name, parameter in model.network.named_parameters() if parameter.requires_grad}
     steps_per_epoch = math.ceil(len(shots) / train.batch_size)
     n_steps = steps_per_epoch * train.epochs
@@ -98,30 +89,21 @@ def fit(
         optimizer, lambda step: learning_rate_factor(step, n_steps, n_warmup, train.schedule)
     )
     scaler = torch.amp.GradScaler(model.device.type, enabled=spec.precision == "fp16")
-    loss_of = runtime.wrap(_Loss(method, model))
     if train.gradient_checkpointing:
         model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lengths = [len(evaluator.encoded.prefix) + len(ids) for ids in shots.suffixes]
-    batch_order, result = stream(spec.order_seed, "batches"), Fit()
+    batch_order = stream(spec.order_seed, "batches")
     keeper = _Keeper(spec, evaluator, trainable, tests, result)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(derive(spec.dropout_seed, "dropout"))
+        torch.manual_seed(derive(spec.dropout_seed, f"dropout/{runtime.rank}" if runtime.rank else "dropout"))
         for epoch in range(1, train.epochs + 1):
             model.network.train()
             order, losses = batch_order.permutation(len(shots)), []
             for start in range(0, len(shots), train.batch_size):
+                runtime.check_time()
                 rows = order[start : start + train.batch_size].tolist()
-                mine = rows[runtime.rank :: runtime.world_size]
-                loss = 0.0
-                for group in split_by_tokens([lengths[i] for i in mine], runtime.micro_batch_tokens):
-                    batch = make_batch(
-                        shots, [mine[i] for i in group], evaluator.words, model, opening=evaluator.encoded.prefix
-                    )
-                    share = len(group) * runtime.world_size / len(rows)  # so the last, smaller batch counts in full
-                    part = loss_of(batch) * share
-                    scaler.scale(part).backward()
-                    loss += part.item()
-                    result.n_tokens += sum(lengths[mine[i]] for i in group)
+                loss = _add_gradients(module, evaluator, rows, [lengths[i] for i in rows], scaler)
+                result.n_tokens += sum(lengths[i] for i in rows)
                 if not math.isfinite(loss):
                     raise TrialFailure(
                         Cause.DIVERGED,
@@ -142,7 +124,7 @@ def fit(
             result.last_loss = sum(losses) / len(losses)
             if epoch == 1:
                 result.first_loss = losses[0]
-            stopped = runtime.should_stop()
+            stopped = bool(runtime.largest(runtime.should_stop()))
             if epoch % train.eval_every_epochs == 0 or epoch == train.epochs or stopped:
                 keeper.look(epoch, result.last_loss, rate, last=epoch == train.epochs or stopped)
                 point = result.curve[-1]
@@ -154,10 +136,47 @@ def fit(
                         "dev_loss": point.dev_loss,
                     }
                 )
+                _prune(result.curve, runtime.stop_below)
             if stopped:
                 break
-    keeper.finish()
-    return result
+    keeper.finish(restore=runtime.keep_weights)
+
+
+def _add_gradients(
+    module: torch.nn.Module,
+    evaluator: Evaluator,
+    rows: Sequence[int],
+    lengths: Sequence[int],
+    scaler: torch.amp.GradScaler,
+) -> float:
+    """Run one batch of shots forward and backward, and give its mean loss, both over all processes.
+
+    Args:
+        rows: which shots.
+        lengths: the tokens of each.
+    """
+    encoded, runtime = evaluator.encoded, evaluator.runtime
+    groups, loss = deal(lengths, runtime.micro_batch_tokens, runtime.rank, runtime.world_size), 0.0
+    for number, (group, counts) in enumerate(groups, 1):
+        chosen = [rows[i] for i in group]
+        batch = make_batch(encoded.sets[SHOTS], chosen, evaluator.words, evaluator.adapted.model, opening=encoded.prefix)
+        share = len(group) / len(rows) * runtime.world_size if counts else 0.0  # gradients are averaged over the processes
+        with nullcontext() if number == len(groups) else module.no_sync():
+            part = module("loss", batch) * share
+            scaler.scale(part).backward()
+        loss += part.item()
+    return runtime.mean(loss)
+
+
+def _prune(curve: list[CurvePoint], stop_below: Mapping[int, float]) -> None:
+    """Give up what did worse by this epoch than is asked of it."""
+    best = max((point.dev_accuracy for point in curve if point.dev_accuracy is not None), default=math.inf)
+    epoch = curve[-1].epoch
+    if best < stop_below.get(epoch, -math.inf):
+        raise TrialFailure(
+            Cause.PRUNED,
+            f"the best dev accuracy by epoch {epoch} was {best:.3f}; the search goes on from {stop_below[epoch]:.3f}.",
+        )
 
 
 class _Keeper:
@@ -192,13 +211,9 @@ class _Keeper:
                 dev_loss=loss,
             )
         )
-        here = Checkpoint(result.n_steps, accuracy, loss)
-        if last:
-            result.checkpoints["last"] = here
+        here = result.checkpoints["last"] = Checkpoint(result.n_steps, accuracy, loss)
         if "best_dev" in self.spec.selections and self._wins("best_dev", (accuracy, -loss)):  # of equal accuracies the surer
-            weights = (
-                None if last else {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.trainable.items()}
-            )
+            weights = None if last else {name: shard_of(p).to("cpu", copy=True) for name, p in self.trainable.items()}
             result.checkpoints["best_dev"] = here if last else Checkpoint(here.step, accuracy, loss, weights)
         wanted = [oracle for oracle in ORACLES if oracle in self.spec.selections]
         if wanted:
@@ -214,19 +229,24 @@ class _Keeper:
         self.best[selection] = score
         return True
 
-    def finish(self) -> None:
-        """Predict the test sets for the checkpoints that have not: the last state as it stands, then the best on dev."""
-        checkpoints = self.result.checkpoints
+    def finish(self, restore: bool) -> None:
+        """Predict the test sets for the checkpoints that have not: the last state as it stands, then the best on dev.
+
+        Args:
+            restore: leave the weights of the best on dev behind, where that is selected.
+        """
+        checkpoints, last = self.result.checkpoints, self.result.checkpoints["last"]
         if "last" not in self.spec.selections:
-            last = checkpoints.pop("last")
-        else:
-            last = checkpoints["last"]
-            last.predictions = last.predictions or self.evaluator.predict_all(self.names)
+            del checkpoints["last"]
+        elif not last.predictions:
+            last.predictions = self.evaluator.predict_all(self.names)
         best = checkpoints.get("best_dev")
-        if best is not None and not best.predictions:
-            if best is not last and best.weights is not None:
-                with torch.no_grad():
-                    for name, parameter in self.trainable.items():
-                        parameter.copy_(best.weights[name])
-                best.weights = None
+        if best is None:
+            return
+        if best.weights is not None and (restore or not best.predictions):
+            for name, parameter in self.trainable.items():
+                shard_of(parameter).copy_(best.weights[name])
+            self.evaluator.adapted.reshard()
+        best.weights = None
+        if not best.predictions:
             best.predictions = self.evaluator.predict_all(self.names)

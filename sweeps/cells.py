@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,13 +13,11 @@ from llmft.errors import UserError, unknown_name
 from llmft.method import Range
 from llmft.registry import complete_settings, load_task, method_class
 from llmft.spec import DataRef, ModelRef, TrainSpec, TrialSpec, error_lines
-from sweeps.plan import MethodEntry, Plan, SearchPlan
-
-Params = dict[str, Any]
-"""Values of searched hyper-parameters, by the name of a method's setting or of a `TrainSpec` field."""
+from sweeps.plan import MethodEntry, ModelEntry, Plan, SearchPlan
+from sweeps.space import Params, Space, among, can_be, ordered
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
     """One row of the comparison.
 
@@ -30,6 +28,7 @@ class Cell:
         ranges: what is searched; empty where the defaults are used.
         search: budget and seeds of the search; None where nothing is searched.
         report_seeds: seeds that are reported; one where no seed changes the answer.
+        model_entry: what the plan says about the model, and so about what a trial gets.
     """
 
     entry: str
@@ -38,6 +37,7 @@ class Cell:
     ranges: Mapping[str, Range]
     search: SearchPlan | None
     report_seeds: tuple[int, ...]
+    model_entry: ModelEntry
 
     @cached_property
     def key(self) -> str:
@@ -55,10 +55,14 @@ class Cell:
         return self.base.selections != ("none",)
 
     @cached_property
+    def space(self) -> Space:
+        """What is searched, with its conditions."""
+        return Space(self.ranges)
+
+    @cached_property
     def defaults(self) -> Params:
         """The values that the searched hyper-parameters have when nothing is searched."""
-        values = {**self.base.train.model_dump(mode="json"), **self.base.settings}
-        return {name: values[name] for name in self.ranges}
+        return self.space.restrict(_values(self.base.train, self.base.settings))
 
     def search_spec(self, params: Params, seed: int) -> TrialSpec:
         """One trial of the search."""
@@ -98,21 +102,56 @@ def _trial_spec(where: str, **fields: Any) -> TrialSpec:
         raise UserError(error_lines(error, where)) from None
 
 
-def _ranges(where: str, plan: Plan, entry: MethodEntry, cls: Any) -> dict[str, Range]:
-    known = {*cls.Settings.model_fields, *TrainSpec.model_fields}
+def _values(train: TrainSpec, settings: Params) -> Params:
+    return {**train.model_dump(mode="json"), **settings}  # a setting of the method goes before a training field of that name
+
+
+def _ranges(where: str, plan: Plan, entry: MethodEntry, cls: Any, values: Params) -> dict[str, Range]:
+    """What a cell searches; `values` are those of all hyper-parameters when nothing is searched."""
     fixed = {*plan.train, *entry.train, *entry.settings}
     ranges = {name: span for name, span in cls.search.items() if name not in fixed}
     for name, span in entry.search.items():
-        if name not in known:
-            raise unknown_name("hyper-parameter", name, known, f"{where}.search")
+        if name not in values:
+            raise unknown_name("hyper-parameter", name, values, f"{where}.search")
+        if span and span.levels and plan.search.sampler != "grid":
+            raise UserError(f"{where}.search.{name}.levels: is for sampler: grid; the plan's search has {plan.search.sampler}.")
         ranges.pop(name, None)
         if span is not None:
             ranges[name] = Range(**span.model_dump())
-    return dict(sorted(ranges.items()))
+    return _settle_conditions(f"{where}.search", ranges, values, entry.search)
+
+
+def _settle_conditions(where: str, ranges: Mapping[str, Range], values: Params, asked: Collection[str]) -> dict[str, Range]:
+    """`ranges` by name, with conditions on searched hyper-parameters alone: what is fixed has been looked at.
+
+    Where a condition never holds, a range of the method's own is left out, and one that the plan asks for is a mistake.
+    """
+    settled: dict[str, Range] = {}
+    try:
+        names = ordered(ranges)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    for name in names:
+        never, when = None, {}
+        for other, wanted in ranges[name].when.items():
+            if other not in values:
+                raise unknown_name("hyper-parameter", other, values, f"{where}.{name}.when")
+            if other in settled:
+                when[other] = wanted
+                possible = any(can_be(settled[other], value) for value in wanted)
+            else:
+                possible = other not in ranges and among(values[other], wanted)
+            if not possible:
+                never = f"{where}.{name}.when: never holds, for {other} is never {' or '.join(map(repr, wanted))}."
+        if never is None:
+            settled[name] = replace(ranges[name], when=when)
+        elif name in asked:
+            raise UserError(never)
+    return dict(sorted(settled.items()))
 
 
 def _check_ranges(where: str, cell: Cell) -> None:
-    """Every end and choice of a range must be a value that the hyper-parameter may have."""
+    """Every end and choice must be a value that the hyper-parameter may have, and a grid must fit into the budget."""
     for name, span in cell.ranges.items():
         ends = [int(end) if span.integer else end for end in (span.low, span.high)]
         for value in span.choices or ends:
@@ -122,10 +161,16 @@ def _check_ranges(where: str, cell: Cell) -> None:
                 raise UserError(error_lines(error, f"{where}.search")) from None
             except UserError as error:
                 raise UserError(f"{where}.search: {error}") from None
+    try:
+        space = cell.space
+        if cell.search and cell.search.sampler == "grid":
+            space.grid(cell.search.n_trials)
+    except UserError as error:
+        raise UserError(f"{where}.search: {error}") from None
 
 
 def _entry_cells(
-    where: str, plan: Plan, name: str, entry: MethodEntry, model: ModelRef, task: str, data: DataRef
+    where: str, plan: Plan, name: str, entry: MethodEntry, model_entry: ModelEntry, model: ModelRef, task: str, data: DataRef
 ) -> list[Cell]:
     method = entry.method or name
     try:
@@ -139,7 +184,7 @@ def _entry_cells(
         raise UserError(f"{where}: the method {method!r} trains nothing; remove {'train' if entry.train else 'search'}.")
     _train_spec(f"{where}.train", entry.train)
     train = TrainSpec.model_validate({**cls.train_defaults, **plan.train, **entry.train}) if cls.trains else TrainSpec()
-    ranges = _ranges(where, plan, entry, cls) if cls.trains and plan.search else {}
+    ranges = _ranges(where, plan, entry, cls, _values(train, settings)) if cls.trains and plan.search else {}
     cells = []
     for n_shots in (entry.n_shots or plan.n_shots) if cls.uses_shots else (0,):
         if cls.uses_shots and n_shots < 1:
@@ -154,7 +199,7 @@ def _entry_cells(
         search_base = base.model_copy(update={"selections": (plan.search_selection,), "test_sets": ()})
         cell = Cell(
             entry=name, base=base, search_base=search_base, ranges=ranges, search=plan.search if ranges else None,
-            report_seeds=plan.report.seeds if cls.uses_shots or cls.trains else plan.report.seeds[:1],
+            report_seeds=plan.report.seeds if cls.uses_shots or cls.trains else plan.report.seeds[:1], model_entry=model_entry,
         )  # fmt: skip
         _check_ranges(where, cell)
         cells.append(cell)
@@ -189,10 +234,12 @@ def build_cells(
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     cells: dict[str, Cell] = {}
-    for model in models:
+    for model_entry, model in zip(plan.models, models, strict=True):
         for task in plan.tasks:
             for name, entry in plan.methods.items():
-                for cell in _entry_cells(f"{where}: methods.{name}", plan, name, entry, model, task, sources[task]):
+                for cell in _entry_cells(
+                    f"{where}: methods.{name}", plan, name, entry, model_entry, model, task, sources[task]
+                ):
                     if cell.key in cells:
                         raise UserError(
                             f"{where}: methods.{name} and methods.{cells[cell.key].entry} describe the same trials."

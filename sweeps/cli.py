@@ -11,10 +11,12 @@ import typer
 
 from llmft import __version__
 from llmft.errors import UserError
+from llmft.files import open_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from llmft.files import Place
     from sweeps.cells import Cell
     from sweeps.plan import Plan
 
@@ -36,7 +38,14 @@ DataDir = Annotated[str | None, typer.Option("--data-dir", help="a local folder 
 Models = Annotated[
     list[str] | None, typer.Option("--model", help="hub name, folder or 'toy', in place of the plan's models; may be repeated")
 ]
-Results = Annotated[Path | None, typer.Option("--out", help="folder of results [default: results/<name of the plan>]")]
+_Place = Any  # a Path or a UrlPath: typer takes no union
+Results = Annotated[
+    _Place,
+    typer.Option(
+        "--out", parser=open_folder, metavar="FOLDER",
+        help="folder or URL (s3://, gs://) of results [default: results/<name of the plan>]",
+    ),
+]  # fmt: skip
 
 
 def _console() -> Console:
@@ -67,7 +76,7 @@ def sweep(
     out: Results = None,
     serial: Annotated[bool, typer.Option(help="one trial after the other in this process, without Ray")] = False,
     address: Annotated[
-        str | None, typer.Option(help="a running Ray cluster; --out must be a folder that all its nodes share")
+        str | None, typer.Option(help="a running Ray cluster; --out must be a URL or a folder that all its nodes share")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="trials at a time [default: what the CPUs or GPUs hold]")] = None,
     gpus_per_trial: Annotated[
@@ -76,6 +85,12 @@ def sweep(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="try diverged and too long trials again as well")
     ] = False,
+    studies: Annotated[
+        str | None, typer.Option(help="a database (sqlite:///..., postgresql://...) for the searches as Optuna studies")
+    ] = None,
+    track: Annotated[
+        list[str] | None, typer.Option(help="also log every trial to tensorboard, mlflow or wandb; may be repeated")
+    ] = None,
     data_dir: DataDir = None,
     models: Models = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="show what Ray and the workers print")] = False,
@@ -83,7 +98,9 @@ def sweep(
     """Run every trial of a plan that has no result yet, then compare. Stopped at any moment, the same command goes on."""
     from sweeps.failures import FailurePolicy
     from sweeps.run import check_cells, run_sweep
+    from sweeps.trackers import check_trackers
 
+    check_trackers(track or ())
     if serial and (address or workers):
         raise UserError("--serial runs without Ray: leave out --address and --workers.")
     plan, cells, where = _load(plan_name, models, data_dir)
@@ -92,7 +109,7 @@ def sweep(
     try:
         outcome = run_sweep(
             plan, cells, root, serial=serial, address=address, workers=workers, gpus_per_trial=gpus_per_trial,
-            policy=FailurePolicy(retry_failed=retry_failed), verbose=verbose,
+            policy=FailurePolicy(retry_failed=retry_failed), studies=studies, trackers=tuple(track or ()), verbose=verbose,
         )  # fmt: skip
     except KeyboardInterrupt:
         print(f"\nllmft: stopped. What has finished lies in {root}; the same command goes on from there.", file=sys.stderr)
@@ -107,7 +124,7 @@ def sweep(
     return FAILED if outcome.n_failed else 0
 
 
-def _show_report(root: Path, rule: str = "best_dev") -> None:
+def _show_report(root: Place, rule: str = "best_dev") -> None:
     from analysis.findings import cross_findings
     from analysis.frame import load
     from analysis.headline import headline
@@ -127,52 +144,51 @@ def _show_report(root: Path, rule: str = "best_dev") -> None:
 
 @app.command()
 def plan(
-    plan_name: PlanName, out: Results = None, workers: Annotated[int | None, typer.Option(min=1)] = None,
-    data_dir: DataDir = None, models: Models = None,
-) -> int:  # fmt: skip
+    plan_name: PlanName,
+    out: Results = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="trials at a time at the most")] = None,
+    gpus_per_trial: Annotated[
+        float | None, typer.Option(min=0, help="GPUs, or a share of one [default: what its memory takes]")
+    ] = None,
+    device_memory: Annotated[
+        float | None, typer.Option(min=0.1, help="GiB of each GPU, for a machine elsewhere or a GPU shared with others")
+    ] = None,
+    data_dir: DataDir = None,
+    models: Models = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+) -> int:
     """Show what a plan would run, what of it is done, and what it would take; starts nothing."""
-    from sweeps.estimate import remaining_s
-    from sweeps.failures import FailurePolicy
-    from sweeps.progress import duration
+    import json
+
+    from sweeps.devices import local_machine
+    from sweeps.outlook import look_ahead
     from sweeps.run import check_cells
     from sweeps.schedule import Schedule
     from sweeps.store import Store
-    from sweeps.views import count_by_stage, plan_table
+    from sweeps.views import count_by_stage, outlook_view, plan_table
 
     the_plan, cells, where = _load(plan_name, models, data_dir)
     check_cells(cells, where)
     store = Store(out or Path("results") / the_plan.name)
-    records, schedule = store.load(), Schedule(cells)
-    states, console = schedule.states(records), _console()
-    console.print(plan_table(states, records))
-    for stage, (n_new, n_done, n_failed) in count_by_stage(states, records).items():
-        print(f"{stage}: {n_new + n_done + n_failed} trials, {n_new} new, {n_done} done, {n_failed} failed")
-    n_again = sum(not FailurePolicy().settled(records[t.digest]) for t in schedule.known(records) if t.digest in records)
-    if n_again:
-        print(f"{n_again} of the failed would be tried again")
-    n_workers = workers or os.cpu_count() or 1
-    seconds = remaining_s(states, records, n_workers)
-    print(
-        f"time: {f'about {duration(seconds)} with {n_workers} at a time' if seconds is not None else 'unknown until the first trials end'}"
-    )
-    _print_memory(cells)
+    records, machine = store.load(), local_machine(device_memory or the_plan.device_memory)
+    outlook = look_ahead(Schedule(cells), records, machine, gpus_per_trial, workers)
+    stages = count_by_stage(outlook.states, records)
+    if as_json:
+        trials = {stage: dict(zip(("new", "done", "failed"), counts, strict=True)) for stage, counts in stages.items()}
+        print(json.dumps({"plan": the_plan.name, "trials": trials, **outlook.as_json()}, indent=1))
+        return 0
+    console = _console()
+    console.print(plan_table(outlook.states))
+    for stage, (n_new, n_done, n_failed) in stages.items():
+        again = f" ({outlook.n_again} of all failed would be tried again)" if n_failed and outlook.n_again else ""
+        print(f"{stage}: {n_new + n_done + n_failed} trials, {n_new} new, {n_done} done, {n_failed} failed{again}")
+    if outlook.leftover.n_other or outlook.leftover.n_outdated:
+        print(
+            f"also there: {outlook.leftover.n_other} records of other plans, {outlook.leftover.n_outdated} of an older llmft, which count for nothing"
+        )
+    console.print(outlook_view(outlook), highlight=False)
     print(f"results: {store.root}; nothing was started")
     return 0
-
-
-def _print_memory(cells: list[Cell]) -> None:
-    from llmft.runtime import Runtime
-    from sweeps.estimate import estimate_memory
-
-    tokens = Runtime().micro_batch_tokens
-    for cell in {(cell.base.model.name, cell.entry): cell for cell in cells}.values():
-        memory = estimate_memory(cell, tokens)
-        trained = "all, at most" if memory.n_trainable is None else f"{memory.n_trainable:,}"
-        line = f"memory, rough: {cell.base.model.name} {cell.entry}: {memory.fixed_bytes / 2**20:,.0f} MiB"
-        line += f" ({memory.n_parameters:,} parameters, {trained} trained)"
-        if memory.activation_bytes:
-            line += f" and up to {memory.activation_bytes / 2**20:,.0f} MiB of activations ({tokens:,} tokens at a time, if a batch holds as many)"
-        print(line)
 
 
 @app.command()
@@ -214,7 +230,9 @@ def trial(
     ] = None,
     data_dir: DataDir = None,
     device: str | None = None,
-    out: Annotated[Path | None, typer.Option(help="keep the record in this folder of results")] = None,
+    out: Annotated[
+        _Place, typer.Option(parser=open_folder, metavar="FOLDER", help="keep the record in this folder, or URL, of results")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the whole record")] = False,
 ) -> int:
     """Run one trial and print its record."""
@@ -238,11 +256,11 @@ def trial(
 
 @app.command()
 def report(
-    results: Annotated[Path, typer.Argument(help="a folder of results")],
+    results: Annotated[str, typer.Argument(help="a folder of results, or its URL")],
     rule: Annotated[str, typer.Option(help="which checkpoint counts: best_dev, last, ...")] = "best_dev",
 ) -> int:
     """Compare what lies in a folder of results: the table here, and the report as HTML. Needs neither torch nor Ray."""
-    _show_report(results, rule)
+    _show_report(open_folder(results), rule)
     return 0
 
 

@@ -1,105 +1,167 @@
-"""What a plan will take: time from trials that have ended, memory from the model's shape. Nothing is invented where nothing is known."""
+"""What a plan will take: time from trials that have ended, else from arithmetic; disk from what is written. Nothing is invented
+where nothing is known."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from llmft.spec import TrialSpec
 from sweeps.schedule import CellState, Records
 
 if TYPE_CHECKING:
-    from sweeps.cells import Cell
+    from sweeps.devices import Machine
+    from sweeps.memory import Memory
+    from sweeps.resources import Placement
+    from sweeps.workload import Workload
 
-ACTIVATION_BYTES = 68
-"""Per token, layer and unit of width, kept for the backward pass in fp32: twice the 34 bytes in half precision of Korthikanti et al. 2022, eq. 1, attention scores left out."""
+UTILISATION = 0.3
+"""The share of a GPU's peak that its arithmetic is taken to reach, where no trial has ended yet."""
+
+RECORD_BYTES, SET_BYTES, POINT_BYTES = 2048, 2048, 160
+"""Of a record: the least, for each set under each checkpoint rule, and for each point of the curve."""
+
+ROW_BYTES, LABEL_BYTES = 6, 4
+"""Of a prediction, and of a label's score in it, as compressed."""
+
+Stage = Literal["search", "report"]
+
+
+def n_left(state: CellState, records: Records) -> dict[Stage, int]:
+    """Trials of each stage without a record, those not known yet included."""
+    return {
+        "search": state.n_search - sum(trial.digest in records for trial in state.search),
+        "report": state.n_report - sum(trial.digest in records for trial in state.report),
+    }
+
+
+class _Durations:
+    """Mean seconds of trials that have ended, of the trials most like the one in question.
+
+    Like it means: same model, task, method, shots and stage; else all but the stage; else same model, task and method; else same
+    model.
+    """
+
+    def __init__(self, records: Records):
+        self._seconds: dict[tuple, list[float]] = defaultdict(list)
+        for record in records.values():
+            if record.finished and record.cost:
+                for key in self._keys(record.spec, "search" if record.spec.test_sets == () else "report"):
+                    self._seconds[key].append(record.cost.wall_s)
+
+    def like(self, spec: TrialSpec, stage: Stage) -> float | None:
+        found = (self._seconds[key] for key in self._keys(spec, stage) if key in self._seconds)
+        return next((statistics.fmean(seconds) for seconds in found), None)
+
+    @staticmethod
+    def _keys(spec: TrialSpec, stage: Stage) -> list[tuple]:
+        whole = (spec.model.name, spec.task, spec.method, spec.n_shots, stage)
+        return [whole, whole[:4], whole[:3], whole[:1]]
 
 
 def remaining_s(states: Iterable[CellState], records: Records, concurrency: int) -> float | None:
-    """Estimate of the seconds to the end: the trials that are left, at the mean duration of trials like them.
-
-    Like them means: same model, task, method and shots; else same model, task and method; else same model. None if some cell
-    has no trial even of its model to go by.
-    """
-    durations: dict[tuple, list[float]] = defaultdict(list)
-    for record in records.values():
-        if record.finished and record.cost:
-            spec = record.spec
-            for key in _keys(spec):
-                durations[key].append(record.cost.wall_s)
-    seconds = 0.0
+    """Estimate of the seconds to the end, at the mean duration of trials alike; None if some cell has none to go by."""
+    durations, seconds = _Durations(records), 0.0
     for state in states:
-        n_left = state.total - sum(trial.digest in records for trial in [*state.search, *state.report])
-        like = next((durations[key] for key in _keys(state.cell.base) if key in durations), None)
-        if n_left and like is None:
-            return None
-        seconds += n_left * statistics.fmean(like) if n_left else 0.0
+        for stage, n in n_left(state, records).items():
+            if n and (each := durations.like(state.cell.base, stage)) is None:
+                return None
+            seconds += n * each if n else 0.0
     return seconds / max(1, concurrency)
 
 
-def _keys(spec) -> list[tuple]:
-    model = spec.model.name
-    return [(model, spec.task, spec.method, spec.n_shots), (model, spec.task, spec.method), (model,)]
+@dataclass(frozen=True)
+class Time:
+    """What is left of a plan: `wall_s` on this machine, `device_s` on one GPU or, without GPUs, one CPU.
+
+    `source` is "records", or "arithmetic" if any cell had no trial to go by.
+    """
+
+    wall_s: float
+    device_s: float
+    on_gpu: bool
+    source: Literal["records", "arithmetic"]
+
+
+def remaining_time(
+    states: Iterable[CellState], records: Records, placements: Mapping[str, Placement], machine: Machine, limit: int | None
+) -> Time | None:
+    """What is left, from trials alike, else from operations on a GPU whose peak is known; None where neither tells.
+
+    Args:
+        placements: by the cells' keys (`sweeps.resources.place`).
+        limit: trials at a time at the most.
+    """
+    durations, wall, device, source = _Durations(records), 0.0, 0.0, "records"
+    for state in states:
+        placement = placements[state.cell.key]
+        slot = placement.slot
+        n_at_a_time = max(1, min(slot.n_fitting(machine.n_cpus or None, machine.n_gpus), limit or math.inf))
+        n_devices = slot.total_gpus or slot.total_cpus
+        for stage, n in n_left(state, records).items():
+            if not n:
+                continue
+            each = durations.like(state.cell.base, stage)
+            if each is None:
+                source, seconds = "arithmetic", _device_s(state, stage, placement, machine)
+                if seconds is None:
+                    return None
+                each = seconds / n_devices
+            wall += n * each / n_at_a_time
+            device += n * each * n_devices
+    return Time(wall, device, machine.n_gpus > 0, source)
+
+
+def _device_s(state: CellState, stage: Stage, placement: Placement, machine: Machine) -> float | None:
+    """Seconds of one GPU at `UTILISATION` of its peak, for one trial."""
+    from sweeps.devices import GPU_TYPES
+
+    node = machine.gpu_node
+    if (
+        placement.memory is None
+        or placement.work is None
+        or not placement.slot.gpus
+        or node is None
+        or node.gpu_type not in GPU_TYPES
+    ):
+        return None
+    gpu = GPU_TYPES[node.gpu_type]
+    peak = 1e12 * (gpu.fp32_tflops if state.cell.base.precision == "fp32" else gpu.half_tflops)
+    return flops(state.cell.base.n_shots, stage, placement.work, placement.memory) / (UTILISATION * peak)
+
+
+def flops(n_shots: int, stage: Stage, work: Workload, memory: Memory) -> float:
+    """Operations of one trial: per weight and token 2 forward, 2 backward and, where it is trained, 2 for its gradient (Kaplan et
+    al. 2020), 2 more forward with gradient checkpointing. Attention is left out."""
+    n, backward = memory.n_parameters, 2 * (memory.n_parameters + memory.n_trainable)
+    forward = 2 * n * (2 if work.spec.train.gradient_checkpointing else 1)
+    n_trained = work.tokens_trained * n_shots / max(1, work.spec.n_shots)
+    return (forward + backward) * n_trained + 2 * n * work.tokens_evaluated(with_tests=stage == "report")
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes that one trial needs on its device, without activations; `activation_bytes` is for a whole micro-batch in training.
+class Disk:
+    """Bytes that are still to be written: records and predictions, and the trained weights of the report if they are kept."""
 
-    `n_trainable` is None where it cannot be told without the weights; then every parameter is taken to be trained.
-    """
-
-    n_parameters: int
-    n_trainable: int | None
-    weight_bytes: int
-    gradient_bytes: int
-    optimizer_bytes: int
-    activation_bytes: int
-
-    @property
-    def fixed_bytes(self) -> int:
-        return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes
+    results_bytes: float
+    weights_bytes: float
 
 
-def estimate_memory(cell: Cell, micro_batch_tokens: int) -> Memory:
-    """A rough estimate from the model's configuration alone: the network is built without its weights.
-
-    Args:
-        cell: model, method and task.
-        micro_batch_tokens: tokens in one forward pass.
-
-    Raises:
-        UserError: the configuration cannot be loaded.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from llmft.model import BorrowedModel, load_config
-    from llmft.registry import build_method, load_task
-
-    spec, config = cell.base, load_config(cell.base.model)
-    with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(config).requires_grad_(False)
-    n_parameters = sum(parameter.numel() for parameter in network.parameters())
-    method, n_trainable = build_method(spec.method, spec.settings), 0
-    if method.trains:
-        model = BorrowedModel(network, torch.device("meta"), spec.precision, plain_head=True)
-        try:
-            method.prepare(model, len(load_task(spec.task).labels), torch.Generator().manual_seed(0))
-            n_trainable = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-        except Exception:  # some methods need real weights to prepare
-            n_trainable = None
-    n_updated = n_parameters if n_trainable is None else n_trainable
-    half = spec.precision != "fp32" and not method.trains
-    tokens = min(micro_batch_tokens, spec.train.batch_size * (spec.max_length or micro_batch_tokens))
-    width, depth = getattr(config, "hidden_size", 0), getattr(config, "num_hidden_layers", 0)
-    return Memory(
-        n_parameters=n_parameters,
-        n_trainable=n_trainable,
-        weight_bytes=(2 if half else 4) * n_parameters,
-        gradient_bytes=4 * n_updated,
-        optimizer_bytes=8 * n_updated,
-        activation_bytes=ACTIVATION_BYTES * tokens * width * depth if method.trains else 0,
-    )
+def remaining_disk(states: Iterable[CellState], records: Records, placements: Mapping[str, Placement]) -> Disk:
+    """What the trials that are left will write; cells whose size is unknown count with their records alone."""
+    results = weights = 0.0
+    for state in states:
+        left, placement, spec = n_left(state, records), placements[state.cell.key], state.cell.base
+        n_points = -(-spec.train.epochs // spec.train.eval_every_epochs) if state.cell.trains else 0
+        results += sum(left.values()) * (RECORD_BYTES + n_points * POINT_BYTES)
+        if (work := placement.work) is not None:
+            n_rows = sum(lengths.n for lengths in work.tests.values())
+            each = len(work.tests) * SET_BYTES + n_rows * (ROW_BYTES + LABEL_BYTES * len(work.words.words))
+            results += left["report"] * len(spec.selections) * each
+        if (memory := placement.memory) is not None:
+            weights += left["report"] * 4 * memory.n_trainable
+    return Disk(results, weights)

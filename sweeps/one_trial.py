@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from llmft.errors import UserError, unknown_name
+from llmft.files import Place
 from llmft.record import TrialRecord
 from llmft.registry import method_class
 from llmft.spec import TrainSpec
@@ -54,7 +54,7 @@ def _value(text: str, value: str) -> Any:
         raise UserError(f"--set: the value is not readable as YAML (got {text!r}).") from None
 
 
-def run_one(content: dict[str, Any], seed: int, device: str | None, root: Path | None) -> TrialRecord:
+def run_one(content: dict[str, Any], seed: int, device: str | None, root: Place | str | None) -> TrialRecord:
     """Run the trial, or read its record where `root` holds a finished one.
 
     Raises:

@@ -22,26 +22,64 @@ SHIPPED = Path(__file__).parent / "plans"
 
 
 class ModelEntry(Spec):
-    """A hub name, a local folder in hub format, or "toy", the small model that comes with llmft."""
+    """A hub name, a local folder in hub format, or "toy", the small model that comes with llmft; and what each of its trials gets.
+
+    What is left out is chosen by the memory that a trial needs (`sweeps.resources`). On a machine without GPUs a trial gets none.
+    """
 
     name: str
     revision: str = "main"
+    gpus: float | None = Field(None, ge=0, description="in all: a share of one GPU, or a number of them, one for each process")
+    workers: int | None = Field(None, ge=1, description="processes that train together, with a GPU each where there are any")
+    parallel: Literal["ddp", "fsdp"] | None = Field(
+        None, description="how several train together: the whole model in each, or a part"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelEntry:
+        gpus, workers = self.gpus, self.workers
+        if gpus is not None and gpus > 1 and gpus % 1:
+            raise ValueError(
+                f"gpus: {gpus:g} is neither a share of one GPU nor a whole number; use {int(gpus)} or {int(gpus) + 1}"
+            )
+        if gpus and workers and workers != max(1, gpus):
+            raise ValueError(
+                f"workers: {workers} contradicts gpus: {gpus:g}, which means {max(1, int(gpus))} with "
+                f"{'a share of one' if gpus < 1 else 'one each'}; remove workers, or set gpus to {workers}"
+            )
+        if self.parallel and max(workers or 1, gpus or 1) <= 1:
+            raise ValueError(
+                f"parallel: {self.parallel} needs several processes; set gpus (or workers) to 2 or more, or remove it"
+            )
+        return self
 
 
 class RangeEntry(Spec):
-    """What is tried for one hyper-parameter: between `low` and `high`, or one of `choices`."""
+    """What is tried for one hyper-parameter: between `low` and `high`, or one of `choices`.
+
+    With `when: {schedule: [linear, cosine]}` it is searched only where the other hyper-parameter, searched or fixed, has such a
+    value. A hyper-parameter that is not searched itself at some point has no value there, for the conditions of others.
+    """
 
     low: float | None = None
     high: float | None = None
     log: bool = False
     integer: bool = False
     choices: tuple[Any, ...] = ()
+    levels: int | None = Field(None, ge=2, description="values of a grid between low and high; null: as many as fit")
+    when: dict[str, Any] = Field(default_factory=dict, description="other hyper-parameter -> its value, or a list of them")
 
     @model_validator(mode="after")
     def _consistent(self) -> RangeEntry:
         if bool(self.choices) == (self.low is not None or self.high is not None):
             raise ValueError("give either low and high, or choices")
+        if any(values == [] for values in self.when.values()):
+            raise ValueError("when names no value")
         if self.choices:
+            if self.levels:
+                raise ValueError("levels is for low and high; choices are tried in full")
+            if any(choice in self.choices[:index] for index, choice in enumerate(self.choices)):
+                raise ValueError("choices names a value twice")
             return self
         if self.low is None or self.high is None or not -1e300 < self.low < self.high < 1e300:
             raise ValueError("low must be a number below high")
@@ -49,6 +87,8 @@ class RangeEntry(Spec):
             raise ValueError("low must be above 0 where log is true")
         if self.integer and (self.low % 1 or self.high % 1):
             raise ValueError("low and high must be whole numbers where integer is true")
+        if self.integer and self.levels and self.levels > self.high - self.low + 1:
+            raise ValueError(f"levels must be at most {int(self.high - self.low + 1)}, the whole numbers from low to high")
         return self
 
 
@@ -75,18 +115,32 @@ class MethodEntry(Spec):
         return self
 
 
+class PrunePlan(Spec):
+    """When a trial of the search is given up before its last epoch: its best dev accuracy so far is below a floor.
+
+    The floors of a trial come from the points of earlier rounds alone (`sweeps.prune`), so they do not hang on who ran first.
+    """
+
+    rule: Literal["median", "asha"]
+    min_epochs: int = Field(5, ge=1, description="every trial runs at least so long; the first rung of asha")
+    reduction_factor: int = Field(3, ge=2, description="asha: the rungs' ratio, and 1 in so many goes on at each")
+    min_points: int = Field(4, ge=1, description="earlier points that must have come to an epoch before it has a floor")
+
+
 class SearchPlan(Spec):
     """How hyper-parameters are searched, with the same budget in every cell.
 
-    `n_trials` points are tried in each cell, each with every one of `seeds`. They are asked for in rounds of `round_size`: a
-    round's points depend on the plan and on earlier rounds, so a larger round runs wider and learns less.
+    `n_trials` points are tried in each cell, each with every one of `seeds`; a space that holds fewer is tried in full. They are
+    asked for in rounds of `round_size`: a round's points depend on the plan and on earlier rounds, so a larger round runs wider
+    and learns less. The samplers are described in `sweeps.search`.
     """
 
     n_trials: int = Field(8, ge=1, description="points in each cell")
     seeds: tuple[int, ...] = Field((100, 101), min_length=1)
-    sampler: Literal["tpe", "random"] = "tpe"
+    sampler: Literal["tpe", "random", "grid", "cmaes"] = "tpe"
     round_size: int = Field(4, ge=1, description="points that are tried at the same time")
     seed: int = 0
+    prune: PrunePlan | None = Field(None, description="null: every trial runs to its last epoch")
 
 
 class ReportPlan(Spec):
@@ -117,6 +171,9 @@ class Plan(Spec):
     max_length: int | None = Field(None, ge=8)
     selections: tuple[Selection, ...] = Field(("last", "best_dev"), min_length=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    trial_timeout_s: float | None = Field(None, gt=0, description="a trial that takes longer fails; null: no limit")
+    keep_weights: bool = Field(False, description="keep what the reported trials have trained (adapters, or whole models)")
+    device_memory: float | None = Field(None, gt=0, description="GiB of each GPU; null: what the device or its type says")
 
     @model_validator(mode="after")
     def _consistent(self) -> Plan:
@@ -145,6 +202,7 @@ class Plan(Spec):
 
 def _known_keys(content: dict[str, Any]) -> dict[str, Any]:
     known: dict[str, Any] = {"": Plan.model_fields, "search": SearchPlan.model_fields, "report": ReportPlan.model_fields}
+    known["search.prune"] = PrunePlan.model_fields
     models, methods = content.get("models"), content.get("methods")
     for index in range(len(models) if isinstance(models, list) else 0):
         known[f"models.{index}"] = ModelEntry.model_fields

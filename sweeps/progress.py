@@ -1,27 +1,43 @@
-"""What a person sees while a sweep runs: a live table in a terminal, a line now and then elsewhere."""
+"""What a person sees while a sweep runs: one screen in a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.table import Table
+from rich.text import Text
 
 from llmft.record import TrialRecord
+from llmft.spec import TrialSpec
 from sweeps.estimate import remaining_s
-from sweeps.schedule import CellState, Records, Schedule
+from sweeps.prune import failed
+from sweeps.schedule import CellState, Planned, Records, Schedule
+from sweeps.screen import CellRow, cell_row, screen
 
-LINE_EVERY_S, LOOK_EVERY_S = 20.0, 0.5
+LINE_EVERY_S, LOOK_EVERY_S, REFRESH_PER_S = 20.0, 0.5, 2
+LOOK_SHARE, LOOK_AT_LEAST_EVERY_S = 0.05, 5.0
+"""Of the time, what looking at the records may take: with very many of them it is done less often."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """How far a sweep is. `eta_s` is None until a trial has ended; `n_new` counts the trials that ended in this run."""
+    """How far a sweep is.
+
+    Attributes:
+        n_new: trials that ended in this run.
+        n_flagged: trials with a finding of severity warning or error.
+        n_retried: how often a trial was started again.
+        eta_s: seconds to the end; None until that can be told.
+    """
 
     n_done: int
     n_failed: int
+    n_flagged: int
+    n_retried: int
     n_total: int
     n_cells_done: int
     n_cells: int
@@ -31,16 +47,36 @@ class Snapshot:
     eta_s: float | None
 
     @property
-    def line(self) -> str:
-        failed = f", {self.n_failed} failed" if self.n_failed else ""
-        done = f"{self.n_done}/{self.n_total} trials, {self.n_cells_done}/{self.n_cells} cells{failed}"
+    def counts(self) -> str:
+        return f"{self.n_done}/{self.n_total} trials, {self.n_cells_done}/{self.n_cells} cells"
+
+    @property
+    def pace(self) -> str:
+        rate = f", {60 * self.n_new / self.elapsed_s:.1f} trials/min" if self.n_new and self.elapsed_s else ""
+        return f"{self.n_running} running{rate}"
+
+    @property
+    def troubles(self) -> list[tuple[str, str]]:
+        """What went wrong so far, each with a style."""
+        numbers = [
+            (self.n_failed, "failed", "red"),
+            (self.n_flagged, "flagged", "yellow"),
+            (self.n_retried, "retried", "yellow"),
+        ]
+        return [(f"{n} {what}", style) for n, what, style in numbers if n]
+
+    @property
+    def left(self) -> str:
         if self.n_done == self.n_total:
-            return f"{done}, took {duration(self.elapsed_s)}"
-        rate = f"{60 * self.n_new / self.elapsed_s:.1f} trials/min" if self.n_new and self.elapsed_s else "starting"
-        left = (
-            f"about {duration(self.eta_s)} left" if self.eta_s is not None else "time left unknown until the first trials end"
-        )
-        return f"{done}, {self.n_running} running, {rate}, {left}"
+            return f"took {duration(self.elapsed_s)}"
+        if self.eta_s is None:
+            return "time left not known yet"
+        return f"about {duration(self.eta_s)} left"
+
+    @property
+    def line(self) -> str:
+        pace = [self.pace] if self.n_done < self.n_total else []
+        return ", ".join([self.counts, *(text for text, _ in self.troubles), *pace, self.left])
 
 
 def duration(seconds: float) -> str:
@@ -59,80 +95,120 @@ class Progress:
     Args:
         schedule: the sweep's.
         concurrency: trials at a time.
-        console: where to; a live display if it is a terminal.
+        console: where to; a screen that is drawn again and again if it is a terminal.
+
+    Attributes:
+        running: the trials that run now, by digest; whoever runs them keeps it up to date.
     """
 
     def __init__(self, schedule: Schedule, concurrency: int = 1, console: Console | None = None):
         self.schedule, self.concurrency = schedule, concurrency
         self.console = console or Console(stderr=True)
-        self._started = self._looked = self._printed = time.monotonic()
+        self.running: Mapping[str, Planned] = {}
+        self.n_retried = 0
+        self._started = self._printed = self._looked = time.monotonic()
+        self._look_at = 0.0
         self._n_at_start: int | None = None
-        self._states: list[CellState] = []
+        self._n_running = 0
+        self._read: dict[str, tuple[CellState, CellRow]] = {}  # the row that was made of a cell's state
+        self._rows: list[CellRow] = []
         self._snapshot: Snapshot | None = None
-        self._live = Live(console=self.console, get_renderable=self._table, refresh_per_second=4, transient=True)
+        self._status = ""
+        self._messages: list[Text] = []
+        self._live = Live(console=self.console, get_renderable=self._screen, refresh_per_second=REFRESH_PER_S, transient=True)
 
     def __enter__(self) -> Progress:
-        if self.console.is_terminal:
+        if self.console.is_interactive and self.console.encoding.startswith("utf"):
             self._live.start()
         return self
 
-    def __exit__(self, kind: type | None, *_) -> None:
-        if self.console.is_terminal:
+    def close(self) -> None:
+        """Give the terminal back, with all that was said."""
+        if self._live.is_started:
             self._live.stop()
+            for message in self._messages:
+                self._print(message)
+
+    def __exit__(self, kind: type | None, *_) -> None:
+        self.close()
         if self._snapshot and (kind is None or self._snapshot.n_new):  # a mistake that stops a sweep at its start is one line
             self.say(self._snapshot.line)
 
-    def say(self, text: str) -> None:
-        """Print a line that stays."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+    def say(self, text: str, style: str = "") -> None:
+        """A line that stays: at the foot of the screen first, and printed when that is taken down; at once where there is none."""
+        message = Text(text, style)
+        if self._live.is_started:
+            self._messages.append(message)
+        else:
+            self._print(message)
+
+    def status(self, text: str) -> None:
+        """What the sweep waits for: workers, GPUs, a cluster that grows. It stands until a trial ends, or until the next."""
+        if text and text != self._status and not self._live.is_started:
+            self._print(Text(text))
+        self._status = text
+
+    def retried(self, spec: TrialSpec, reason: str) -> None:
+        """Note that a trial is started again."""
+        self.n_retried += 1
+        self.say(f"again: {_name(spec, spec.digest)}: {reason}", "yellow")
 
     def ended(self, record: TrialRecord) -> None:
         """Note the end of a trial; a failure is said at once."""
-        if not record.finished:
-            spec = record.spec
-            self.say(
-                f"failed: {spec.task} {spec.method} {spec.n_shots} shots seed {spec.data_seed} ({record.digest}) {record.cause}: {record.message}"
-            )
+        self._status = ""
+        if failed(record):
+            self.say(f"failed: {_name(record.spec, record.digest)} {record.cause}: {record.message}", "red")
 
     def update(self, records: Records, n_running: int, last: bool = False) -> None:
         """Look at what is known; cheap when called often."""
-        now = time.monotonic()
-        if not last and self._snapshot is not None and now - self._looked < LOOK_EVERY_S:
+        now, self._n_running = time.monotonic(), n_running
+        if now < self._look_at and not last:
             return
-        self._looked = now
-        states = self._states = self.schedule.states(records)
-        known = [trial.digest for state in states for trial in [*state.search, *state.report]]
-        done = [records[digest] for digest in set(known) if digest in records]
-        if self._n_at_start is None:
-            self._n_at_start = len(done)
+        states = self.schedule.states(records)
+        rows = [self._row(state, records) for state in states]
+        n_done = sum(row.n_done for row in rows)
+        first = self._n_at_start is None  # which also imports a lot
+        if first:
+            self._n_at_start = n_done
+        self._rows = rows
         self._snapshot = Snapshot(
-            n_done=len(done),
-            n_failed=sum(not record.finished for record in done),
-            n_total=sum(state.total for state in states),
-            n_cells_done=sum(_complete(state, records) for state in states),
-            n_cells=len(states),
+            n_done=n_done,
+            n_failed=sum(row.n_failed for row in rows),
+            n_flagged=sum(row.n_flagged for row in rows),
+            n_retried=self.n_retried,
+            n_total=sum(row.n_total for row in rows),
+            n_cells_done=sum(row.stage == "done" for row in rows),
+            n_cells=len(rows),
             n_running=n_running,
-            n_new=len(done) - self._n_at_start,
+            n_new=n_done - self._n_at_start,
             elapsed_s=now - self._started,
             eta_s=remaining_s(states, records, self.concurrency),
         )
-        if not self.console.is_terminal and not last and now - self._printed >= LINE_EVERY_S:
+        if not self._live.is_started and not last and now - self._printed >= LINE_EVERY_S:
             self._printed = now
             self.say(self._snapshot.line)
+        took_s = 0.0 if first else time.monotonic() - now
+        self._looked, self._look_at = now, now + min(max(LOOK_EVERY_S, took_s / LOOK_SHARE), LOOK_AT_LEAST_EVERY_S)
 
-    def _table(self) -> Table:
-        table = Table.grid(padding=(0, 2))
-        if self._snapshot is None:
-            table.add_row("starting workers ...")
-            return table
-        table.add_row(self._snapshot.line)
-        open_cells = [state for state in self._states if state.choice is None or state.choice.dev_accuracy is not None]
-        for state in open_cells[-8:]:
-            accuracy = state.choice.dev_accuracy if state.choice else None
-            note = f"best on dev {accuracy:.3f}" if accuracy is not None else "searching" if state.choice is None else ""
-            table.add_row(f"  {state.cell}: {note}")
-        return table
+    def _row(self, state: CellState, records: Records) -> CellRow:
+        seen, row = self._read.get(state.cell.key, (None, None))
+        if row is None or state is not seen:
+            row = cell_row(state, records)
+            self._read[state.cell.key] = state, row
+        return row
+
+    def _screen(self) -> RenderableType:
+        rows, snapshot, now = self._rows, self._snapshot, time.monotonic()
+        if snapshot:  # what changes between two looks
+            eta_s = None if snapshot.eta_s is None else max(0.0, snapshot.eta_s - (now - self._looked))
+            snapshot = replace(snapshot, n_running=self._n_running, elapsed_s=now - self._started, eta_s=eta_s)
+            n_running = Counter(trial.cell.key for trial in list(self.running.values()))
+            rows = [replace(row, n_running=n_running[row.cell.key]) for row in rows]
+        return screen(snapshot, rows, self._status, self._messages, *self.console.size)
+
+    def _print(self, message: Text) -> None:
+        self.console.print(message, soft_wrap=True)
 
 
-def _complete(state: CellState, records: Records) -> bool:
-    return state.choice is not None and all(trial.digest in records for trial in state.report)
+def _name(spec: TrialSpec, digest: str) -> str:
+    return f"{spec.task} {spec.method} {spec.n_shots} shots seed {spec.data_seed} ({digest})"

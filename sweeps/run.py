@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmft.errors import UserError
+from llmft.files import Place
 from llmft.record import TrialRecord
 from sweeps.cells import Cell
 from sweeps.failures import FailurePolicy
 from sweeps.plan import Plan
 from sweeps.prefetch import Needs, moved_models
 from sweeps.progress import Progress
-from sweeps.schedule import Planned, Schedule
+from sweeps.prune import failed
+from sweeps.schedule import Planned, RecordBook, Schedule
 from sweeps.store import Store
+from sweeps.studies import Mirror
+from sweeps.trackers import Tracker, tracking
 
 MANIFEST_EVERY_S = 10.0
 
@@ -37,42 +42,79 @@ class Ledger:
     Both ways of running, serial and on Ray, are loops over `next_trial` and `ended`.
     """
 
-    def __init__(self, plan: Plan, schedule: Schedule, store: Store, policy: FailurePolicy, progress: Progress):
-        self.plan, self.schedule, self.store, self.progress = plan, schedule, store, progress
+    def __init__(
+        self, plan: Plan, schedule: Schedule, store: Store, policy: FailurePolicy, progress: Progress, studies: Mirror,
+        trackers: Sequence[Tracker] = (),
+    ):  # fmt: skip
+        self.plan, self.schedule, self.store, self.policy = plan, schedule, store, policy
+        self.progress, self.studies, self.trackers = progress, studies, trackers
         stored = store.load()
-        self.records = {digest: record for digest, record in stored.items() if policy.settled(record)}
-        self._again = stored.keys() - self.records.keys()
+        self.records = RecordBook({digest: record for digest, record in stored.items() if policy.settled(record)})
         self.running: dict[str, Planned] = {}
+        progress.running = self.running
         self.n_new = 0
-        self._queue: list[Planned] = schedule.ready(self.records)
+        self._stored = set(stored)
         self._written = time.monotonic()
+        for trial in schedule.known(self.records) if trackers else ():
+            if trial.digest in self.records:
+                self._track(trial, self.records[trial.digest])
+
+    @property
+    def waiting(self) -> dict[Cell, int]:
+        """Trials that could start now, by cell."""
+        n_running = Counter(trial.cell for trial in self.running.values())
+        open_trials = {state.cell: len(state.open) - n_running[state.cell] for state in self.schedule.states(self.records)}
+        return {cell: n for cell, n in open_trials.items() if n > 0}
 
     @property
     def done(self) -> bool:
-        return not self.running and not self._queue and self.schedule.done(self.records)
+        return not self.running and self.schedule.done(self.records)
 
-    def next_trial(self) -> Planned | None:
-        """A trial to start now, which counts as running from here on; None if those that run must end first."""
-        while self._queue:
-            trial = self._queue.pop(0)
-            if trial.digest not in self.running and trial.digest not in self.records:
-                if trial.digest in self._again:
-                    self.store.discard(trial.digest)
-                self.running[trial.digest] = trial
-                return trial
-        return None
+    def next_trial(self, fits: Callable[[Cell], bool] = lambda cell: True) -> Planned | None:
+        """A trial to start now, which counts as running from here on; None if those that run must end first.
+
+        Args:
+            fits: whether there is room for a trial of a cell.
+        """
+        trial = self.schedule.next(self.records, self.running, fits)
+        if trial is None:
+            return None
+        if trial.digest in self._stored:  # it failed, or was given up where this plan would not
+            self._stored.discard(trial.digest)
+            self.records.pop(trial.digest, None)
+            self.store.discard(trial.digest)
+        self.running[trial.digest] = trial
+        return trial
+
+    def runtime_settings(self, trial: Planned) -> dict[str, Any]:
+        """What the plan says of how a trial runs, as arguments of `llmft.runtime.Runtime`."""
+        keep = self.plan.keep_weights and trial.spec.test_sets != ()  # trials of the search score no test set
+        return {"timeout_s": self.policy.timeout_s, "stop_below": trial.stop_below, "keep_weights": keep}
+
+    def put_back(self, trial: Planned) -> None:
+        """A trial that was handed out could not start; it waits again."""
+        del self.running[trial.digest]
 
     def ended(self, record: TrialRecord) -> None:
         """Take note of a trial's record, which lies in the store already."""
-        self.running.pop(record.digest, None)
+        self._track(self.running.pop(record.digest), record)
         self.records[record.digest] = record
         self.n_new += 1
-        if not self._queue:
-            self._queue = [trial for trial in self.schedule.ready(self.records) if trial.digest not in self.running]
         self.progress.ended(record)
         self.progress.update(self.records, len(self.running))
+        self.studies.update(self.schedule.states(self.records))
         if time.monotonic() - self._written > MANIFEST_EVERY_S:
             self.write_manifest()
+
+    def _track(self, trial: Planned, record: TrialRecord) -> None:
+        for tracker in self.trackers:
+            tracker.ended(trial.cell.entry, record)
+
+    def abandon(self, why: str) -> None:
+        """Say and write the last word of a process that is about to end."""
+        self.progress.close()
+        print(f"llmft: {why}", file=sys.stderr, flush=True)
+        self.write_manifest()
 
     def write_manifest(self) -> None:
         self.store.write_manifest(self.plan, self.schedule, self.records)
@@ -99,14 +141,16 @@ def check_cells(cells: list[Cell], where: str, check_spec: Callable[[Any], None]
 def run_sweep(
     plan: Plan,
     cells: list[Cell],
-    root: Path | str,
+    root: Place | str,
     *,
     serial: bool = False,
     address: str | None = None,
     workers: int | None = None,
     gpus_per_trial: float | None = None,
     policy: FailurePolicy | None = None,
+    trackers: Sequence[str] = (),
     run_trial: Callable[..., Any] | None = None,
+    studies: str | None = None,
     console: Any = None,
     verbose: bool = False,
 ) -> Outcome:
@@ -115,23 +159,33 @@ def run_sweep(
     Args:
         plan: the plan.
         cells: the plan's cells (`build_cells`).
-        root: the folder of results.
+        root: the folder of results, or its URL.
         serial: one trial after the other in this process, without Ray.
-        address: of a running Ray cluster; `root` must then be a folder that all its nodes share. None: Ray on this machine.
+        address: of a running Ray cluster; `root` must then be a URL or a folder that all its nodes share. None: Ray on this machine.
         workers: trials at a time; None: as many as the CPUs, or the GPUs, hold.
         gpus_per_trial: a share of one GPU or a number of them; None: one, where there is one.
         policy: what is tried again.
+        trackers: names of experiment trackers that are told of every trial (`sweeps.trackers.TRACKERS`).
         run_trial: what runs a trial, `llmft.trial.run_trial` unless a test says otherwise.
+        studies: a database for the searches as Optuna studies, in place of a journal in `root` (`sweeps.studies.Mirror`).
         console: a `rich.console.Console` for the progress.
         verbose: show what Ray and the workers print.
 
     Raises:
-        UserError: the folder cannot be written, holds a damaged record, or another sweep runs on it.
+        UserError: the folder cannot be written (or no longer: `StoreUnwritable`), holds a damaged record, or another sweep runs on
+            it; a tracker is not installed.
         KeyboardInterrupt: the run was stopped; what had finished is stored.
     """
-    store, schedule, policy = Store(root), Schedule(cells), policy or FailurePolicy()
-    with store.locked(), Progress(schedule, console=console) as progress:
-        ledger = Ledger(plan, schedule, store, policy, progress)
+    store, schedule = Store(root), Schedule(cells)
+    policy = replace(policy or FailurePolicy(), timeout_s=plan.trial_timeout_s)
+    with (
+        store.locked(),
+        Progress(schedule, console=console) as progress,
+        tracking(trackers, store.root, plan.name, progress.say) as tracked,
+    ):
+        mirror = Mirror(root, studies, progress.say)
+        ledger = Ledger(plan, schedule, store, policy, progress, mirror, tracked)
+        mirror.update(schedule.states(ledger.records))
         if store.write_plan(plan):
             progress.say(
                 f"{store.root} holds results of another plan too: they stay, and those that this plan shares are not run again."
@@ -150,15 +204,15 @@ def run_sweep(
                     from sweeps.cluster import run_on_ray
 
                     run_on_ray(
-                        ledger, address=address, workers=workers, gpus_per_trial=gpus_per_trial,
-                        max_lost=policy.max_lost, run_trial=run_trial, verbose=verbose,
+                        ledger, address=address, workers=workers, gpus_per_trial=gpus_per_trial, run_trial=run_trial,
+                        verbose=verbose,
                     )  # fmt: skip
         finally:
             ledger.write_manifest()
             progress.update(ledger.records, 0, last=True)
     states = schedule.states(ledger.records)
     known = [ledger.records[trial.digest] for trial in schedule.known(ledger.records)]
-    n_failed = sum(not record.finished for record in known)
+    n_failed = sum(map(failed, known))
     return Outcome(len(known) - n_failed, n_failed, ledger.n_new, [state.cell for state in states if state.failed])
 
 
@@ -169,9 +223,6 @@ def _run_serially(ledger: Ledger, run_trial: Callable[..., Any] | None) -> None:
 
     while trial := ledger.next_trial():
         ledger.progress.update(ledger.records, 1)
-        result = run_trial(trial.spec, Runtime())
-        try:
-            ledger.store.put(result.record, result.predictions)
-        except OSError as error:
-            raise UserError(f"{ledger.store.root}: results cannot be written ({error.strerror}).") from None
+        result = run_trial(trial.spec, Runtime(**ledger.runtime_settings(trial)))
+        ledger.store.put(result.record, result.predictions, result.weights)
         ledger.ended(result.record)

@@ -3,129 +3,180 @@
 RESULTS/trials/<digest>/record.json, predictions.parquet     written by the process that ran the trial
 RESULTS/plan.yaml                                            the last plan that ran here, complete with its defaults
 RESULTS/sweep.json                                           which records belong to that plan, and what its searches chose
+
+RESULTS is a folder or a URL, as in `llmft.files`, where it also says how the processes on other nodes come by their credentials.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
-import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import yaml
 
 from llmft.errors import UserError
-from llmft.record import RECORD_FILE, RecordError, TrialRecord, read_record, read_records, write_atomically, write_record
+from llmft.files import Place, may_pass, open_folder, reason, write_atomically
+from llmft.record import RECORD_FILE, RecordError, TrialRecord, read_record, read_records, write_record
+from sweeps.locks import Lock, lock_on
 from sweeps.plan import Plan, parse_plan
 from sweeps.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from sweeps.schedule import Records, Schedule
 
-LOCK_FILE, PLAN_FILE, MANIFEST_FILE, TRIALS = ".lock", "plan.yaml", "sweep.json", "trials"
+T = TypeVar("T")
+
+PLAN_FILE, MANIFEST_FILE, TRIALS = "plan.yaml", "sweep.json", "trials"
+WAITS_S = (3.0, 10.0, 30.0)
+"""Pauses before a request to object storage is made again; pyarrow itself has by then tried for some seconds each time."""
+
+
+class StoreUnwritable(UserError):
+    """The results can no longer be written: the disk is full or read-only, or the storage refuses. No further trial could be kept."""
 
 
 class Store:
     """The folder of results.
 
     Args:
-        root: the folder; made when something is first written.
+        root: the folder, or its URL; made when something is first written.
+
+    Raises:
+        UserError: a URL that `llmft.files.open_folder` refuses.
     """
 
-    def __init__(self, root: Path | str):
-        self.root = Path(root)
+    def __init__(self, root: Place | str):
+        self.root = open_folder(root)
+        self._lock: Lock | None = None
 
-    def folder(self, digest: str) -> Path:
+    def folder(self, digest: str) -> Place:
         return self.root / TRIALS / digest
 
     def get(self, digest: str) -> TrialRecord | None:
         """The record of one trial, or None where it did not end.
 
         Raises:
-            UserError: the record is damaged, or of a newer llmft.
+            UserError: the record is damaged, or of a newer llmft; the storage cannot be read.
         """
-        try:
-            return read_record(self.folder(digest))
-        except FileNotFoundError:
-            return None
-        except RecordError as error:
-            raise UserError(str(error)) from None
+        with self._reading():
+            try:
+                return _patiently(lambda: read_record(self.folder(digest)), WAITS_S if self._lock else ())
+            except FileNotFoundError:
+                return None
 
-    def put(self, record: TrialRecord, predictions: bytes | None = None) -> None:
-        """Write one trial, all of it or nothing."""
-        write_record(self.folder(record.digest), record, predictions)
+    def put(self, record: TrialRecord, predictions: bytes | None = None, weights: bytes | None = None) -> None:
+        """Write one trial, all of it or nothing.
+
+        Raises:
+            StoreUnwritable: it cannot be written.
+        """
+        self._write(lambda: write_record(self.folder(record.digest), record, predictions, weights))
 
     def discard(self, digest: str) -> None:
-        """Forget a failed record before its trial is tried again."""
-        (self.folder(digest) / RECORD_FILE).unlink(missing_ok=True)
+        """Forget a failed record before its trial is tried again.
+
+        Raises:
+            StoreUnwritable: it cannot be removed.
+            UserError: another sweep took the folder over.
+        """
+        self._write(lambda: (self.folder(digest) / RECORD_FILE).unlink(missing_ok=True), as_holder=True)
 
     def load(self) -> dict[str, TrialRecord]:
         """Every record, by digest.
 
         Raises:
-            UserError: a record is damaged, or of a newer llmft.
+            UserError: a record is damaged, or of a newer llmft; the storage cannot be read.
         """
         records = {}
-        for record in read_records(self.root / TRIALS):
-            if isinstance(record, RecordError):
-                raise UserError(str(record))
-            records[record.digest] = record
+        with self._reading():
+            for record in read_records(self.root / TRIALS):
+                if isinstance(record, RecordError):
+                    raise record
+                records[record.digest] = record
         return records
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other sweeps out of the folder; the lock ends with the process, however it dies.
+        """Keep other sweeps out of the folder (`sweeps.locks`).
 
         Raises:
             UserError: another sweep holds the folder, or it cannot be written.
         """
+        lock, probe = lock_on(self.root), self.root / TRIALS / ".writable"
         try:
-            (self.root / TRIALS).mkdir(parents=True, exist_ok=True)
-            file = open(self.root / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115 - held as long as the lock
-            write_atomically(self.root / TRIALS / ".writable", b"")
-            (self.root / TRIALS / ".writable").unlink()
+            probe.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(probe, b"")
+            probe.unlink(missing_ok=True)
+            lock.acquire()
         except OSError as error:
-            raise UserError(
-                f"{self.root}: results cannot be written here ({error.strerror}). Choose another folder with --out."
+            raise StoreUnwritable(
+                f"{self.root}: results cannot be written here ({reason(error)}). Choose another folder with --out."
             ) from None
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                holder = file.read().strip() or "unknown"
-                raise UserError(
-                    f"{self.root}: another sweep is running on this folder (process {holder}). Wait for it, or choose another with --out."
-                ) from None
-            file.truncate(0)
-            file.write(f"{os.getpid()} on {socket.gethostname()}")
-            file.flush()
+        self._lock = lock
+        try:
             self._sweep_up()
             yield
+        finally:
+            self._lock = None
+            lock.release()
 
     def _sweep_up(self) -> None:
-        """Remove what writers that were killed left behind."""
-        for leftover in (self.root / TRIALS).glob("*/.*.tmp"):
-            leftover.unlink(missing_ok=True)
+        """Remove what writers that were killed left behind; object storage shows nothing of it."""
+        if isinstance(self.root, Path):
+            for leftover in (self.root / TRIALS).glob("*/.*.tmp"):
+                leftover.unlink(missing_ok=True)
+
+    def _write(self, action: Callable[[], None], as_holder: bool = False) -> None:
+        """Do it, as far as the storage and, for what only the holder of the lock may do, other sweeps permit."""
+        try:
+            if as_holder and self._lock:
+                _patiently(self._lock.check, WAITS_S)
+            _patiently(action, WAITS_S)
+        except OSError as error:
+            raise StoreUnwritable(
+                f"{self.root}: results can no longer be written ({reason(error)}). What has finished is kept: make room, or mend "
+                "the access, and give the same command again."
+            ) from None
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except RecordError as error:
+            raise UserError(str(error)) from None
+        except OSError as error:
+            raise UserError(f"{self.root}: results cannot be read ({reason(error)}).") from None
 
     def write_plan(self, plan: Plan) -> bool:
-        """Keep the plan beside its results; says whether another plan lay there."""
+        """Keep the plan beside its results; says whether another plan lay there.
+
+        Raises:
+            StoreUnwritable: it cannot be written.
+            UserError: another sweep took the folder over.
+        """
         path = self.root / PLAN_FILE
         try:
             if parse_plan(read_yaml(path), str(path)) == plan:
                 return False  # left as it is: it may be a person's own file, with comments
         except UserError:
             pass
-        changed = path.exists()
-        write_atomically(path, yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode())
+        with self._reading():
+            changed = path.exists()
+        content = yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode()
+        self._write(lambda: write_atomically(path, content), as_holder=True)
         return changed
 
     def write_manifest(self, plan: Plan, schedule: Schedule, records: Records) -> None:
-        """Say which records belong to the plan, and what its searches chose."""
+        """Say which records belong to the plan, and what its searches chose.
+
+        Raises:
+            StoreUnwritable: it cannot be written.
+            UserError: another sweep took the folder over.
+        """
         states = schedule.states(records)
         content = {
             "plan_name": plan.name,
@@ -152,9 +203,23 @@ class Store:
                     "dev_accuracy": choice.dev_accuracy,
                     "n_points": choice.n_points,
                     "n_search_trials": choice.n_search_trials,
+                    "n_pruned_points": choice.n_pruned_points,
                 }
                 for choice in (state.choice for state in states)
                 if choice is not None and choice.cell.trains
             ],
         }
-        write_atomically(self.root / MANIFEST_FILE, json.dumps(content, indent=1).encode())
+        text = json.dumps(content, indent=1).encode()
+        self._write(lambda: write_atomically(self.root / MANIFEST_FILE, text), as_holder=True)
+
+
+def _patiently(action: Callable[[], T], waits_s: Sequence[float]) -> T:
+    """Do it, again after each pause for as long as it fails for a reason that may pass."""
+    for wait_s in waits_s:
+        try:
+            return action()
+        except OSError as error:
+            if not may_pass(error):
+                raise
+            time.sleep(wait_s)
+    return action()

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ray import tune
 
+from llmft.errors import Cause
+from llmft.record import Cost, TrialRecord
 from llmft.spec import TrialSpec
-from sweeps.failures import FailurePolicy
+from sweeps.parallel import run_group, run_here
+from sweeps.slots import Slot
 from sweeps.store import Store
 
-
-class FreshProcessWanted(RuntimeError):
-    """The trial may have failed by what an earlier one left in the process. Ray starts it again in a new one."""
+GRACE = 1.5
+"""A trial watches its own time limit; after how many times that limit its process is ended if it hangs (5 s later at least)."""
 
 
 class TrialTrainable(tune.Trainable):
@@ -31,19 +37,16 @@ class TrialTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        import ray.train
-        from ray.train.torch import TorchTrainer
-
-        if Store(self.job["root"]).get(self.job["digest"]) is None:
-            trainer = TorchTrainer(
-                _train_loop,
-                train_loop_config={**self.job, "n_trials_before": self.n_trials_before},
-                scaling_config=ray.train.ScalingConfig(num_workers=0),  # local mode: in this process, without a worker group
-                run_config=ray.train.RunConfig(name=self.job["digest"], storage_path=self.job["scratch"]),
-            )
+        job, slot = self.job, Slot(**self.job["slot"])
+        if Store(job["root"]).get(job["digest"]) is None:
+            job = {**job, "n_trials_before": self.n_trials_before}
             self.n_trials_before += 1
-            trainer.fit()
-        return {"digest": self.job["digest"], "done": True}
+            with _ended_when_it_hangs(job):
+                if slot.n_workers == 1:
+                    run_here(job)
+                else:
+                    run_group(job, slot)
+        return {"digest": job["digest"], "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         return None
@@ -52,22 +55,29 @@ class TrialTrainable(tune.Trainable):
         return None
 
 
-def _train_loop(job: dict[str, Any]) -> None:
-    import ray.train
-    import torch
-    from ray.train.torch import get_device
+@contextmanager
+def _ended_when_it_hangs(job: dict[str, Any]) -> Iterator[None]:
+    """Within: a trial that is far beyond its time limit gets its record from outside, and its process is ended."""
+    limit = job["timeout_s"]
+    if limit is None:
+        yield
+        return
+    last = max(limit + 5.0, limit * GRACE)
 
-    from llmft.runtime import Runtime
+    def end() -> None:
+        spec = TrialSpec.model_validate_json(job["spec"])
+        Store(job["root"]).put(
+            TrialRecord(
+                digest=spec.digest, spec=spec, status="failed", cause=Cause.TIMEOUT, cost=Cost(wall_s=last),
+                message=f"it hung: its process was ended after {last:g} s, its time limit is {limit:g} s.",
+            )
+        )  # fmt: skip
+        os._exit(1)
 
-    run_trial = job["run_trial"]
-    if run_trial is None:
-        from llmft.trial import run_trial
-    torch.set_num_threads(job["n_threads"])
-    context = ray.train.get_context()
-    runtime = Runtime(
-        device=str(get_device()), rank=context.get_world_rank(), world_size=context.get_world_size(), report=ray.train.report
-    )
-    result = run_trial(TrialSpec.model_validate_json(job["spec"]), runtime)
-    if FailurePolicy().wants_fresh_process(result.record, job["n_trials_before"]):
-        raise FreshProcessWanted(f"{result.record.cause}: {result.record.message}")
-    Store(job["root"]).put(result.record, result.predictions)
+    watch = threading.Timer(last, end)
+    watch.daemon = True
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -12,7 +13,12 @@ from rich.text import Text
 
 from llmft.method import Range
 from llmft.record import TrialRecord
+from sweeps.prune import failed
 from sweeps.schedule import CellState, Planned, Records
+
+if TYPE_CHECKING:
+    from sweeps.outlook import Outlook
+    from sweeps.resources import Placement
 
 
 def _table(*columns: str, n_left: int = 1) -> Table:
@@ -22,32 +28,101 @@ def _table(*columns: str, n_left: int = 1) -> Table:
     return table
 
 
-def plan_table(states: Iterable[CellState], records: Records) -> Table:
+def plan_table(states: Iterable[CellState]) -> Table:
     """One row a cell: its trials by stage, new, done and failed."""
     table = _table(
         "model", "task", "method", "shots", "pattern", "searched", "search", "report", "done", "failed", "new", n_left=3
     )
     for state in states:
-        cell, known = state.cell, [records[trial.digest] for trial in [*state.search, *state.report] if trial.digest in records]
-        n_failed = sum(not record.finished for record in known)
+        cell = state.cell
         table.add_row(
             cell.base.model.name, cell.base.task, cell.entry, str(cell.base.n_shots), cell.base.pattern,
             ", ".join(cell.ranges) or "-", str(state.n_search), str(state.n_report) if not state.failed else "search failed",
-            str(len(known) - n_failed), str(n_failed), str(state.total - len(known)),
+            str(state.n_done - state.n_failed), str(state.n_failed), str(state.total - state.n_done),
         )  # fmt: skip
     return table
 
 
 def count_by_stage(states: Iterable[CellState], records: Records) -> dict[str, tuple[int, int, int]]:
     """stage -> (new, done, failed) trials."""
-    totals = {}
-    states = list(states)
+    totals, states = {}, list(states)
+    still_open = {trial.digest for state in states for trial in state.open}
     for stage, expected in (("search", sum(s.n_search for s in states)), ("report", sum(s.n_report for s in states))):
         trials: list[Planned] = [trial for state in states for trial in getattr(state, stage)]
-        known = [records[trial.digest] for trial in trials if trial.digest in records]
-        n_failed = sum(not record.finished for record in known)
-        totals[stage] = expected - len(known), len(known) - n_failed, n_failed
+        ended = [records[trial.digest] for trial in trials if trial.digest not in still_open]
+        n_failed = sum(map(failed, ended))
+        totals[stage] = expected - len(ended), len(ended) - n_failed, n_failed
     return totals
+
+
+def outlook_view(outlook: Outlook) -> RenderableType:
+    """What each kind of trial gets and needs, what does not fit, and what the rest of the plan will take."""
+    table = _table(
+        "model", "task", "method", "gets", "memory", "weights", "gradients", "optimiser", "activations", "host", n_left=4
+    )
+    notes = []
+    for need in outlook.needs:
+        placement, name = need.placement, f"{need.model} {need.task} {need.method}"
+        sizes = _sizes(placement) if placement.memory else ["?"]
+        table.add_row(need.model, need.task, need.method, str(placement.slot), *sizes)
+        if placement.unknown:
+            notes.append(Text(f"memory unknown: {name}: {placement.unknown}", style="dim"))
+        if placement.problem:
+            notes.append(Text(f"does not fit: {name}: {placement.problem}", style="yellow"))
+    return Group(Text(f"on {outlook.machine}", style="bold"), table, *notes, *map(Text, _assumptions(outlook)))
+
+
+def _sizes(placement: Placement) -> list[str]:
+    """For each process: all of what limits it (its GPU's memory, or the host's), the parts, and the host's where there is a GPU."""
+    memory = placement.memory
+    in_training = bool(memory.n_trainable) and memory.gradient_bytes + memory.training_bytes >= memory.scoring_bytes
+    parts = [
+        memory.weight_bytes + memory.gathered_bytes, memory.gradient_bytes if in_training else 0, memory.optimizer_bytes,
+        memory.training_bytes if in_training else memory.scoring_bytes,
+    ]  # fmt: skip
+    total, host = memory.device_bytes, memory.host_bytes
+    if not placement.slot.gpus:
+        total, host = memory.cpu_bytes, memory.cpu_bytes - sum(parts)
+    return [size_text(size) if size else "-" for size in (total, *parts, host)]
+
+
+def _assumptions(outlook: Outlook) -> list[str]:
+    from sweeps.devices import GIB, GPU_TYPES
+    from sweeps.estimate import UTILISATION
+    from sweeps.progress import duration
+    from sweeps.resources import CPU_HEADROOM, CUDA_CONTEXT_BYTES, GPU_HEADROOM, PROCESS_BYTES
+
+    on_gpu = any(need.placement.slot.gpus for need in outlook.needs)
+    headroom = (
+        f"{GPU_HEADROOM - 1:.0%} head-room and {CUDA_CONTEXT_BYTES / GIB:g} GiB for the GPU's context"
+        if on_gpu
+        else f"{CPU_HEADROOM - 1:.0%} head-room"
+    )
+    lines = [
+        'memory: of each process, with the longest batch of the longest draw; "host" holds the base model, and the best weights on dev',
+        f"assumed on top: {headroom}, and {PROCESS_BYTES / GIB:g} GiB of the host's memory for the process; nothing else runs here",
+    ]
+    time, disk = outlook.time, outlook.disk
+    if time is None:
+        lines.append("time: unknown until the first trials end")
+    else:
+        node = outlook.machine.gpu_node
+        source = "from trials that have ended"
+        if time.source == "arithmetic":
+            gpu = GPU_TYPES[node.gpu_type]
+            source = f"assuming {UTILISATION:.0%} of the peak of {node.gpu_type}, {gpu.fp32_tflops:g} TFLOP/s in fp32, {gpu.half_tflops:g} in half"
+        devices = f"{time.device_s / 3600:.3g} {'GPU' if time.on_gpu else 'CPU'}-hours"
+        lines.append(f"time: about {duration(time.wall_s)} ({devices}), {source}")
+    kept = f"; {size_text(disk.weights_bytes)} more if trained weights are kept" if disk.weights_bytes else ""
+    return [*lines, f"disk: about {size_text(disk.results_bytes)} of records and predictions{kept}"]
+
+
+def size_text(n_bytes: float) -> str:
+    """512 B, 34 MiB, 1.2 GiB."""
+    size, units = float(n_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{size:.0f} {units[0]}" if size >= 10 or units[0] == "B" else f"{size:.1f} {units[0]}"
 
 
 def record_summary(record: TrialRecord) -> RenderableType:
@@ -93,10 +168,12 @@ def record_summary(record: TrialRecord) -> RenderableType:
 
 
 def range_text(span: Range) -> str:
-    """`1e-05 to 0.01, log` or `one of 4, 8`."""
+    """`1e-05 to 0.01, log` or `one of 4, 8`, and under which condition."""
     if span.choices:
-        return f"one of {', '.join(map(str, span.choices))}"
-    return f"{span.low:g} to {span.high:g}{', log' if span.log else ''}{', whole numbers' if span.integer else ''}"
+        text = f"one of {', '.join(map(str, span.choices))}"
+    else:
+        text = f"{span.low:g} to {span.high:g}{', log' if span.log else ''}{', whole numbers' if span.integer else ''}"
+    return text + "".join(f", where {name} is {' or '.join(map(str, values))}" for name, values in span.when.items())
 
 
 def methods_table(names: Iterable[str]) -> Table:

@@ -62,7 +62,6 @@ class Lora(PatternBased):
         model.network.requires_grad_(False)
         for name, parameter in model.network.named_parameters():
             parameter.requires_grad_("lora_" in name)
-        model.network.to(model.device)
 
 
 METHOD = Lora

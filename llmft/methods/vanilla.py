@@ -36,7 +36,7 @@ class Vanilla(Method):
         output = model.network.get_output_embeddings()
         if output.weight is not model.network.get_input_embeddings().weight:
             output.requires_grad_(False)  # the head replaces it
-        model.network.classifier = head.to(model.device)
+        model.network.classifier = head
 
     def scores(self, model, batch):
         from llmft.scoring import Scores, answer_hidden

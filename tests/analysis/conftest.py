@@ -12,7 +12,7 @@ from llmft.record import Finding
 
 @pytest.fixture
 def store(tmp_path, monkeypatch) -> Store:
-    monkeypatch.setattr("llmft.record.os.fsync", lambda file: None)  # nothing here has to outlive a power cut
+    monkeypatch.setattr("llmft.files.os.fsync", lambda file: None)  # nothing here has to outlive a power cut
     return Store(tmp_path / "results")
 
 

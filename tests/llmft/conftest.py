@@ -42,7 +42,7 @@ def rte_opt(tmp_path_factory, rte_tokenizer) -> ModelRef:
     return resolve_model(save_model(folder, "opt", rte_tokenizer, width=64, n_positions=2048, std=0.2))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def spec_of(small_opt):
     """A short trial on the toy task; keywords change the spec, those of TrainSpec its training."""
 

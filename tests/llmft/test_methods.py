@@ -8,15 +8,17 @@ import torch
 from small_models import CPU, save_model
 from transformers import AutoModelForCausalLM
 
+from llmft.adapted import Adapted
 from llmft.errors import UserError
 from llmft.evaluate import Evaluator
 from llmft.method import Method, Range
 from llmft.model import BorrowedModel, borrow_model, checksum, resolve_model
 from llmft.registry import METHODS, build_method, complete_settings, method_class
 from llmft.seeds import derive
+from llmft.setting import encode_prompts, settle
 from llmft.spec import TrainSpec
-from llmft.train import fit
-from llmft.trial import _encode, _settle, run_trial
+from llmft.train import Fit, fit
+from llmft.trial import run_trial
 
 TRAINED = [name for name in METHODS if method_class(name).trains]
 each_method = pytest.mark.parametrize("name", METHODS)
@@ -95,13 +97,14 @@ def test_the_base_model_stays_untouched(spec_of, name):
 @each_trained
 def test_frozen_weights_stay_bit_identical_and_the_others_move(spec_of, name):
     spec = spec_of(name, selections=("last",), weight_decay=0.1)
-    setting = _settle(spec)
+    setting = settle(spec)
     with borrowed(spec.model) as model:
         method = prepared(name, spec.settings, model, derive(0, "init"))
         frozen = {name for name, parameter in model.network.named_parameters() if not parameter.requires_grad}
         before = weights(model.network)
-        evaluator = Evaluator(method, model, _encode(spec, setting), setting.words, CPU)
-        fit(spec, method, model, evaluator, CPU, {"toy": "in", "toy_hans": "out"})
+        adapted = Adapted(method, model)
+        evaluator = Evaluator(adapted, encode_prompts(spec, setting), setting.words, CPU)
+        fit(spec, adapted, evaluator, {"toy": "in", "toy_hans": "out"}, Fit())
         after = weights(model.network)
     unmoved = {name for name in before if torch.equal(before[name], after[name])}
     assert frozen <= unmoved
@@ -166,11 +169,11 @@ def test_the_vanilla_head_replaces_an_untied_output_embedding(tmp_path, tokenize
 
 def test_the_vanilla_head_reads_the_last_real_token(spec_of):
     spec = spec_of("vanilla", {"head": "linear"}, n_test=6)
-    setting = _settle(spec)
+    setting = settle(spec)
     with borrowed(spec.model) as model, torch.no_grad():
         method = prepared("vanilla", spec.settings, model)
-        encoded = _encode(spec, setting)
-        predictions = Evaluator(method, model, encoded, setting.words, CPU).predict("toy")
+        encoded = encode_prompts(spec, setting)
+        predictions = Evaluator(Adapted(method, model), encoded, setting.words, CPU).predict("toy")
         head = model.network.classifier.weight
         for row, suffix in zip(predictions.log_probabilities, encoded.sets["toy"].suffixes, strict=True):
             last = model.network.base_model(torch.tensor([[*encoded.prefix, *suffix]])).last_hidden_state[0, -1]

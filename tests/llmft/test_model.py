@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -195,18 +196,40 @@ def test_a_copy_keeps_tied_weights_tied(small_opt):
         assert model.network.get_output_embeddings().weight is model.network.get_input_embeddings().weight
 
 
-def test_the_last_model_stays_in_memory_and_only_that(small_opt, tmp_path, tokenizer):
-    with borrow_model(small_opt, "fp32", CPU, copied=False) as model:
-        first = model.network
-    with borrow_model(small_opt, "fp32", CPU, copied=False) as model:
-        assert model.network is first
-    other = resolve_model(save_model(tmp_path / "other", "opt", tokenizer, seed=1))
-    with borrow_model(other, "fp32", CPU, copied=False) as model:
-        assert checksum(model.network) != checksum(first)
-    from llmft.model import _BASE
+def test_models_used_lately_stay_in_memory_as_far_as_there_is_room(small_opt, tmp_path, tokenizer, monkeypatch):
+    from llmft import model as module
 
+    def base(ref):
+        with borrow_model(ref, "fp32", CPU, copied=False) as borrowed:
+            return borrowed.network
+
+    others = [resolve_model(save_model(tmp_path / f"other{seed}", "opt", tokenizer, seed=seed)) for seed in (1, 2)]
+    monkeypatch.setattr(module, "_BASE", {})
+    first, second = base(small_opt), base(others[0])
+    assert base(small_opt) is first and base(others[0]) is second and checksum(first) != checksum(second)
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    n_bytes = sum(p.numel() * 4 for p in first.parameters()) + sum(b.numel() * b.element_size() for b in first.buffers())
+    monkeypatch.setattr(module, "KEPT_SHARE", 2.5 * n_bytes / physical)  # two of them
+    assert base(small_opt) is first
+    third = base(others[1])
+    assert base(small_opt) is first and base(others[1]) is third and base(others[0]) is not second
+    monkeypatch.setattr(module, "KEPT_SHARE", 0)
+    again = base(small_opt)
+    assert base(small_opt) is again and len(module._BASE) == 1
+
+
+def test_a_process_that_keeps_nothing_has_one_model_in_memory(small_opt):
+    with borrow_model(small_opt, "fp32", CPU, copied=False) as model:
+        base, before = weakref.ref(model.network), checksum(model.network)
+    with borrow_model(small_opt, "fp32", CPU, kept=False) as model, torch.no_grad():
+        assert model.network is base()
+        for parameter in model.network.parameters():
+            parameter.zero_()
+    del model
     gc.collect()
-    assert len(_BASE) == 1
+    assert base() is None
+    with borrow_model(small_opt, "fp32", CPU, copied=False) as model:
+        assert checksum(model.network) == before
 
 
 @pytest.mark.parametrize("architecture", ["opt", "gpt2", "gpt_neox"])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from small_models import CPU
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llmft.adapted import Adapted
 from llmft.batches import SHORTEST_PREFIX
 from llmft.errors import Cause, UserError
 from llmft.evaluate import Evaluator
@@ -21,8 +22,9 @@ from llmft.prompts import Pattern
 from llmft.registry import build_method, load_task
 from llmft.runtime import Runtime
 from llmft.seeds import derive, stream
-from llmft.train import fit, learning_rate_factor, n_warmup_steps
-from llmft.trial import _encode, _settle, check_spec, run_trial
+from llmft.setting import encode_prompts, settle
+from llmft.train import Fit, fit, learning_rate_factor, n_warmup_steps
+from llmft.trial import check_spec, run_trial
 
 STEADY = {"epsilon": 1e-4}  # a gradient of rounding noise alone must not become a full step
 
@@ -30,13 +32,13 @@ STEADY = {"epsilon": 1e-4}  # a gradient of rounding noise alone must not become
 def train(spec, runtime: Runtime = CPU):
     """What `fit` returns, and every weight after the last step."""
     spec = spec.model_copy(update={"selections": ("last",)})
-    setting = _settle(spec)
-    encoded, domains = _encode(spec, setting), {test.name: test.domain for test in setting.tests}
+    setting = settle(spec)
+    encoded, domains = encode_prompts(spec, setting), {test.name: test.domain for test in setting.tests}
     with borrow_model(spec.model, spec.precision, torch.device("cpu"), spec.train.dropout) as model:
         setting.method.prepare(model, 2, torch.Generator().manual_seed(derive(spec.init_seed, "init")))
-        result = fit(
-            spec, setting.method, model, Evaluator(setting.method, model, encoded, setting.words, runtime), runtime, domains
-        )
+        adapted, result = Adapted(setting.method, model), Fit()
+        evaluator = Evaluator(adapted, encoded, setting.words, runtime)
+        fit(spec, runtime.wrap(adapted), evaluator, domains, result)
         return result, {name: parameter.detach().clone() for name, parameter in model.network.named_parameters()}
 
 
@@ -81,7 +83,7 @@ def test_the_schedules_are_those_of_transformers_with_warm_up_one_step_ahead(sch
 def train_by_hand(spec) -> dict[str, torch.Tensor]:
     """Pattern-based fine-tuning with plain transformers, one whole prompt at a time; the words are ' Yes' and ' No'."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(spec.model.path), AutoTokenizer.from_pretrained(spec.model.path)
-    shots = _settle(spec).draw.shots
+    shots = settle(spec).draw.shots
     words = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (" Yes", " No")]
     prompts = [tokenizer(f"{shot.fields['premise']} {shot.fields['hypothesis']} ?", return_tensors="pt") for shot in shots]
     hyper = spec.train
@@ -170,14 +172,15 @@ def test_nothing_encoded_before_a_step_is_used_after_it(spec_of, monkeypatch):
     opening = Pattern("doctors saw lawyers and lawyers saw doctors and so on {premise} {hypothesis} ?")
     monkeypatch.setattr(type(task), "patterns", {**task.patterns, "minimal": opening})
     spec = spec_of("pattern", selections=("last",))
-    setting = _settle(spec)
-    encoded = _encode(spec, setting)
+    setting = settle(spec)
+    encoded = encode_prompts(spec, setting)
     assert len(encoded.prefix) > 2 * SHORTEST_PREFIX
     with borrow_model(spec.model, "fp32", torch.device("cpu")) as model:
         setting.method.prepare(model, 2, torch.Generator())
-        evaluators = [Evaluator(setting.method, model, encoded, setting.words, CPU) for _ in range(2)]
+        adapted, result = Adapted(setting.method, model), Fit()
+        evaluators = [Evaluator(adapted, encoded, setting.words, CPU) for _ in range(2)]
         untrained = evaluators[0].predict("toy").log_probabilities
-        result = fit(spec, setting.method, model, evaluators[0], CPU, {"toy": "in"})
+        fit(spec, adapted, evaluators[0], {"toy": "in"}, result)
         fresh = evaluators[1].predict("toy").log_probabilities
     assert np.abs(fresh - untrained).max() > 0.01
     np.testing.assert_array_equal(result.checkpoints["last"].predictions["toy"].log_probabilities, fresh)

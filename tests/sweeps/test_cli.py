@@ -46,6 +46,7 @@ def test_version_methods_and_tasks():
         (["sweep"], "PLAN"),
         (["sweep", "quickstart", "--workers", "0"], "workers"),
         (["sweep", "quickstart", "--serial", "--workers", "2"], "--serial runs without Ray"),
+        (["sweep", "quickstart", "--track", "mlfow"], "--track: unknown tracker 'mlfow'. Did you mean 'mlflow'"),
         (["sweep", "quickstart", "--model", "./nowhere"], "quickstart.yaml: model: there is no folder"),
         (["trial", "--task", "toy", "--method", "lara"], "Did you mean 'lora'"),
         (["trial", "--task", "toy", "--method", "lora", "--set", "ranks=3"], "--set, method 'lora': unknown setting 'ranks'"),
@@ -79,12 +80,16 @@ def test_plan_then_sweep_then_plan_then_report(tmp_path, plan_file, tiny_model, 
     out = tmp_path / "results"
     code, shown = llmft_here("plan", path, "--out", out)
     assert code == 0 and "search: 2 trials, 2 new" in shown and "report: 7 trials, 7 new" in shown
-    assert "unknown until the first trials end" in shown and "memory, rough" in shown and not out.exists()
+    assert "unknown until the first trials end" in shown and "records of other plans" not in shown and not out.exists()
+    lora = next(line.split() for line in shown.splitlines() if line.split()[2:5] == ["lora", "1", "CPU"])
+    assert float(lora[5]) > 1 and lora[6] in ("KiB", "MiB")
     code, shown = llmft_here("sweep", path, "--out", out, "--serial")
     assert code == 0 and "9 trials finished, 0 failed; 9 ran now" in shown
     assert "zero_shot" in shown and (out / "report" / "report.html").exists() and (out / "plan.yaml").exists()
     code, shown = llmft_here("plan", path, "--out", out)
     assert "search: 2 trials, 0 new, 2 done, 0 failed" in shown and "time: about 0 s" in shown
+    code, shown = llmft_here("plan", plan_file(("n_shots: [2, 4]", "n_shots: [4]"), model=tiny_model), "--out", out)
+    assert "also there: 5 records of other plans, 0 of an older llmft" in shown  # those without training belong to both
     code = "import sys; from sweeps.cli import _run; c = _run(sys.argv[1:]); print(c, sorted({'torch', 'ray', 'optuna'} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", code, "report", str(out)], capture_output=True, text=True)
     assert shown.stdout.splitlines()[-1] == "0 []"
@@ -102,6 +107,21 @@ def test_a_plan_that_was_fetched_needs_no_network(tmp_path, plan_file, tiny_mode
     records = [json.loads(file.read_text()) for file in (tmp_path / "results").glob("trials/*/record.json")]
     assert {record["spec"]["model"]["revision"] for record in records} == {commit}
     assert llmft_here("fetch", "quickstart") == (0, "the plan needs nothing of the hub\n")
+
+
+def test_a_plan_as_json_for_a_machine_elsewhere(tmp_path, plan_file, tiny_model, llmft_here):
+    models = f"{{name: {tiny_model}, gpus: 4, parallel: fsdp}}"
+    path = plan_file(("n_shots: [2, 4]", "n_shots: [2]"), ("n_dev: 4", "n_dev: 4\ndevice_memory: 8"), model=models)
+    code, shown = llmft_here("plan", path, "--out", tmp_path / "results", "--json")
+    content = json.loads(shown)
+    assert code == 0 and content["trials"]["report"] == {"new": 7, "done": 0, "failed": 0}
+    assert content["machine"]["nodes"][0]["gpu_bytes"] == 8 * 2**30
+    needs = {need["method"]: need for need in content["needs"]}
+    assert needs.keys() == {"zero_shot", "in_context", "lora"} and needs["lora"]["slot"]["strategy"] == "fsdp"
+    assert needs["lora"]["memory"]["n_workers"] == 4 and 0 < needs["lora"]["memory"]["device_bytes"] < 2**30
+    assert content["time"] is None and content["disk"]["weights_bytes"] > 0
+    code, shown = llmft_here("plan", path, "--out", tmp_path / "results", "--gpus-per-trial", 1, "--device-memory", 0.5)
+    assert code == 0 and "does not fit: tiny toy lora: a process needs" in shown and "on 1 GPU with 0.5 GiB" in shown
 
 
 def test_one_trial_is_printed_and_kept(tmp_path, tiny_model, llmft_here):

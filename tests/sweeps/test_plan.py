@@ -24,6 +24,16 @@ def error_of(path):
         ("in_context: {", "in_context: {pattren: minimal, ", ["methods.in_context.pattren", "'pattern'"]),
         ("{choices: [2, 4]}", "{choices: [2, 4], hgih: 3}", ["methods.lora.search.r.hgih", "'high'"]),
         ("name: small", "name: a/b", ["name", "pattern"]),
+        ("models: [fake]", "models: [{name: fake, gpu: 1}]", ["unknown key 'models.0.gpu'", "'gpus'"]),
+        ("models: [fake]", "models: [{name: fake, gpus: 2.5}]", ["models.0: gpus: 2.5 is neither", "use 2 or 3"]),
+        ("models: [fake]", "models: [{name: fake, gpus: -1}]", ["models.0.gpus", "got -1"]),
+        ("models: [fake]", "models: [{name: fake, workers: 0}]", ["models.0.workers", "got 0"]),
+        ("models: [fake]", "models: [{name: fake, workers: 2, gpus: 4}]", ["workers: 2 contradicts gpus: 4", "remove workers"]),
+        ("models: [fake]", "models: [{name: fake, workers: 2, gpus: 0.5}]", ["contradicts gpus: 0.5", "set gpus to 2"]),
+        ("models: [fake]", "models: [{name: fake, parallel: fsdp}]", ["parallel: fsdp needs several processes", "gpus"]),
+        ("models: [fake]", "models: [{name: fake, gpus: 1, parallel: ddp}]", ["parallel: ddp needs several processes"]),
+        ("models: [fake]", "models: [{name: fake, gpus: 2, parallel: zero}]", ["models.0.parallel", "'ddp' or 'fsdp'"]),
+        ("n_dev: 4", "n_dev: 4\ndevice_memory: 0", ["device_memory", "got 0"]),
         ("seeds: [100, 101]", "seeds: [2, 101]", ["search.seeds and report.seeds share [2]"]),
         ("seeds: [0, 1, 2]", "seeds: [0, 1, 1]", ["report.seeds", "twice"]),
         ("tasks: [toy]", "tasks: [toi]", ["unknown task 'toi'", "'toy'"]),
@@ -35,6 +45,38 @@ def error_of(path):
         ("{choices: [2, 4]}", "{low: 4, high: 2}", ["methods.lora.search.r", "low must be a number below high"]),
         ("{choices: [2, 4]}", "{}", ["either low and high, or choices"]),
         ("lora: {", "lora: {settings: {r: 3}, ", ["methods.lora: r has a fixed value and a search range"]),
+        ("{choices: [2, 4]}", "{choices: [2, 4, 2]}", ["methods.lora.search.r", "choices names a value twice"]),
+        ("{choices: [2, 4]}", "{choices: [2, 4], levels: 2}", ["methods.lora.search.r", "choices are tried in full"]),
+        ("{choices: [2, 4]}", "{low: 2, high: 4, integer: true, levels: 4}", ["search.r", "levels must be at most 3"]),
+        ("{choices: [2, 4]}", "{low: 2, high: 4, integer: true, levels: 1}", ["search.r.levels", "got 1"]),
+        ("{choices: [2, 4]}", "{low: 2, high: 4, integer: true, levels: 3}", ["search.r.levels", "sampler: grid", "has tpe"]),
+        ("round_size: 2", "round_size: 2, sampler: gird", ["search.sampler", "'gird'"]),
+        ("round_size: 2", "round_size: 2, sampler: grid, n_trials: 3", ["stands here twice"]),
+        ("n_trials: 4", "n_trials: 3, sampler: grid", ["methods.lora.search", "grid has 4 points; set n_trials to at least 4"]),
+        ("round_size: 2", "prune: {rule: median, epochs: 3}", ["unknown key 'search.prune.epochs'", "min_epochs"]),
+        ("round_size: 2", "prune: {min_epochs: 3}", ["search.prune.rule", "required"]),
+        ("round_size: 2", "prune: {rule: hyperband}", ["search.prune.rule", "'median' or 'asha'"]),
+        ("{choices: [2, 4]}", "{choices: [2, 4], when: {}, whn: 2}", ["methods.lora.search.r.whn", "'when'"]),
+        ("{choices: [2, 4]}", "{choices: [2, 4], when: {alpha: []}}", ["search.r", "when names no value"]),
+        (
+            "{choices: [2, 4]}",
+            "{choices: [2, 4], when: {alhpa: 8}}",
+            ["search.r.when: unknown hyper-parameter 'alhpa'", "'alpha'"],
+        ),
+        ("{choices: [2, 4]}", "{choices: [2, 4], when: {alpha: 9}}", ["search.r.when: never holds, for alpha is never 9"]),
+        ("{choices: [2, 4]}", "{choices: [2, 4], when: {r: 2}}", ["methods.lora.search", "circle: r needs r"]),
+        ("{choices: [2, 4]}", "{choices: [2, 4], when: {learning_rate: 0.001}}", ["learning_rate is never 0.001"]),
+        (
+            "{choices: [2, 4]}}",
+            "{choices: [2, 4], when: {alpha: 1}}, alpha: {choices: [1, 2], when: {r: 2}}}",
+            ["methods.lora.search", "circle: "],
+        ),
+        (
+            "{choices: [2, 4]}}",
+            "{choices: [2, 4], when: {alpha: 1, loss: restricted}}, alpha: {choices: [1, 2], when: {loss: full_vocabulary}}, "
+            "loss: {choices: [restricted, full_vocabulary]}}",
+            ["methods.lora.search: r: never searched, for what it asks of alpha and loss never holds"],
+        ),
         ("epochs: 2", "epoch: 2", ["train: unknown key 'epoch'", "'epochs'"]),
         ("epochs: 2", "epochs: 0", ["train: epochs", "got 0"]),
         ("zero_shot:", "zero_shot: {n_shots: [2]}", ["uses no shots"]),
@@ -138,3 +180,49 @@ def test_one_method_may_stand_twice(small_cells):
         ("lora_16", "lora", 16),
         ("lora", "lora", 8),
     }
+
+
+def lora_of(cells):
+    return next(cell for cell in cells if cell.entry == "lora")
+
+
+def test_a_condition_on_what_is_fixed_is_settled_by_the_plan(small_cells, monkeypatch):
+    from llmft.method import Range
+    from llmft.registry import method_class
+
+    cell = lora_of(small_cells(("{choices: [2, 4]}", "{choices: [2, 4], when: {alpha: [4, 8], schedule: constant}}"))[1])
+    assert cell.ranges["r"] == Range(choices=(2, 4)) and cell.base.settings["alpha"] == 8
+    own = {
+        "learning_rate": Range(1e-5, 1e-2, log=True),
+        "warmup_ratio": Range(0.0, 0.5, when={"schedule": ["linear", "cosine"]}),
+    }
+    monkeypatch.setattr(method_class("lora"), "search", own)
+    assert set(lora_of(small_cells()[1]).ranges) == {"learning_rate", "r"}  # what a method would search elsewhere is no mistake
+    linear = lora_of(small_cells(("epochs: 2", "epochs: 2, schedule: linear"))[1])
+    assert linear.ranges["warmup_ratio"] == Range(0.0, 0.5)
+    schedules = "{choices: [2, 4]}, schedule: {choices: [constant, linear]}"
+    searched = lora_of(small_cells(("{choices: [2, 4]}", schedules))[1])
+    assert searched.ranges["warmup_ratio"].when == {"schedule": ("linear", "cosine")}
+    assert searched.defaults == {"learning_rate": 2e-4, "r": 8, "schedule": "constant"}  # no warm-up is searched there
+    narrow = lora_of(small_cells(("{choices: [2, 4]}", "{choices: [2, 4]}, schedule: {choices: [constant]}"))[1])
+    assert set(narrow.ranges) == {"learning_rate", "r", "schedule"}
+
+
+def test_what_is_not_searched_at_a_point_keeps_its_default(small_cells):
+    changes = ("{choices: [2, 4]}", "{choices: [2, 4]}, alpha: {choices: [1, 2], when: {r: 2}}")
+    cell = lora_of(small_cells(changes)[1])
+    assert list(cell.space.ranges) == ["learning_rate", "r", "alpha"]
+    assert cell.search_spec({"learning_rate": 1e-3, "r": 4}, 100).settings["alpha"] == 8
+    assert cell.search_spec({"learning_rate": 1e-3, "r": 2, "alpha": 1}, 100).settings["alpha"] == 1
+
+
+def test_a_plan_with_everything_about_the_search_written_out_is_the_same_plan(plan_file):
+    plan, _ = load_plan(
+        str(
+            plan_file(
+                ("{choices: [2, 4]}", "{low: 2, high: 8, integer: true, levels: 3, when: {alpha: [8, 4], schedule: null}}"),
+                ("round_size: 2", "round_size: 2, sampler: grid, prune: {rule: asha, min_epochs: 1}"),
+            )
+        )
+    )
+    assert parse_plan(plan.model_dump(mode="json"), "copy") == plan and plan.search.prune.reduction_factor == 3

@@ -3,7 +3,6 @@
 import io
 import os
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import pytest
 from fakes import fake_data, fake_record
@@ -13,6 +12,7 @@ from rich.console import Console
 
 from llmft import hub
 from llmft.spec import DataRef, ModelRef
+from llmft.trial import TrialResult
 from sweeps.cells import build_cells
 from sweeps.plan import load_plan
 from sweeps.prefetch import Needs
@@ -21,7 +21,7 @@ from sweeps.store import Store
 
 DRIVER = """
 import os, sys
-from types import SimpleNamespace
+from llmft.trial import TrialResult
 from fakes import fake_data, fake_record
 from rich.console import Console
 from llmft import hub
@@ -41,7 +41,7 @@ def needs_no_hub(spec, runtime):
     os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
     from llmft import hub
     hub.fetch_model(spec.model.name, spec.model.revision)
-    return SimpleNamespace(record=fake_record(spec), predictions=None)
+    return TrialResult(fake_record(spec))
 
 plan, where = load_plan(plan_file)
 cells = build_cells(plan, where, pinned, fake_data)
@@ -119,7 +119,7 @@ def test_a_model_that_has_moved_is_said(plan_file, tmp_path):
         page = io.StringIO()
         run_sweep(
             plan, cells, tmp_path / "results", serial=True, console=Console(file=page, width=500),
-            run_trial=lambda spec, runtime: SimpleNamespace(record=fake_record(spec), predictions=None),
+            run_trial=lambda spec, runtime: TrialResult(fake_record(spec)),
         )  # fmt: skip
         return page.getvalue()
 

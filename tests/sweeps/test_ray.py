@@ -15,7 +15,7 @@ from rich.console import Console
 from test_run import executed
 
 from llmft.errors import Cause, UserError
-from sweeps.failures import FailurePolicy
+from sweeps.failures import FailurePolicy, Loss
 from sweeps.run import run_sweep
 from sweeps.store import Store
 
@@ -33,7 +33,7 @@ TWO_POINTS = (  # one cell, whose search is 1e-3 and 1e-2; three trials are repo
 @pytest.fixture(scope="module")
 def local_ray(tmp_path_factory):
     """One Ray with two workers for every test here that needs one in this process."""
-    from sweeps.cluster import ray_session, scratch_folder
+    from sweeps.session import ray_session, scratch_folder
 
     with scratch_folder(None) as scratch, ray_session(None, 2, scratch, verbose=False):
         yield
@@ -83,7 +83,7 @@ def test_a_worker_that_dies_once_costs_nothing_but_time(on_ray):
 
 
 def test_a_trial_whose_worker_always_dies_is_a_row(on_ray):
-    outcome, log, records = on_ray(*TWO_POINTS, name="always", policy=FailurePolicy(max_lost=1), dies_at=5e-3)
+    outcome, log, records = on_ray(*TWO_POINTS, name="always", policy=FailurePolicy(budget={Loss.PROCESS: 1}), dies_at=5e-3)
     (lost,) = [record for record in records.values() if not record.finished]
     assert (
         outcome.n_failed == 1 and lost.cause is Cause.LOST and lost.spec.train.learning_rate == 1e-2 and "died" in lost.message
@@ -101,37 +101,11 @@ def test_running_out_of_memory_in_a_used_process_is_tried_in_a_fresh_one(on_ray)
 
 def test_the_sweep_stops_where_every_worker_dies(on_ray):
     with pytest.raises(UserError, match="4 trials in a row lost their process"):
-        on_ray(LORA_ONLY, name="dead", policy=FailurePolicy(max_lost=0), dies_at=0)
-
-
-@pytest.mark.parametrize(
-    ("resources", "asked", "expected"),
-    [
-        ({"CPU": 4.0}, {}, (4, 1, 0)),
-        ({"CPU": 4.0}, {"workers": 2}, (2, 2, 0)),
-        ({"CPU": 16.0, "GPU": 1.0}, {}, (1, 16, 1)),
-        ({"CPU": 16.0, "GPU": 2.0}, {"gpus_per_trial": 0.3}, (6, 2, 0.3)),
-        ({"CPU": 16.0, "GPU": 4.0}, {"gpus_per_trial": 2.0}, (2, 8, 2)),
-        ({"CPU": 16.0, "GPU": 2.0}, {"gpus_per_trial": 0.0, "workers": 3}, (3, 5, 0)),
-        ({}, {"address": "auto", "workers": 8, "gpus_per_trial": 1.0}, (8, 1, 1)),  # a cluster that has yet to grow
-    ],
-)
-def test_the_machine_is_shared_out(resources, asked, expected):
-    from sweeps.cluster import share_out
-
-    slots = share_out(resources, **{"address": None, "workers": None, "gpus_per_trial": None, **asked})
-    assert (slots["n"], slots["CPU"], slots["GPU"]) == expected
-
-
-def test_more_gpus_than_there_are_is_a_mistake():
-    from sweeps.cluster import share_out
-
-    with pytest.raises(UserError, match="--gpus-per-trial: 1 asked for, but Ray sees 0"):
-        share_out({"CPU": 2.0}, None, None, 1.0)
+        on_ray(LORA_ONLY, name="dead", policy=FailurePolicy(budget={Loss.PROCESS: 0}), dies_at=0)
 
 
 def test_only_abandoned_scratch_folders_are_removed(tmp_path):
-    from sweeps.cluster import SCRATCH_LOCK, SCRATCH_PREFIX, scratch_folder
+    from sweeps.session import SCRATCH_LOCK, SCRATCH_PREFIX, scratch_folder
 
     abandoned, results = tmp_path / f"{SCRATCH_PREFIX}dead", tmp_path / f"{SCRATCH_PREFIX}results"
     abandoned.mkdir()
@@ -150,7 +124,7 @@ from functools import partial
 from fakes import fake_data, fake_model, fake_trial
 from sweeps.cells import build_cells
 from sweeps.plan import load_plan
-from sweeps.failures import FailurePolicy
+from sweeps.failures import FailurePolicy, Loss
 from sweeps.run import run_sweep
 
 plan, where = load_plan(sys.argv[1])

@@ -6,6 +6,7 @@ from fakes import fake_record, fake_trial
 from rich.console import Console
 
 from llmft.errors import Cause, UserError
+from llmft.trial import TrialResult
 from sweeps.failures import FailurePolicy
 from sweeps.run import check_cells, run_sweep
 from sweeps.store import Store
@@ -63,13 +64,11 @@ def test_what_was_stopped_goes_on(serial, tmp_path):
 
 
 def test_failures_are_rows_and_only_those_that_may_change_run_again(serial, small_cells, tmp_path):
-    from types import SimpleNamespace
-
     causes = {0: Cause.DIVERGED, 1: Cause.CRASHED, 2: Cause.QUERY_TOO_LONG}
 
     def failing(spec, runtime):
         cause = causes.get(spec.data_seed) if spec.method == "in_context" else None
-        return SimpleNamespace(record=fake_record(spec, cause), predictions=None)
+        return TrialResult(fake_record(spec, cause))
 
     outcome, _ = serial(run_trial=failing)
     assert (outcome.n_finished, outcome.n_failed) == (23, 3)
@@ -80,10 +79,8 @@ def test_failures_are_rows_and_only_those_that_may_change_run_again(serial, smal
 
 
 def test_a_cell_whose_search_failed_is_said(serial):
-    from types import SimpleNamespace
-
     def failing(spec, runtime):
-        return SimpleNamespace(record=fake_record(spec, Cause.DIVERGED if spec.n_shots == 4 else None), predictions=None)
+        return TrialResult(fake_record(spec, Cause.DIVERGED if spec.n_shots == 4 else None))
 
     outcome, _ = serial(run_trial=failing)
     assert [cell.base.n_shots for cell in outcome.failed_cells] == [4] and outcome.n_failed == 8 and outcome.n_finished == 15

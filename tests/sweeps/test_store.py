@@ -2,14 +2,20 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from fakes import fake_record
+from rich.console import Console
 
+import analysis
 from llmft.errors import Cause, UserError
-from llmft.record import RECORD_FILE
-from sweeps.failures import FailurePolicy
-from sweeps.store import Store
+from llmft.record import RECORD_FILE, Cost
+from llmft.trial import TrialResult
+from sweeps.failures import FailurePolicy, wants_fresh_process
+from sweeps.run import run_sweep
+from sweeps.store import Store, StoreUnwritable
+from sweeps.studies import JOURNAL_FILE
 
 
 @pytest.fixture
@@ -56,6 +62,98 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_runs(tmp_path):
         pass
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 KiB: its folder, and a function that remounts it, `ro` or `rw`."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(*arguments):
+        return subprocess.run(["mount", *arguments, str(folder)], capture_output=True, text=True)
+
+    try:
+        mounted = mount("-t", "tmpfs", "-o", "size=256k", "tmpfs")
+    except FileNotFoundError:
+        pytest.skip("there is no mount command here")
+    if mounted.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.strip()}")
+    yield folder, lambda mode: mount("-o", f"remount,{mode}").check_returncode()
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def _fill(folder):
+    with pytest.raises(OSError, match="No space left"), open(folder / "ballast", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1024))
+
+
+def _contents(store):
+    files = (path for path in store.root.rglob("*") if path.is_file() and path.name not in (".lock", JOURNAL_FILE))
+    return {str(path.relative_to(store.root)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("n_bytes_free", [0, 16 * 1024])  # no room for anything; room for the predictions, not for the record
+def test_a_full_disk_leaves_nothing_half_written(small_disk, record, n_bytes_free):
+    folder, _ = small_disk
+    store = Store(folder / "results")
+    first, second = record, record.model_copy(update={"digest": "second", "message": "x" * 20_000})
+    store.put(first, b"predictions")
+    before = _contents(store)
+    _fill(folder)
+    os.truncate(folder / "ballast", (folder / "ballast").stat().st_size - n_bytes_free)
+    with pytest.raises(StoreUnwritable, match=r"results can no longer be written \(No space left on device\)") as raised:
+        store.put(second, b"p" * 8000)
+    assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
+    assert _contents(store) == before and list(store.load()) == [first.digest] and store.get("second") is None
+    assert set(analysis.load(store.root)["status"]) == {"finished"}
+    (folder / "ballast").unlink()
+    store.put(second, b"p" * 8000)
+    assert set(store.load()) == {first.digest, "second"}
+
+
+def test_a_folder_that_turns_read_only_keeps_what_it_holds(small_disk, record):
+    folder, remount = small_disk
+    store = Store(folder / "results")
+    store.put(record, b"predictions")
+    before = _contents(store)
+    remount("ro")
+    with pytest.raises(StoreUnwritable, match="no longer be written .Read-only file system"):
+        store.put(record.model_copy(update={"digest": "second"}), b"predictions")
+    with pytest.raises(StoreUnwritable, match="no longer be written .Read-only file system"):
+        store.discard(record.digest)
+    with pytest.raises(UserError, match="results cannot be written here .Read-only file system"), store.locked():
+        pass
+    with pytest.raises(UserError, match="the report cannot be written .Read-only file system"):
+        analysis.write_report(store.root)
+    assert _contents(store) == before and list(store.load()) == [record.digest]
+    remount("rw")
+    with store.locked():
+        store.put(record.model_copy(update={"digest": "second"}), b"predictions")
+    assert len(store.load()) == 2
+
+
+def test_a_sweep_whose_disk_fills_up_stops_and_goes_on_where_there_is_room(small_disk, small_cells, tmp_path):
+    folder, _ = small_disk
+    plan, cells = small_cells()
+    trials = []
+
+    def run_trial(spec, runtime, fills=False):
+        trials.append(spec.digest)
+        if fills and len(trials) == 6:
+            _fill(folder)
+        return TrialResult(fake_record(spec), b"p" * 1000)
+
+    run = partial(run_sweep, plan, cells, serial=True, console=Console(quiet=True))
+    with pytest.raises(StoreUnwritable, match="No space left on device"):
+        run(folder / "results", run_trial=partial(run_trial, fills=True))
+    assert len(Store(folder / "results").load()) == 5
+    (folder / "ballast").unlink()
+    outcome = run(folder / "results", run_trial=run_trial)
+    assert (outcome.n_finished, outcome.n_failed, outcome.n_new) == (26, 0, 21) and len(trials) == 27
+    run(tmp_path / "never_full", run_trial=run_trial)
+    assert _contents(Store(folder / "results")) == _contents(Store(tmp_path / "never_full"))
+
+
 def test_leftovers_of_killed_writers_are_swept_up(tmp_path, record):
     store = Store(tmp_path)
     store.put(record)
@@ -97,9 +195,9 @@ def test_which_failures_stand(record):
     policy, again = FailurePolicy(), FailurePolicy(retry_failed=True)
     assert policy.settled(record) and again.settled(record)
     stands = {cause: policy.settled(failed(cause)) for cause in Cause}
-    assert [cause for cause, settled in stands.items() if settled] == [Cause.DIVERGED, Cause.QUERY_TOO_LONG]
-    assert not any(again.settled(failed(cause)) for cause in Cause)
-    assert policy.wants_fresh_process(failed(Cause.OUT_OF_MEMORY), 1) and not policy.wants_fresh_process(
-        failed(Cause.OUT_OF_MEMORY), 0
-    )
-    assert not policy.wants_fresh_process(failed(Cause.DIVERGED), 3) and not policy.wants_fresh_process(record, 3)
+    assert [cause for cause, settled in stands.items() if settled] == [Cause.DIVERGED, Cause.QUERY_TOO_LONG, Cause.PRUNED]
+    assert [cause for cause in Cause if again.settled(failed(cause))] == [Cause.PRUNED]  # that one is the schedule's affair
+    slow = failed(Cause.TIMEOUT).model_copy(update={"cost": Cost(wall_s=20.0)})
+    assert FailurePolicy(timeout_s=15).settled(slow) and not FailurePolicy(timeout_s=60).settled(slow)
+    assert wants_fresh_process(failed(Cause.OUT_OF_MEMORY), 1) and not wants_fresh_process(failed(Cause.OUT_OF_MEMORY), 0)
+    assert not wants_fresh_process(failed(Cause.DIVERGED), 3) and not wants_fresh_process(record, 3)

@@ -1,0 +1,41 @@
+"""A model and the method that adapts it, as one module."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+
+from llmft.batches import QueryBatch, encode_prefix
+from llmft.method import Method
+from llmft.model import BorrowedModel
+
+
+class Adapted(torch.nn.Module):
+    """The one module that training, evaluation and the shared prefix call; the methods call the network inside.
+
+    That matters where a strategy wraps it: FSDP gathers the weights only while the module that it sharded is running, and DDP
+    looks for gradients only after a call of its own.
+    """
+
+    def __init__(self, method: Method, model: BorrowedModel):
+        super().__init__()
+        self.network, self.method, self.model = model.network, method, model
+
+    def forward(self, what: Literal["loss", "scores", "prefix"], given: QueryBatch | tuple[int, ...]) -> Any:
+        """The method's `loss` or `scores` of a batch, or the encoded `prefix` of token ids."""
+        with self.model.autocast():
+            if what == "prefix":
+                return encode_prefix(self.model, given)
+            return getattr(self.method, what)(self.model, given)
+
+    def no_sync(self) -> AbstractContextManager:
+        """As DDP's: a context in which gradients stay in this process. Nothing to do alone.
+
+        Nor under FSDP, where gradients that wait to be exchanged would be whole ones, as large as the model, on every device.
+        """
+        return nullcontext()
+
+    def reshard(self) -> None:
+        """As FSDP's: drop gathered weights, which a change of the shards has made stale. Nothing to do without FSDP."""

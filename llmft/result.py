@@ -1,0 +1,143 @@
+"""From what a trial did to what it leaves: a record, a table of predictions, weights."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from llmft import cost, findings
+from llmft.errors import Cause
+from llmft.evaluate import Predictions
+from llmft.metrics import set_metrics
+from llmft.record import Cost, Draws, TrialRecord
+from llmft.runtime import Runtime
+from llmft.setting import Setting
+from llmft.spec import Selection, TrialSpec
+from llmft.tokens import EncodedTrial
+from llmft.train import Fit
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """A record and, for a finished trial, its per-example predictions as a parquet file's bytes.
+
+    `weights` are the trained tensors of the checkpoint that is best on dev, where that is selected, else of the last, as a
+    safetensors file's bytes (`llmft.weights`); None where they were not asked for, where nothing is trained, and in every process
+    of a group but the first.
+    """
+
+    record: TrialRecord
+    predictions: bytes | None = None
+    weights: bytes | None = None
+
+
+def finished_record(spec: TrialSpec, setting: Setting, encoded: EncodedTrial, result: Fit, spent: Cost) -> TrialRecord:
+    """The record of a trial that came to its end."""
+    labels = setting.task.labels
+    metrics = {
+        selection: {
+            test.name: set_metrics(checkpoint.predictions[test.name], test.examples, labels, test.domain)
+            for test in setting.tests
+        }
+        for selection, checkpoint in result.checkpoints.items()
+    }
+    found = findings.word_findings(setting.words)
+    found += findings.prompt_findings(encoded, len(setting.method.context(setting.draw.shots)))
+    found += findings.overlap_findings(setting.draw.shots + setting.draw.dev, setting.data)
+    if setting.method.trains:
+        found += findings.training_findings(result.first_loss, result.last_loss, result.n_steps, result.n_skipped_steps)
+    found += findings.coverage_findings(setting.tests, setting.data)
+    for selection, by_set in metrics.items():
+        for name, numbers in by_set.items():
+            found += findings.set_findings(numbers, name, selection)
+    ids = [example.id for example in setting.draw.shots]
+    draws = Draws(
+        shots=ids,
+        dev=[example.id for example in setting.draw.dev],
+        demonstrations=[example.id for example in encoded.demonstrations],
+        n_demonstrations_dropped=encoded.n_dropped,
+        shots_hash=hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()[:16] if ids else "",
+    )
+    return TrialRecord(
+        digest=spec.digest,
+        spec=spec,
+        status="finished",
+        metrics=metrics,
+        **_progress(result, result.checkpoints),
+        findings=found,
+        draws=draws,
+        cost=spent,
+        provenance={
+            "packages": cost.packages(),
+            "data_revision": setting.data.revision,
+            "label_tokens": [list(i) for i in setting.words.ids],
+        },
+    )
+
+
+def failed_record(spec: TrialSpec, runtime: Runtime, wall_s: float, result: Fit, cause: Cause, message: str) -> TrialRecord:
+    """The record of a trial that failed, with what was known until then."""
+    provenance: dict[str, Any] = {"packages": cost.packages()}
+    if cause is Cause.PRUNED:
+        provenance["stop_below"] = {str(epoch): accuracy for epoch, accuracy in runtime.stop_below.items()}
+    return TrialRecord(
+        digest=spec.digest,
+        spec=spec,
+        status="failed",
+        cause=cause,
+        message=message[:2000],
+        **_progress(result, spec.selections),
+        cost=Cost(
+            wall_s=wall_s,
+            tokens_trained=result.n_tokens,
+            n_steps=result.n_steps,
+            n_workers=runtime.world_size,
+            micro_batch_tokens=runtime.micro_batch_tokens,
+            n_out_of_memory=runtime.n_out_of_memory,
+        ),
+        provenance=provenance,
+    )
+
+
+def _progress(result: Fit, selections: Collection[Selection]) -> dict[str, Any]:
+    """The fields of a record that a training fills as it goes on."""
+    chosen = {name: checkpoint for name, checkpoint in result.checkpoints.items() if name in selections}
+    return {
+        "dev_accuracy": {name: c.dev_accuracy for name, c in chosen.items() if c.dev_accuracy is not None},
+        "dev_loss": {name: c.dev_loss for name, c in chosen.items() if c.dev_loss is not None},
+        "selected_step": {name: c.step for name, c in chosen.items()},
+        "curve": result.curve,
+    }
+
+
+def predictions_file(setting: Setting, result: Fit) -> bytes | None:
+    """One row per selection, set and example: gold and predicted label, and the log-probability of every label."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    if not setting.tests:
+        return None
+    tables = []
+    for selection, checkpoint in result.checkpoints.items():
+        for test in setting.tests:
+            predictions: Predictions = checkpoint.predictions[test.name]
+            n, free = len(test.examples), predictions.free
+            tables.append(
+                pa.table(
+                    {
+                        "selection": pa.array([selection] * n).dictionary_encode(),
+                        "set": pa.array([test.name] * n).dictionary_encode(),
+                        "id": [example.id for example in test.examples],
+                        "label": pa.array(predictions.labels, pa.int16()),
+                        "prediction": pa.array(predictions.predicted, pa.int16()),
+                        "free_prediction": pa.nulls(n, pa.int16()) if free is None else pa.array(free, pa.int16()),
+                        "label_log_probabilities": pa.array(list(predictions.log_probabilities), pa.list_(pa.float32())),
+                    }
+                )
+            )
+    buffer = io.BytesIO()
+    parquet.write_table(pa.concat_tables(tables).unify_dictionaries(), buffer, compression="zstd")
+    return buffer.getvalue()

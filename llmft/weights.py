@@ -1,0 +1,59 @@
+"""What a trial trained, as safetensors: every trained parameter of the network by its name, a new head's included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from llmft.distributed import whole
+from llmft.errors import UserError
+from llmft.model import BorrowedModel
+from llmft.runtime import Runtime
+
+
+def gather_weights(model: BorrowedModel, runtime: Runtime) -> bytes | None:
+    """The trained parameters as a safetensors file's bytes; None in every process but the first, though all must call this."""
+    from safetensors.torch import save
+
+    kept = {}
+    for name, parameter in model.network.named_parameters():
+        if parameter.requires_grad:
+            gathered = whole(parameter)  # one at a time: a device need not hold them all
+            if runtime.rank == 0:
+                kept[name] = gathered.cpu().contiguous()
+    return save(kept) if runtime.rank == 0 else None
+
+
+@torch.no_grad()
+def load_weights(model: BorrowedModel, path: Path | str) -> None:
+    """Put a trial's `weights.safetensors` into a model that the trial's method has prepared.
+
+    ```python
+    method = build_method(spec.method, spec.settings)
+    with borrow_model(spec.model, spec.precision, device, spec.train.dropout) as model:
+        method.prepare(model, n_labels, torch.Generator().manual_seed(derive(spec.init_seed, "init")))
+        load_weights(model, path)
+        model.network.to(device).eval()
+    ```
+
+    Raises:
+        UserError: the file is not there, or holds other parameters than the method trains.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        kept = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"weights: cannot read {path} ({error}). A trial keeps its weights where it is asked to.") from None
+    trained = {name: parameter for name, parameter in model.network.named_parameters() if parameter.requires_grad}
+    shapes, expected = ({name: tuple(tensor.shape) for name, tensor in each.items()} for each in (kept, trained))
+    if shapes != expected:
+        wrong = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
+        raise UserError(
+            f"weights: {path} and the prepared model differ in {len(wrong)} parameters ({', '.join(wrong[:3])} ...). "
+            "Prepare the trial's own model with the trial's own method and settings."
+        )
+    for name, parameter in trained.items():
+        parameter.copy_(kept[name])

@@ -1,0 +1,140 @@
+"""What a cell's trials put through the network: how long their prompts are, from the very draws and a sample of the test sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from llmft.batches import SHORTEST_PREFIX
+from llmft.model import context_length, load_config, load_tokenizer
+from llmft.registry import build_method, load_task
+from llmft.setting import load_data
+from llmft.spec import TrialSpec
+from llmft.task import Example, draw_examples, subsample
+from llmft.tokens import LabelWords, encode_trial, resolve_label_words
+from llmft.train import DEV, SHOTS
+from sweeps.cells import Cell, Params
+
+SAMPLE, MOST_SEEDS = 48, 16
+"""Prompts of a test set that are tokenised: the longest, the shortest and some evenly between; and draws that are looked at."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a set's prompts behind the common prefix: `n` prompts, of which `sample` holds even quantiles, shortest first."""
+
+    n: int
+    sample: tuple[int, ...]
+
+    @property
+    def n_tokens(self) -> float:
+        return self.n * sum(self.sample) / len(self.sample)
+
+    def batches(self, budget: int, opening: int) -> list[tuple[int, int]]:
+        """(prompts, tokens of each with its `opening`) of the batches under a budget of tokens, one for each quantile."""
+        step, longest = self.n / len(self.sample), [opening + length for length in self.sample]
+        return [(max(1, min(round(place * step), budget // length)), length) for place, length in enumerate(longest, 1)]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The heaviest of a cell's trials.
+
+    Attributes:
+        spec: with the values of its search ranges that need the most, and of its seeds the one with the longest draw.
+        words: the label words.
+        prefix: tokens that open every prompt: the demonstrations, and what their pattern begins with.
+        shots: tokens of each example that is trained on; empty where nothing is trained.
+        dev, tests: what is scored besides.
+    """
+
+    spec: TrialSpec
+    words: LabelWords
+    prefix: int
+    shots: tuple[int, ...]
+    dev: Lengths | None
+    tests: Mapping[str, Lengths]
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether the prefix is encoded once, and its keys and values kept (`llmft.evaluate.Evaluator`)."""
+        return not self.shots and self.prefix >= SHORTEST_PREFIX
+
+    def largest_batches(self, budget: int) -> set[tuple[int, int]]:
+        """(prompts, tokens of each, prefix included) of the scored batches that may need the most: the longest, and the most prompts."""
+        shapes = [shape for lengths in self.scored for shape in lengths.batches(budget, self.prefix)]
+        return {max(shapes), max(shapes, key=lambda shape: shape[::-1]), max(shapes, key=lambda shape: shape[0] * shape[1])}
+
+    @property
+    def scored(self) -> list[Lengths]:
+        return [*filter(None, [self.dev]), *self.tests.values()]
+
+    @property
+    def tokens_trained(self) -> int:
+        return self.spec.train.epochs * sum(self.prefix + length for length in self.shots)
+
+    def tokens_evaluated(self, with_tests: bool) -> float:
+        """Tokens of everything that is scored: dev at every look, the test sets once for every checkpoint rule."""
+        looks = -(-self.spec.train.epochs // self.spec.train.eval_every_epochs) if self.shots else 1
+        sets = [(looks, self.dev)] if self.dev else []
+        sets += [(len(self.spec.selections), lengths) for lengths in self.tests.values()] if with_tests else []
+        opening = 0 if self.shares_prefix else self.prefix
+        return sum(times * (lengths.n_tokens + lengths.n * opening) for times, lengths in sets)
+
+
+def heaviest(cells: Sequence[Cell]) -> Workload:
+    """The heaviest trial of cells that differ in their shots alone.
+
+    Raises:
+        UserError: what the spec names cannot be had or does not go together.
+        TrialFailure: a prompt does not fit the model.
+    """
+    cell = max(cells, key=lambda cell: cell.base.n_shots)  # fewer shots are a subset of more
+    spec = cell.report_spec(_largest(cell), 0)
+    task, method, data = load_task(spec.task), build_method(spec.method, spec.settings), load_data(spec.task, spec.data)
+    seeds = {*cell.report_seeds, *(cell.search.seeds if cell.search else ())}
+    n_shots = spec.n_shots if method.uses_shots else 0
+    draws = [
+        draw_examples(data, len(task.labels), n_shots, spec.shots_unit, spec.n_dev, seed) for seed in sorted(seeds)[:MOST_SEEDS]
+    ]
+
+    def weight(draw) -> int:
+        return sum(map(_n_characters, method.context(draw.shots))) or max(map(_n_characters, draw.shots), default=0)
+
+    draw = max(draws, key=weight)
+    scored = {DEV: draw.dev} if draw.dev else {}
+    for test in data.tests:
+        if spec.test_sets is None or test.name in spec.test_sets:
+            scored[test.name] = subsample(test, spec.n_test).examples
+    trained = {SHOTS: draw.shots} if method.trains else {}
+    pattern, tokenizer = task.patterns[spec.pattern], load_tokenizer(spec.model)
+    words = task.verbalizers[pattern.verbalizer if spec.verbalizer == "default" else spec.verbalizer]
+    words = resolve_label_words(tokenizer, pattern, words, data.pool[0].fields)
+    encoded = encode_trial(
+        tokenizer, pattern, words, spec.separator, method.context(draw.shots),
+        {name: _sample(examples) for name, examples in scored.items()} | trained,
+        spec.max_length or context_length(load_config(spec.model)),
+    )  # fmt: skip
+    lengths = {name: tuple(sorted(map(len, queries.suffixes))) for name, queries in encoded.sets.items()}
+    sets = {name: Lengths(len(examples), lengths[name]) for name, examples in scored.items()}
+    return Workload(spec, words, len(encoded.prefix), lengths.get(SHOTS, ()), sets.pop(DEV, None), sets)
+
+
+def _largest(cell: Cell) -> Params:
+    """The largest value that the search may give to each hyper-parameter that is a number."""
+    largest: Params = {}
+    for name, span in cell.ranges.items():
+        ends = span.choices or (int(span.high) if span.integer else span.high,)
+        if all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends):
+            largest[name] = max(ends)
+    return largest
+
+
+def _n_characters(example: Example) -> int:
+    return sum(map(len, example.fields.values()))
+
+
+def _sample(examples: Sequence[Example]) -> list[Example]:
+    ordered = sorted(examples, key=_n_characters)
+    n = min(SAMPLE, len(ordered))
+    return [ordered[-(-len(ordered) * (place + 1) // n) - 1] for place in range(n)]

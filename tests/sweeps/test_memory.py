@@ -1,0 +1,195 @@
+"""Estimates without weights or data, against the same trials run in truth."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GraniteConfig, OPTConfig
+
+from llmft.model import BorrowedModel, _has_plain_head, _load_base
+from llmft.registry import METHODS, build_method, method_class
+from llmft.runtime import Runtime
+from llmft.spec import ModelRef
+from llmft.trial import run_trial
+from sweeps import memory
+from sweeps.cells import build_cells
+from sweeps.memory import Meter, estimate_memory
+from sweeps.plan import parse_plan
+from sweeps.workload import heaviest
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny kernels on many threads wait for each other."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+CPU = torch.device("cpu")
+
+
+def cells_of(model, method, resolve_model=None, train=None, **changes):
+    shots = {"n_shots": [16]} if method_class(method).uses_shots else {}
+    content = {
+        "models": [model], "tasks": ["toy"], "methods": {method: shots}, "report": {"seeds": [0, 1]}, "n_dev": 8, "n_test": 64,
+        "train": {"epochs": 3, "batch_size": 16} | (train or {}),
+    }  # fmt: skip
+    return build_cells(parse_plan(content | changes, "test"), resolve_model=resolve_model)
+
+
+def peak_of_trial(spec):
+    """Bytes of the tensors alive at the worst moment of a real trial whose base model is loaded already."""
+    base, _ = _load_base(spec.model, spec.train.dropout)
+    with Meter() as meter:
+        for tensor in [*base.parameters(), *base.buffers()]:
+            tensor.detach()  # so that the meter knows it
+        before = meter.now
+        record = run_trial(spec, Runtime(device="cpu")).record
+    assert record.finished, record.message
+    return meter.peak - before, record.cost
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [*((name, {}) for name in METHODS)]
+    + [("pattern", {"train": {"gradient_checkpointing": True}}), ("pattern", {"selections": ["last"]})]
+    + [(name, {"precision": "bf16"}) for name in ("zero_shot", "in_context", "pattern", "lora")]
+    + [("lora", {"train": {"batch_size": 4}})],
+)
+def test_an_estimate_is_what_a_real_trial_takes(tiny_model, method, changes):
+    (cell,) = cells_of(tiny_model, method, **changes)
+    estimated = estimate_memory(heaviest([cell]), on_gpu=False)
+    peaks, cost = zip(*(peak_of_trial(cell.report_spec({}, seed)) for seed in cell.report_seeds), strict=True)
+    beside_base = estimated.cpu_bytes - estimated.base_bytes
+    assert max(peaks) <= 1.01 * beside_base
+    assert beside_base <= 1.03 * max(peaks) + estimated.checkpoint_bytes  # which is not there where the last epoch is the best
+    assert (estimated.n_parameters, estimated.n_trainable) == (cost[0].n_parameters, cost[0].n_trainable_parameters)
+    assert estimated.checkpoint_bytes in (0, cost[0].stored_bytes)
+
+
+def test_activations_are_what_autograd_saves(tiny_model):
+    """Autograd's own hooks see every tensor that it keeps for the backward pass."""
+    (cell,) = cells_of(tiny_model, "pattern")
+    work, method, kept = heaviest([cell]), build_method("pattern", {}), {}
+
+    def prepared(network):
+        model = BorrowedModel(network.requires_grad_(True).train(), torch.device("cpu"), "fp32", plain_head=True)
+        return model, memory._batch(work, model, [31, 31, 30, 25, 12])
+
+    real, batch = prepared(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32))
+    given = [*real.network.parameters(), batch.input_ids, batch.answer_at, batch.labels]
+    known = {tensor.untyped_storage().data_ptr() for tensor in given}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor  # which keeps it, so that no other tensor takes its address
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = method.loss(real, batch)
+    with FakeTensorMode(allow_non_fake_inputs=True), Meter() as meter:
+        network = memory._build(cell.base, on_gpu=False)
+        memory._fake(network)
+        fake, fake_batch = prepared(network)
+        before = meter.now
+        fake_loss = method.loss(fake, fake_batch)
+        assert meter.now - before == sum(kept.values()) + fake_loss.element_size()
+    assert loss.isfinite() and len(kept) > 20
+
+
+def from_config(config, tokenizer, folder):
+    """What resolves to a model of this shape, of which there is nothing but the configuration and a tokenizer."""
+    config.save_pretrained(folder)
+    for file in Path(tokenizer).glob("tokenizer*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    return lambda name, revision: ModelRef(name=name, revision=revision, fingerprint="shape", path=str(folder))
+
+
+def test_sizes_of_a_large_model_follow_from_its_configuration(tiny_model, tmp_path):
+    """OPT-6.7b with fewer blocks, by hand: 12 d^2 + 13 d weights in a block, embeddings of words and places, a last layer norm."""
+    width, depth, n_words, n_places = 4096, 4, 50272, 2050
+    config = OPTConfig(
+        hidden_size=width, word_embed_proj_dim=width, ffn_dim=4 * width, num_hidden_layers=depth, num_attention_heads=32
+    )
+    resolve = from_config(config, tiny_model, tmp_path)
+    (cell,), (tuned,) = cells_of("big", "lora", resolve), cells_of("big", "pattern", resolve)
+    work = heaviest([cell])
+    alone = estimate_memory(work, on_gpu=True)
+    block, outside = 12 * width**2 + 13 * width, (n_words + n_places) * width + 2 * width
+    lora = depth * 2 * 8 * 2 * width  # on query and value, of rank 8
+    assert (alone.n_parameters, alone.n_trainable) == (depth * block + outside, lora)
+    assert alone.weight_bytes == 4 * (depth * block + outside + lora) and alone.base_bytes == 4 * (depth * block + outside)
+    assert (alone.gradient_bytes, alone.optimizer_bytes, alone.checkpoint_bytes) == (4 * lora, 8 * lora, 4 * lora)
+    sharded = estimate_memory(work, on_gpu=True, n_workers=4, strategy="fsdp")
+    assert sharded.weight_bytes * 4 == alone.weight_bytes and sharded.optimizer_bytes * 4 == alone.optimizer_bytes
+    adapters = lora // depth
+    assert sharded.gathered_bytes == 4 * (outside + 2 * (block + adapters) + adapters)
+    assert sharded.training_bytes < alone.training_bytes  # a quarter of the batch in each
+    replicated, sharded = (
+        estimate_memory(heaviest([tuned]), on_gpu=True, n_workers=4, strategy=how) for how in ("ddp", "fsdp")
+    )
+    assert sharded.weight_bytes * 4 == replicated.weight_bytes == 4 * (depth * block + outside)
+    assert 16 * replicated.n_parameters < replicated.device_bytes and sharded.device_bytes < replicated.device_bytes
+
+
+def test_a_prefix_is_kept_as_keys_and_values(tiny_model):
+    (cell,) = cells_of(tiny_model, "in_context")
+    work = heaviest([cell])
+    assert work.shares_prefix and work.prefix > 100
+    full, half = (
+        estimate_memory(dataclasses.replace(work, spec=work.spec.model_copy(update={"precision": name})), on_gpu=True)
+        for name in ("fp32", "bf16")
+    )
+    assert full.prefix_bytes == 2 * 2 * work.prefix * 32 * 4  # keys and values, two layers, 32 wide
+    assert half.prefix_bytes * 2 == full.prefix_bytes and half.weight_bytes * 2 == full.weight_bytes
+
+
+def test_what_takes_less(tiny_model):
+    def of(on_gpu=True, strategy="none", tokens=None, **changes):
+        (cell,) = cells_of(tiny_model, "pattern", **changes)
+        return estimate_memory(
+            heaviest([cell]),
+            on_gpu=on_gpu,
+            n_workers=1 if strategy == "none" else 2,
+            strategy=strategy,
+            micro_batch_tokens=tokens,
+        )
+
+    whole, half = of(), of(precision="bf16")
+    assert of(train={"gradient_checkpointing": True}).training_bytes < whole.training_bytes
+    assert of(train={"batch_size": 4}).training_bytes < of(train={"batch_size": 8}).training_bytes < whole.training_bytes
+    assert of(tokens=128).training_bytes < whole.training_bytes and of(tokens=128).scoring_bytes < whole.scoring_bytes
+    assert of(selections=["last"]).checkpoint_bytes == 0 < whole.checkpoint_bytes == whole.gradient_bytes
+    assert half.weight_bytes == whole.weight_bytes  # trained in fp32, and cast for the computation
+
+
+def test_attention_dropout_costs_its_matrix_on_a_cpu_alone(tiny_model, tmp_path):
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256, "vocab_size": 500}
+    (cell,) = cells_of("shape", "pattern", from_config(GPT2Config(**shape), tiny_model, tmp_path))
+    work = heaviest([cell])
+    assert estimate_memory(work, on_gpu=True).training_bytes < estimate_memory(work, on_gpu=False).training_bytes
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        OPTConfig(hidden_size=32, word_embed_proj_dim=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=99),
+        GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=99),
+        GraniteConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=99, logits_scaling=4.0),
+        Gemma2Config(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=16, vocab_size=99
+        ),
+    ],
+    ids=lambda config: config.model_type,
+)  # fmt: skip
+def test_whether_all_logits_are_computed_is_told_without_weights(config):
+    network = AutoModelForCausalLM.from_config(config).eval()
+    expected = _has_plain_head(network)
+    assert expected == (config.model_type in ("opt", "gpt2"))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert memory._has_plain_head(AutoModelForCausalLM.from_config(config).eval()) == expected
