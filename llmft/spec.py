@@ -25,8 +25,8 @@ class Spec(BaseModel):
 class ModelRef(Spec):
     """Which model: a hub name, or a local folder in hub format.
 
-    `fingerprint` tells one content from another (`llmft.model.resolve_model` fills it); `path` is where the weights lie and
-    does not count for the digest.
+    `fingerprint` tells one content from another (`llmft.model.resolve_model` fills it, and makes a hub model's `revision` the
+    commit that it means); `path` is where the weights lie and does not count for the digest.
     """
 
     name: str

@@ -48,7 +48,7 @@ def run_on_ray(
     with (
         muted(verbose),
         scratch_folder(root.absolute() if address and isinstance(root, Path) else None) as scratch,
-        ray_session(address, n_cpus, scratch, verbose),
+        ray_session(address, n_cpus, scratch, verbose, groups=any(slot.n_workers > 1 for slot in slots.values())),
     ):
         if address:
             fetch_on_every_node(cells, ledger.progress.say)

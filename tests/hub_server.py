@@ -1,4 +1,4 @@
-"""A server that speaks as much of the hub's protocol as its client needs to fetch models and data sets, and counts what it is asked for.
+"""A server that speaks as much of the hub's protocol as its client needs to fetch models and data sets, and counts the requests.
 
 As on the hub, small files come from `resolve/`, large ones by a redirect to another path, and a gated repository tells its commit
 and files to anyone but gives none of them.

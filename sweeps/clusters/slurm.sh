@@ -60,34 +60,35 @@ while sum(node["Alive"] for node in ray.nodes()) < int(os.environ["SLURM_JOB_NUM
 PYTHON
 }
 
-end() {
+end() { # Ray, on all nodes
     trap - EXIT
     kill "$ray_step" 2>/dev/null || true
     wait "$ray_step" || true
 }
 
+again='' sweep=''
+trap 'again=1; [ -z "$sweep" ] || kill -INT "$sweep" 2>/dev/null || true' TERM
 srun --export=ALL --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 bash -c "$(declare -f ray_node); ray_node" &
 ray_step=$!
 trap end EXIT
-
 until (: <"/dev/tcp/$head_address/$head_port") 2>/dev/null; do
     kill -0 "$ray_step" 2>/dev/null || { echo "llmft: Ray could not be started; see above." >&2; exit 1; }
     sleep 1
 done
 wait_for_nodes
 
-llmft sweep "$@" --address "$head_address:$head_port" &
-sweep=$!
-again=
-trap 'again=1; kill -INT "$sweep" 2>/dev/null || true' TERM
-code=0
-wait "$sweep" || code=$?
-while kill -0 "$sweep" 2>/dev/null; do # the signal ended the first wait, not the sweep
-    code=0
+code=130 # as llmft's own, where it is stopped before the sweep is done
+if [ -z "$again" ]; then
+    llmft sweep "$@" --address "$head_address:$head_port" &
+    sweep=$! code=0
     wait "$sweep" || code=$?
-done
+    while kill -0 "$sweep" 2>/dev/null; do # a signal ended the wait, not the sweep
+        code=0
+        wait "$sweep" || code=$?
+    done
+fi
 end
-if [ -n "$again" ] && [ "$code" = 130 ]; then # 130: stopped before the sweep was done
+if [ -n "$again" ] && [ "$code" = 130 ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

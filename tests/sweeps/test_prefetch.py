@@ -2,6 +2,7 @@
 
 import io
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fakes import fake_data, fake_record
@@ -66,15 +67,18 @@ def test_every_node_fetches_once_before_the_first_trial(tmp_path, plan_file, tin
         def start(results: str):
             return cluster.drive(DRIVER, plan, tmp_path / results, **online, HF_HOME=str(tmp_path / "driver"))
 
-        for name in ("one", "two"):
+        def add(name: str) -> None:
             cluster.add_node(name, **online, HF_HOME=str(tmp_path / name))
+
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(add, ("one", "two")))
         said, error = start("first").communicate(timeout=120)
         assert said.count("fetching owner/small to 2 nodes") == 1 and "3/3 trials" in said, said + error
         assert server.n_fetched() == dict.fromkeys(os.listdir(tiny_model), 2)
 
         server.asked.clear()
         server.held = "model.safetensors"
-        cluster.add_node("three", **online, HF_HOME=str(tmp_path / "three"))
+        add("three")
         driver = start("second")
         cluster.wait(lambda: "model.safetensors" in server.n_fetched(), 60, "the third node fetches")
         cluster.kill_node("three")
