@@ -25,6 +25,9 @@ from sweeps.slots import Slot, admissible
 from sweeps.trainable import TrialTrainable
 
 LOOK_EVERY_S = 2.0
+AHEAD = 4
+"""Trials that wait for nodes to come, on a cluster: about so many are asked of an autoscaler at a time."""
+
 HEAD = {"node:__internal_head__": 0.001}
 """Where the process waits that a group of workers reports to: the head is always there, and needs no CPU for it."""
 
@@ -48,7 +51,7 @@ def run_on_ray(
     with (
         muted(verbose),
         scratch_folder(root.absolute() if address and isinstance(root, Path) else None) as scratch,
-        ray_session(address, n_cpus, scratch, verbose),
+        ray_session(address, n_cpus, scratch, verbose, groups=any(slot.n_workers > 1 for slot in slots.values())),
     ):
         if address:
             fetch_on_every_node(cells, ledger.progress.say)
@@ -123,11 +126,11 @@ class Room:
         ledger: what runs and what waits.
         slots: the slot of every cell, by its key.
         limit: trials at a time at the most.
-        elastic: nodes may still join: one more trial of each kind is handed out than there is room for, for an autoscaler to see.
+        elastic: nodes may still join, if an autoscaler sees that trials wait.
     """
 
     def __init__(self, ledger: Ledger, slots: dict[str, Slot], limit: int | None, elastic: bool):
-        self.ledger, self.slots, self.limit, self.ahead = ledger, slots, limit, int(elastic)
+        self.ledger, self.slots, self.limit, self.ahead = ledger, slots, limit, AHEAD if elastic else 0
         self._totals, self._looked = (0.0, 0.0), float("-inf")
 
     def __call__(self) -> Callable[[Cell], bool]:

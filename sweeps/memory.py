@@ -142,10 +142,10 @@ def estimate_memory(
     weights, gradients = _stored_bytes(network), sum(map(_n_bytes, trainable))
     n_trainable, largest = sum(parameter.numel() for parameter in trainable), max(map(_n_bytes, trainable), default=0)
     gathered = 0
-    if sharded:  # the weights are gathered in half; without, autocast casts them, and keeps the copies for the backward pass
-        outside_and_blocks, gradients_at_work = _at_work(network)
+    if sharded:  # blocks are gathered in half; without, autocast casts the weights, and keeps the copies for the backward pass
+        outside, blocks, gradients_at_work = _at_work(network)
         network.to(dtype=HALF.get(spec.precision))
-        gathered = outside_and_blocks * _stored_bytes(network) // weights + gradients_at_work
+        gathered = outside + blocks * _stored_bytes(network) // weights + gradients_at_work
     with FakeTensorMode(allow_non_fake_inputs=True), Meter() as meter:
         _fake(network)
         model = BorrowedModel(network, torch.device("cpu"), spec.precision, _has_plain_head(network))
@@ -184,15 +184,15 @@ def _stored_bytes(network: torch.nn.Module) -> int:
     return sum(map(_n_bytes, [*network.parameters(), *network.buffers()]))
 
 
-def _at_work(network: torch.nn.Module) -> tuple[int, int]:
-    """What `fully_shard` has whole at a time: weights (all that is in no block, one block, the next one), and gradients."""
+def _at_work(network: torch.nn.Module) -> tuple[int, int, int]:
+    """What `fully_shard` has whole at a time: the weights outside of blocks, those of one block and the next, and gradients."""
     names = set(network._no_split_modules or ())
     blocks = [list(block.parameters()) for block in network.modules() if type(block).__name__ in names]
     sizes = [(sum(map(_n_bytes, block)), sum(_n_bytes(p) for p in block if p.requires_grad)) for block in blocks]
     outside = _stored_bytes(network) - sum(size for size, _ in sizes)
     outside_trained = sum(_n_bytes(p) for p in network.parameters() if p.requires_grad) - sum(trained for _, trained in sizes)
     block, trained = max(sizes, default=(0, 0))
-    return outside + 2 * block, outside_trained + trained
+    return outside, 2 * block, outside_trained + trained
 
 
 def _build(spec: TrialSpec, on_gpu: bool) -> torch.nn.Module:

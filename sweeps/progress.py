@@ -104,6 +104,7 @@ class Progress:
     def __init__(self, schedule: Schedule, concurrency: int = 1, console: Console | None = None):
         self.schedule, self.concurrency = schedule, concurrency
         self.console = console or Console(stderr=True)
+        self.console.file = self.console.file  # as it is now: while Ray runs, standard output is muted
         self.running: Mapping[str, Planned] = {}
         self.n_retried = 0
         self._started = self._printed = self._looked = time.monotonic()

@@ -38,11 +38,13 @@ OBJECT_STORE_BYTES = 100 * 2**20  # specs and digests are all that travels
 
 
 @contextmanager
-def ray_session(address: str | None, n_cpus: int, scratch: Path, verbose: bool) -> Iterator[None]:
+def ray_session(address: str | None, n_cpus: int, scratch: Path, verbose: bool, groups: bool = False) -> Iterator[None]:
     """A Ray of our own on this machine, or a running cluster; an existing connection is used as it is.
 
     Args:
         n_cpus: that a Ray of our own has at least, real or not.
+        groups: whether trials run in groups of workers. Ray Train then needs the dashboard's server: what frees the places of a
+            group that was stopped asks it which are left.
     """
     if ray.is_initialized():
         yield
@@ -61,7 +63,7 @@ def ray_session(address: str | None, n_cpus: int, scratch: Path, verbose: bool) 
             os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
             n_cpus = max(usable_cpus(), n_cpus)
             ray.init(
-                address="local", num_cpus=n_cpus, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES,
+                address="local", num_cpus=n_cpus, include_dashboard=groups, object_store_memory=OBJECT_STORE_BYTES,
                 _temp_dir=str(scratch / RAY_FOLDER), **quiet,
             )  # fmt: skip
     except ConnectionError as error:

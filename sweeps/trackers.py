@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -161,7 +162,11 @@ class Tracker:
 
     def wait(self, wait_s: float) -> None:
         """Wait until all is logged, but no longer than `wait_s`."""
-        self._thread.join(wait_s)
+        patient_s = min(1.0, wait_s)
+        self._thread.join(patient_s)
+        if self._thread.is_alive() and wait_s > patient_s:
+            self._say(f"--track {self.name}: still logging, for at most {wait_s:.0f} s ...")
+            self._thread.join(wait_s - patient_s)
         if self._thread.is_alive():
             self._say(f"--track {self.name}: not everything is logged yet; the same command logs the rest later.")
 
@@ -224,9 +229,7 @@ def tracking(names: Sequence[str], root: Place, sweep: str, say: Callable[[str],
         from sweeps.tracker_callbacks import CALLBACKS
 
         folder = root.absolute() / FOLDER if isinstance(root, Path) else Path(FOLDER).absolute() / sweep
-        trackers = [
-            Tracker(name, folder, lambda build=CALLBACKS[name]: build(folder, sweep), say) for name in dict.fromkeys(names)
-        ]
+        trackers = [Tracker(name, folder, partial(CALLBACKS[name], folder, sweep), say) for name in dict.fromkeys(names)]
     wait_s = WAIT_STOPPED_S
     try:
         yield trackers

@@ -19,7 +19,6 @@ NODE_TYPES = {
 DRIVER = """
 import json, os, sys
 from functools import partial
-from types import SimpleNamespace
 import ray
 from fakes import fake_data, fake_model, fake_trial
 from rich.console import Console
@@ -37,7 +36,7 @@ def on_a_node(spec, runtime):
 plan, where = load_plan(plan_file)
 cells = build_cells(plan, where, fake_model, fake_data)
 outcome = run_sweep(
-    plan, cells, results, address=address, workers=int(workers), gpus_per_trial=float(gpus), run_trial=on_a_node,
+    plan, cells, results, address=address, workers=int(workers) or None, gpus_per_trial=float(gpus), run_trial=on_a_node,
     console=Console(quiet=True),
 )
 print(json.dumps([outcome.n_finished, outcome.n_failed, outcome.n_new]))
@@ -62,3 +61,25 @@ def test_nodes_come_when_trials_wait_and_go_when_they_have_run(cluster, plan_fil
     nodes = (tmp_path / "log.nodes").read_text().splitlines()
     assert len(nodes) == 26 and {line.split()[0] for line in nodes} <= set(NODE_TYPES)
     cluster.wait(lambda: cluster.n_nodes() == 0, 60, "idle nodes were ended")
+
+
+TWO_SIZES = (
+    ("models: [fake]", "models: [{name: large, workers: 4, parallel: ddp}, small]"),
+    ("  zero_shot:\n  in_context: {n_shots: [2]}\n", ""),
+    ("n_shots: [2, 4]", "n_shots: [2]"),
+    ("seeds: [0, 1, 2]", "seeds: [0, 1]"),
+    ("search: {n_trials: 4, seeds: [100, 101], round_size: 2}\n", ""),
+)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_trials_of_two_sizes_all_get_their_place(plan_file, tmp_path):
+    """One machine of the large size, two of the small; trials of four workers that nothing else can hold, and of one."""
+    log = tmp_path / "log"
+    types = {name: node | {"resources": {"CPU": node["resources"]["CPU"]}} for name, node in NODE_TYPES.items()}
+    with RayCluster(types, idle_s=3) as cluster:
+        out, error = cluster.drive(DRIVER, plan_file(*TWO_SIZES), tmp_path / "results", log, 0, 0).communicate(timeout=500)
+    assert out and json.loads(out) == [4, 0, 4], error
+    assert set(executed(log)) == set(Store(tmp_path / "results").load())
+    assert not cluster.processes()

@@ -130,6 +130,10 @@ def test_sizes_of_a_large_model_follow_from_its_configuration(tiny_model, tmp_pa
     adapters = lora // depth
     assert sharded.gathered_bytes == 4 * (outside + 2 * (block + adapters) + adapters)
     assert sharded.training_bytes < alone.training_bytes  # a quarter of the batch in each
+    in_half = dataclasses.replace(work, spec=work.spec.model_copy(update={"precision": "bf16"}))
+    half = estimate_memory(in_half, on_gpu=True, n_workers=4, strategy="fsdp")
+    assert half.gathered_bytes == 4 * outside + 2 * 2 * (block + adapters) + 4 * adapters
+    assert half.weight_bytes == sharded.weight_bytes and half.training_bytes < sharded.training_bytes
     replicated, sharded = (
         estimate_memory(heaviest([tuned]), on_gpu=True, n_workers=4, strategy=how) for how in ("ddp", "fsdp")
     )

@@ -275,7 +275,7 @@ def test_mlflow_has_parameters_curve_and_status(sweep, tmp_path, monkeypatch):
         return TrialResult(full_record(spec, cause))
 
     _, said = sweep("mlflow", run_trial=failing)
-    assert "--track" not in said
+    assert "off from here" not in said
     client = MlflowClient(f"sqlite:///{tmp_path}/results/tracking/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("small").experiment_id])
     assert Counter(run.info.status for run in runs) == {"FINISHED": 25, "FAILED": 1}
@@ -316,7 +316,7 @@ def test_wandb_is_offline_and_has_the_curve(sweep, tmp_path, monkeypatch):
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_DIR"):
         monkeypatch.delenv(name, raising=False)
     _, said = sweep("wandb")
-    assert "--track" not in said
+    assert "off from here" not in said
     folder = tmp_path / "results" / "tracking" / "wandb"
     runs = {}
     for path in folder.glob("offline-run-*/*.wandb"):
