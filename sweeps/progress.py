@@ -114,7 +114,7 @@ class Progress:
         self._read: dict[str, tuple[CellState, CellRow]] = {}  # the row that was made of a cell's state
         self._rows: list[CellRow] = []
         self._snapshot: Snapshot | None = None
-        self._status = ""
+        self._status, self._statuses = "", {""}
         self._messages: list[Text] = []
         self._live = Live(console=self.console, get_renderable=self._screen, refresh_per_second=REFRESH_PER_S, transient=True)
 
@@ -144,9 +144,10 @@ class Progress:
             self._print(message)
 
     def status(self, text: str) -> None:
-        """What the sweep waits for: workers, GPUs, a cluster that grows. It stands until a trial ends, or until the next."""
-        if text and text != self._status and not self._live.is_started:
+        """What the sweep waits for: workers, GPUs, a cluster that grows; empty for nothing. It stands until the next."""
+        if text not in self._statuses and not self._live.is_started:
             self._print(Text(text))
+        self._statuses.add(text)
         self._status = text
 
     def retried(self, spec: TrialSpec, reason: str) -> None:
@@ -156,7 +157,6 @@ class Progress:
 
     def ended(self, record: TrialRecord) -> None:
         """Note the end of a trial; a failure is said at once."""
-        self._status = ""
         if failed(record):
             self.say(f"failed: {_name(record.spec, record.digest)} {record.cause}: {record.message}", "red")
 
@@ -187,7 +187,7 @@ class Progress:
         )
         if not self._live.is_started and not last and now - self._printed >= LINE_EVERY_S:
             self._printed = now
-            self.say(self._snapshot.line)
+            self.say(", ".join(filter(None, [self._snapshot.line, self._status])))
         took_s = 0.0 if first else time.monotonic() - now
         self._looked, self._look_at = now, now + min(max(LOOK_EVERY_S, took_s / LOOK_SHARE), LOOK_AT_LEAST_EVERY_S)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.search import Searcher
 
@@ -17,10 +19,17 @@ from sweeps.cells import Cell
 from sweeps.failures import Loss, diagnose, reason_of
 from sweeps.run import Ledger
 from sweeps.schedule import Planned
+from sweeps.slots import Slot
 from sweeps.store import StoreUnwritable
 
 GIVE_UP_AFTER = 4
 """Trials in a row that were lost, after which the fault is taken to lie with the machine or the installation."""
+
+
+LOOK_EVERY_S, WAITS_S = 1.0, 5.0
+"""How often it is looked for trials that wait for their place, and how long one waits before that is said."""
+
+STARTING = "starting workers ..."
 
 
 class ScheduleSearcher(Searcher):
@@ -120,18 +129,44 @@ class ScheduleSearcher(Searcher):
 
 
 class Overseer(tune.Callback):
-    """Tells the searcher of trials that lost their process, and ends the experiment where the searcher says so."""
+    """Tells the searcher of trials that lost their process, shows what is waited for, and ends the experiment where it must end."""
 
     def __init__(self, searcher: ScheduleSearcher | None = None):
         self.searcher = searcher
+        self._begun = False
+        self._placed: set[str] = set()  # ids of trials that have their worker
+        self._since: dict[str, float] = {}  # of the others: when they were seen first
+        self._look_at = 0.0
 
     def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
         if self.searcher.error:
             raise self.searcher.error
         ledger = self.searcher.ledger
         ledger.progress.update(ledger.records, len(ledger.running))  # also while no trial ends
+        now = time.monotonic()
+        if now > self._look_at:
+            self._look_at = now + LOOK_EVERY_S
+            ledger.progress.status(self._waits_for(now))
+
+    def _waits_for(self, now: float) -> str:
+        flying = self.searcher.trials
+        self._placed &= flying.keys()
+        self._since = {trial_id: self._since.get(trial_id, now) for trial_id in flying.keys() - self._placed}
+        if all(now - since < WAITS_S for since in self._since.values()):
+            return "" if self._begun else STARTING
+        slots = [Slot(**self.searcher.job_of(trial)["slot"]) for trial in flying.values()]
+        there = ray.cluster_resources()
+        for unit, wanted in (("GPU", sum(slot.total_gpus for slot in slots)), ("CPU", sum(slot.total_cpus for slot in slots))):
+            if (lack := wanted - there.get(unit, 0.0)) > 0:
+                return f"waiting for {lack:.3g} more {unit}{'s' if lack > 1 else ''}: the cluster is full, or still growing"
+        return STARTING
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._begun = True
+        self._placed.add(trial.trial_id)
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._placed.discard(trial.trial_id)
         self.searcher.on_loss(trial.trial_id, _last_error(trial), started=True)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:

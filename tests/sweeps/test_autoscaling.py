@@ -1,6 +1,7 @@
 """A sweep on a cluster that has no worker at its start: Ray's autoscaler, with nodes that are processes on this machine."""
 
 import json
+import re
 from collections import Counter
 
 import pytest
@@ -37,7 +38,7 @@ plan, where = load_plan(plan_file)
 cells = build_cells(plan, where, fake_model, fake_data)
 outcome = run_sweep(
     plan, cells, results, address=address, workers=int(workers) or None, gpus_per_trial=float(gpus), run_trial=on_a_node,
-    console=Console(quiet=True),
+    console=Console(stderr=True),
 )
 print(json.dumps([outcome.n_finished, outcome.n_failed, outcome.n_new]))
 """
@@ -55,6 +56,7 @@ def test_nodes_come_when_trials_wait_and_go_when_they_have_run(cluster, plan_fil
     log = tmp_path / "log"
     out, error = cluster.drive(DRIVER, plan_file(), tmp_path / "results", log, 3, 1).communicate(timeout=150)
     assert out and json.loads(out) == [26, 0, 26], error
+    assert re.search("waiting for . more GPUs?: the cluster is full, or still growing", error), error
     records = Store(tmp_path / "results").load()
     assert Counter(executed(log)) == Counter(records.keys())
     assert all(record.finished for record in records.values())

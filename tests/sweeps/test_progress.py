@@ -11,8 +11,9 @@ import subprocess
 import sys
 import termios
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from statistics import fmean
+from types import SimpleNamespace
 
 import pytest
 from fakes import fake_record
@@ -155,18 +156,20 @@ def test_without_a_terminal_it_speaks_in_lines(plain, small_cells, monkeypatch):
     with progress:
         progress.update({}, 0)
         progress.status("starting workers ...")
-        progress.status("starting workers ...")
+        progress.status("waiting for 2 GPUs")
         progress._printed -= 1000  # a line is due
         progress._look_at = 0
         progress.ended(failed)
         progress.update({spec.digest: failed}, 2)
+        progress.status("")
         progress.status("starting workers ...")
     lines = page.getvalue().splitlines()
     assert "\x1b" not in page.getvalue()
-    assert lines[0] == lines[3] == "starting workers ..."  # said again, for a trial has ended in between
-    assert lines[1] == f"failed: toy in_context 2 shots seed 0 ({spec.digest}) crashed: as planned"
-    assert lines[2].startswith("1/26 trials, 0/4 cells, 1 failed, 2 running, ") and lines[2].endswith("time left not known yet")
-    assert len(lines) == 5 and lines[4].startswith("1/26 trials")
+    assert lines[:2] == ["starting workers ...", "waiting for 2 GPUs"]  # each once, and with every line while it stands
+    assert lines[2] == f"failed: toy in_context 2 shots seed 0 ({spec.digest}) crashed: as planned"
+    assert lines[3].startswith("1/26 trials, 0/4 cells, 1 failed, 2 running, ")
+    assert lines[3].endswith(", time left not known yet, waiting for 2 GPUs")
+    assert len(lines) == 5 and re.fullmatch("1/26 trials, .* time left not known yet", lines[4])
 
 
 def test_a_mistake_at_the_start_is_not_followed_by_numbers(plain):
@@ -268,6 +271,43 @@ def test_on_a_terminal_there_is_one_screen_and_what_was_said_stays(plan_file, tm
     last = "".join(screens[-1][0])  # without the screen; long lines are broken by the terminal
     assert "━" not in last and last.count("diverged: as planned") == 3
     assert "26/26 trials, 4/4 cells, 3 failed, 23 flagged, took" in last
+
+
+def test_what_trials_wait_for_is_said(small_cells, monkeypatch):
+    """Four trials of one GPU each are handed out, two have their worker, and the cluster has two GPUs, later four."""
+    from sweeps import searcher
+    from sweeps.slots import Slot
+
+    page, cells, cluster = io.StringIO(), small_cells()[1], {"CPU": 16.0, "GPU": 2.0}
+    progress = Progress(Schedule(cells), 2, Console(file=page))
+    trials = dict(zip("abcd", progress.schedule.ready({}), strict=False))
+    stub = SimpleNamespace(
+        error=None, trials=trials, job_of=lambda trial: {"slot": asdict(Slot(gpus=1.0))},
+        ledger=SimpleNamespace(progress=progress, records={}, running=trials),
+    )  # fmt: skip
+    overseer = searcher.Overseer(stub)
+    clock = [1000.0]
+    monkeypatch.setattr(searcher.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(searcher.ray, "cluster_resources", lambda: cluster)
+
+    def look(after_s):
+        clock[0] += after_s
+        overseer.on_step_begin(0, [])
+        return progress._status
+
+    assert look(0) == "starting workers ..."
+    for trial_id in "ab":
+        overseer.on_trial_start(0, [], SimpleNamespace(trial_id=trial_id))
+    assert look(2) == ""
+    assert look(4) == "waiting for 2 more GPUs: the cluster is full, or still growing"
+    cluster["GPU"] = 4.0
+    assert look(2) == "starting workers ..."
+    for trial_id in "cd":
+        overseer.on_trial_start(0, [], SimpleNamespace(trial_id=trial_id))
+    assert look(2) == ""
+    stub.on_loss = lambda *_, **__: None
+    overseer.on_trial_recover(0, [], SimpleNamespace(trial_id="a", pickled_error_file="nowhere"))
+    assert look(2) == "" and look(6) == "starting workers ..."
 
 
 ON_RAY = """
