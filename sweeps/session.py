@@ -32,7 +32,7 @@ import ray  # noqa: E402 - reads the environment when it is imported
 from llmft.errors import UserError  # noqa: E402
 from sweeps.devices import usable_cpus  # noqa: E402
 
-SCRATCH_PREFIX, SCRATCH_LOCK, RAY_FOLDER, SOCKET_PATH_ROOM = "llmft-ray-", "scratch.lock", "ray", 20
+SCRATCH_PREFIX, SCRATCH_LOCK, RAY_FOLDER, SOCKET_PATH_ROOM = "llmft-ray-", "scratch.lock", "ray", 10
 CONNECT_S, HEAD_LOOK_S, HEAD_MISSES = 5.0, 2.0, 8
 OBJECT_STORE_BYTES = 100 * 2**20  # specs and digests are all that travels
 

@@ -186,12 +186,14 @@ def test_attention_dropout_costs_its_matrix_on_a_cpu_alone(tiny_model, tmp_path)
         GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=99),
         GraniteConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=99, logits_scaling=4.0),
         Gemma2Config(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=16, vocab_size=99
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=16, vocab_size=99,
+            final_logit_softcapping=0.1,
         ),
     ],
     ids=lambda config: config.model_type,
 )  # fmt: skip
 def test_whether_all_logits_are_computed_is_told_without_weights(config):
+    torch.manual_seed(0)
     network = AutoModelForCausalLM.from_config(config).eval()
     expected = _has_plain_head(network)
     assert expected == (config.model_type in ("opt", "gpt2"))
