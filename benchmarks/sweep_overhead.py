@@ -5,6 +5,9 @@
 Side by side: on Ray (class trainable, workers kept, records written by the workers), serially in one process, and the naive way of
 one new Ray actor a trial (a sample of 20). For each thousand of trials: trials per second and resident memory of the driver, which
 must not grow with what has been done.
+
+One run, on two cores that other work kept busy (ever less towards its end): serially 53 to 195 trials/s and 261 to 294 MiB; on Ray 7 to 29
+trials/s and 574 to 766 MiB, which are 48 KiB for each trial that Tune keeps; a new actor for each trial 0.6 trials/s.
 """
 
 from __future__ import annotations
@@ -53,7 +56,7 @@ def make_cells(n_trials: int):
     }
     plan = parse_plan(content, "overhead")
     return plan, build_cells(
-        plan, "overhead", lambda name, revision: ModelRef(name=name, fingerprint=name), lambda task, directory: _data(task)
+        plan, "overhead", lambda name, revision: ModelRef(name=name, fingerprint=name, path="nowhere"), lambda task, directory: _data(task)
     )
 
 

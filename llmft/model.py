@@ -173,7 +173,9 @@ class BorrowedModel:
         return torch.autocast(self.device.type, HALF.get(self.precision), enabled=self.precision in HALF)
 
 
-KEPT_SHARE = 1 / 16  # of the host's memory: what a process keeps of bases besides the one in use; several processes share a host
+KEPT_SHARE = (
+    1 / 16
+)  # of the host's memory: what a process keeps of bases besides the one in use; several processes share a host
 _BASE: dict[tuple, tuple[torch.nn.Module, bool]] = {}  # the one used last at the end
 
 

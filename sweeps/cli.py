@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -158,8 +159,6 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
 ) -> int:
     """Show what a plan would run, what of it is done, and what it would take; starts nothing."""
-    import json
-
     from sweeps.devices import local_machine
     from sweeps.outlook import look_ahead
     from sweeps.run import check_cells
@@ -180,12 +179,12 @@ def plan(
     console = _console()
     console.print(plan_table(outlook.states))
     for stage, (n_new, n_done, n_failed) in stages.items():
-        again = f" ({outlook.n_again} of all failed would be tried again)" if n_failed and outlook.n_again else ""
-        print(f"{stage}: {n_new + n_done + n_failed} trials, {n_new} new, {n_done} done, {n_failed} failed{again}")
-    if outlook.leftover.n_other or outlook.leftover.n_outdated:
-        print(
-            f"also there: {outlook.leftover.n_other} records of other plans, {outlook.leftover.n_outdated} of an older llmft, which count for nothing"
-        )
+        print(f"{stage}: {n_new + n_done + n_failed} trials, {n_new} new, {n_done} done, {n_failed} failed")
+    if outlook.n_again:
+        print(f"{outlook.n_again} of the failed would be tried again")
+    n_other, n_outdated = outlook.leftover.n_other, outlook.leftover.n_outdated
+    if n_other or n_outdated:
+        print(f"also there, and not counted: {n_other} records of other plans, {n_outdated} of an older llmft")
     console.print(outlook_view(outlook), highlight=False)
     print(f"results: {store.root}; nothing was started")
     return 0

@@ -25,6 +25,9 @@ from sweeps.slots import Slot, admissible
 from sweeps.trainable import TrialTrainable
 
 LOOK_EVERY_S = 2.0
+AHEAD = 4
+"""Trials that wait for nodes to come, on a cluster: about so many are asked of an autoscaler at a time."""
+
 HEAD = {"node:__internal_head__": 0.001}
 """Where the process waits that a group of workers reports to: the head is always there, and needs no CPU for it."""
 
@@ -123,11 +126,11 @@ class Room:
         ledger: what runs and what waits.
         slots: the slot of every cell, by its key.
         limit: trials at a time at the most.
-        elastic: nodes may still join: one more trial of each kind is handed out than there is room for, for an autoscaler to see.
+        elastic: nodes may still join, if an autoscaler sees that trials wait.
     """
 
     def __init__(self, ledger: Ledger, slots: dict[str, Slot], limit: int | None, elastic: bool):
-        self.ledger, self.slots, self.limit, self.ahead = ledger, slots, limit, int(elastic)
+        self.ledger, self.slots, self.limit, self.ahead = ledger, slots, limit, AHEAD if elastic else 0
         self._totals, self._looked = (0.0, 0.0), float("-inf")
 
     def __call__(self) -> Callable[[Cell], bool]:

@@ -32,10 +32,11 @@ Stage = Literal["search", "report"]
 
 
 def n_left(state: CellState, records: Records) -> dict[Stage, int]:
-    """Trials of each stage without a record, those not known yet included."""
+    """Trials of each stage that have not ended, those not known yet included."""
+    still_open = {trial.digest for trial in state.open}
     return {
-        "search": state.n_search - sum(trial.digest in records for trial in state.search),
-        "report": state.n_report - sum(trial.digest in records for trial in state.report),
+        "search": state.n_search - sum(trial.digest not in still_open for trial in state.search),
+        "report": state.n_report - sum(trial.digest not in still_open for trial in state.report),
     }
 
 

@@ -177,7 +177,8 @@ class Plan(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> Plan:
-        lists = {"models": self.models, "tasks": self.tasks, "n_shots": self.n_shots, "report.seeds": self.report.seeds}
+        models = [(entry.name, entry.revision) for entry in self.models]
+        lists = {"models": models, "tasks": self.tasks, "n_shots": self.n_shots, "report.seeds": self.report.seeds}
         if self.search:
             lists["search.seeds"] = self.search.seeds
             if both := sorted(set(self.search.seeds) & set(self.report.seeds)):

@@ -61,11 +61,15 @@ def ray_session(address: str | None, n_cpus: int, scratch: Path, verbose: bool, 
         else:
             source = str(Path(__file__).parents[1])  # workers import the same code, installed or not
             os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
+            os.environ["RAY_TMPDIR"] = str(
+                scratch
+            )  # by which processes of this Ray find it, where there are others on the machine
             n_cpus = max(usable_cpus(), n_cpus)
             ray.init(
                 address="local", num_cpus=n_cpus, include_dashboard=groups, object_store_memory=OBJECT_STORE_BYTES,
                 _temp_dir=str(scratch / RAY_FOLDER), **quiet,
             )  # fmt: skip
+            (scratch / RAY_FOLDER / "ray_current_cluster").write_text(ray.get_runtime_context().gcs_address)
     except ConnectionError as error:
         raise UserError(f"--address: no Ray cluster answers at {address} ({' '.join(str(error).split())[:120]}).") from None
     try:

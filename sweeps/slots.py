@@ -72,8 +72,8 @@ def admissible(
         n_cpus, n_gpus: of all nodes that are there now.
         in_flight, ready: trials handed out that have not ended, and trials that could start, by slot.
         limit: trials in flight at the most, of all slots together.
-        ahead: trials of each slot handed out beyond what there is room for, so that an autoscaler sees them; nothing is kept for
-            them.
+        ahead: trials of a slot handed out beyond what there is room for, so that an autoscaler sees them; nothing is kept for
+            them. Where a larger slot has trials and room, there are none: they would take its place, piece by piece.
     """
     cpus, gpus, more = Fraction(n_cpus), Fraction(n_gpus), {}
     room = math.inf if limit is None else limit - sum(in_flight.values())
@@ -83,6 +83,8 @@ def admissible(
         cpus, gpus = cpus - wanted * slot.total_cpus, gpus - wanted * slot.whole_gpus
         more[slot] = int(max(0, min(wanted + ahead - flying, waiting, room)))
         room -= more[slot]
+        if flying + waiting and slot.n_fitting(n_cpus, n_gpus):
+            ahead = 0
     return more
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmft.batches import SHORTEST_PREFIX
-from llmft.model import context_length, load_config, load_tokenizer
-from llmft.registry import build_method, load_task
-from llmft.setting import load_data
+from llmft.setting import DEV, SHOTS, encode_prompts, settle
 from llmft.spec import TrialSpec
-from llmft.task import Example, draw_examples, subsample
-from llmft.tokens import LabelWords, encode_trial, resolve_label_words
-from llmft.train import DEV, SHOTS
+from llmft.task import Draw, Example, draw_examples
+from llmft.tokens import LabelWords
 from sweeps.cells import Cell, Params
 
 SAMPLE, MOST_SEEDS = 48, 16
@@ -91,33 +88,34 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
     """
     cell = max(cells, key=lambda cell: cell.base.n_shots)  # fewer shots are a subset of more
     spec = cell.report_spec(_largest(cell), 0)
-    task, method, data = load_task(spec.task), build_method(spec.method, spec.settings), load_data(spec.task, spec.data)
+    setting = settle(spec)
+    task, method = setting.task, setting.method
     seeds = {*cell.report_seeds, *(cell.search.seeds if cell.search else ())}
     n_shots = spec.n_shots if method.uses_shots else 0
     draws = [
-        draw_examples(data, len(task.labels), n_shots, spec.shots_unit, spec.n_dev, seed) for seed in sorted(seeds)[:MOST_SEEDS]
+        draw_examples(setting.data, len(task.labels), n_shots, spec.shots_unit, spec.n_dev, seed)
+        for seed in sorted(seeds)[:MOST_SEEDS]
     ]
 
-    def weight(draw) -> int:
+    def weight(draw: Draw) -> int:
         return sum(map(_n_characters, method.context(draw.shots))) or max(map(_n_characters, draw.shots), default=0)
 
     draw = max(draws, key=weight)
-    scored = {DEV: draw.dev} if draw.dev else {}
-    for test in data.tests:
-        if spec.test_sets is None or test.name in spec.test_sets:
-            scored[test.name] = subsample(test, spec.n_test).examples
-    trained = {SHOTS: draw.shots} if method.trains else {}
-    pattern, tokenizer = task.patterns[spec.pattern], load_tokenizer(spec.model)
-    words = task.verbalizers[pattern.verbalizer if spec.verbalizer == "default" else spec.verbalizer]
-    words = resolve_label_words(tokenizer, pattern, words, data.pool[0].fields)
-    encoded = encode_trial(
-        tokenizer, pattern, words, spec.separator, method.context(draw.shots),
-        {name: _sample(examples) for name, examples in scored.items()} | trained,
-        spec.max_length or context_length(load_config(spec.model)),
-    )  # fmt: skip
+    sampled = replace(
+        setting,
+        draw=replace(draw, dev=_sample(draw.dev)),
+        tests=tuple(replace(test, examples=_sample(test.examples)) for test in setting.tests),
+    )
+    encoded = encode_prompts(spec, sampled)
     lengths = {name: tuple(sorted(map(len, queries.suffixes))) for name, queries in encoded.sets.items()}
-    sets = {name: Lengths(len(examples), lengths[name]) for name, examples in scored.items()}
-    return Workload(spec, words, len(encoded.prefix), lengths.get(SHOTS, ()), sets.pop(DEV, None), sets)
+    return Workload(
+        spec,
+        setting.words,
+        len(encoded.prefix),
+        lengths.get(SHOTS, ()),
+        Lengths(len(draw.dev), lengths[DEV]) if draw.dev else None,
+        {test.name: Lengths(len(test.examples), lengths[test.name]) for test in setting.tests},
+    )
 
 
 def _largest(cell: Cell) -> Params:
@@ -134,7 +132,7 @@ def _n_characters(example: Example) -> int:
     return sum(map(len, example.fields.values()))
 
 
-def _sample(examples: Sequence[Example]) -> list[Example]:
+def _sample(examples: Sequence[Example]) -> tuple[Example, ...]:
     ordered = sorted(examples, key=_n_characters)
     n = min(SAMPLE, len(ordered))
-    return [ordered[-(-len(ordered) * (place + 1) // n) - 1] for place in range(n)]
+    return tuple(ordered[-(-len(ordered) * (place + 1) // n) - 1] for place in range(n))

@@ -89,7 +89,9 @@ def test_plan_then_sweep_then_plan_then_report(tmp_path, plan_file, tiny_model, 
     code, shown = llmft_here("plan", path, "--out", out)
     assert "search: 2 trials, 0 new, 2 done, 0 failed" in shown and "time: about 0 s" in shown
     code, shown = llmft_here("plan", plan_file(("n_shots: [2, 4]", "n_shots: [4]"), model=tiny_model), "--out", out)
-    assert "also there: 5 records of other plans, 0 of an older llmft" in shown  # those without training belong to both
+    assert (
+        "also there, and not counted: 5 records of other plans, 0 of an older llmft" in shown
+    )  # those without training belong to both
     code = "import sys; from sweeps.cli import _run; c = _run(sys.argv[1:]); print(c, sorted({'torch', 'ray', 'optuna'} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", code, "report", str(out)], capture_output=True, text=True)
     assert shown.stdout.splitlines()[-1] == "0 []"

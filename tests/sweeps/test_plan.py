@@ -26,6 +26,7 @@ def error_of(path):
         ("name: small", "name: a/b", ["name", "pattern"]),
         ("models: [fake]", "models: [{name: fake, gpu: 1}]", ["unknown key 'models.0.gpu'", "'gpus'"]),
         ("models: [fake]", "models: [{name: fake, gpus: 2.5}]", ["models.0: gpus: 2.5 is neither", "use 2 or 3"]),
+        ("models: [fake]", "models: [fake, {name: fake, gpus: 1}]", ["models names a value twice"]),
         ("models: [fake]", "models: [{name: fake, gpus: -1}]", ["models.0.gpus", "got -1"]),
         ("models: [fake]", "models: [{name: fake, workers: 0}]", ["models.0.workers", "got 0"]),
         ("models: [fake]", "models: [{name: fake, workers: 2, gpus: 4}]", ["workers: 2 contradicts gpus: 4", "remove workers"]),

@@ -34,8 +34,10 @@ def test_every_slot_gets_what_larger_ones_leave(slots):
             in_flight = dict(zip(slots, counts[: len(slots)], strict=True))
             ready = dict(zip(slots, counts[len(slots) :], strict=True))
             most = wanted(n_cpus, n_gpus, {slot: in_flight[slot] + ready[slot] for slot in slots})
+            alive = [slot for slot in slots if in_flight[slot] + ready[slot] and fit({slot: 1}, n_cpus, n_gpus)]
             for ahead in (0, 1, 2):
-                expected = {slot: min(ready[slot], max(0, most[slot] + ahead - in_flight[slot])) for slot in slots}
+                extra = {slot: 0 if set(alive) & set(slots[: slots.index(slot)]) else ahead for slot in slots}
+                expected = {slot: min(ready[slot], max(0, most[slot] + extra[slot] - in_flight[slot])) for slot in slots}
                 assert admissible(n_cpus, n_gpus, in_flight, ready, ahead=ahead) == expected
 
 
@@ -55,6 +57,11 @@ def test_an_autoscaler_sees_that_more_is_wanted():
     assert admissible(4, 0, {}, {BIG: 5, CPU: 9}) == {BIG: 0, CPU: 4}
     assert admissible(4, 0, {}, {BIG: 5, CPU: 9}, ahead=1) == {BIG: 1, CPU: 5}  # nothing is kept for what fits nowhere
     assert admissible(4, 0, {BIG: 1}, {BIG: 4, CPU: 9}, ahead=1) == {BIG: 0, CPU: 5}
+    assert admissible(9, 4, {BIG: 1}, {ONE: 5, CPU: 9}, ahead=3) == {
+        BIG: 0,
+        ONE: 0,
+        CPU: 5,
+    }  # they would take the large one's place
     assert admissible(0, 0, {}, {CPU: 2}, ahead=1) == {CPU: 1}  # a cluster that starts with a head alone
     assert admissible(4, 0, {}, {CPU: 9}, limit=4, ahead=1) == {CPU: 4}
 
