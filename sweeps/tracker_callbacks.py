@@ -66,6 +66,11 @@ class WandbRuns(LoggerCallback):
     def log_trial_end(self, trial: Any, failed: bool = False) -> None:
         self._runs.pop(trial).finish(exit_code=int(failed))
 
+    def on_experiment_end(self, trials: list, **info: Any) -> None:
+        import wandb
+
+        wandb.teardown()  # its process may still be writing what has been finished
+
 
 CALLBACKS: dict[str, Callable[[Path, str], LoggerCallback]] = {
     "tensorboard": lambda folder, sweep: TBXLoggerCallback(),

@@ -138,7 +138,7 @@ def test_one_run_a_trial_in_the_order_that_tune_keeps(sweep, monkeypatch, tmp_pa
     callback = Recorder()
     logger(monkeypatch, callback)
     outcome, said = sweep("tensorboard")
-    assert outcome.n_finished == 26 and "--track" not in said
+    assert outcome.n_finished == 26 and "off from here" not in said
     assert callback.calls[0][0] == "setup" and callback.calls[-1][0] == "on_experiment_end"
     by_run = {}
     for hook, name, _ in callback.calls[1:-1]:
@@ -193,7 +193,7 @@ def test_a_tracker_that_fails_is_said_once_and_harms_nothing(sweep, monkeypatch,
     logger(monkeypatch, callbacks[1])
     _, said = sweep("tensorboard")  # what is missing comes later
     n_logged = len(callbacks[0].names("on_trial_complete")) - (hook == "on_trial_complete")
-    assert len(callbacks[1].names("on_trial_complete")) == 26 - n_logged and "--track" not in said
+    assert len(callbacks[1].names("on_trial_complete")) == 26 - n_logged and "off from here" not in said
 
 
 def test_a_tracker_that_hangs_delays_nothing_but_the_end(sweep, monkeypatch):
@@ -253,7 +253,7 @@ def tensorboard_scalars(path):
 def test_tensorboard_has_the_curve_and_the_numbers(sweep, tmp_path):
     pytest.importorskip("tensorboardX")
     _, said = sweep("tensorboard")
-    assert "--track" not in said
+    assert "off from here" not in said
     folders = list((tmp_path / "results" / "tracking" / "tensorboard").iterdir())
     assert Counter(folder.name.split()[0] for folder in folders) == {"lora": 22, "in_context": 3, "zero_shot": 1}
     (folder,) = [folder for folder in folders if folder.name.startswith("lora toy 2 shots seed 1 ")]
