@@ -59,13 +59,6 @@ class Placement:
     problem: str = ""
 
 
-def assign_slots(
-    cells: Iterable[Cell], machine: Machine, gpus_per_trial: float | None = None, limit: int | None = None
-) -> dict[str, Slot]:
-    """The slot of every cell, by its key; the arguments are those of `place`."""
-    return {key: placement.slot for key, placement in place(cells, machine, gpus_per_trial, limit).items()}
-
-
 def place(
     cells: Iterable[Cell], machine: Machine, gpus_per_trial: float | None = None, limit: int | None = None
 ) -> dict[str, Placement]:

@@ -9,7 +9,7 @@ from llmft.errors import UserError
 from sweeps.cells import build_cells
 from sweeps.devices import GIB, Machine, Node, cluster_machine
 from sweeps.plan import load_plan
-from sweeps.resources import CUDA_CONTEXT_BYTES, GPU_HEADROOM, PROCESS_BYTES, SHARES, assign_slots, cpu_need, device_need, place
+from sweeps.resources import CUDA_CONTEXT_BYTES, GPU_HEADROOM, PROCESS_BYTES, SHARES, cpu_need, device_need, place
 from sweeps.slots import Slot
 
 MIB = 2**20
@@ -46,7 +46,7 @@ def unknown_cells(plan_file):
 
 
 def slots_of(cells, *arguments, **options):
-    return set(assign_slots(cells, *arguments, **options).values())
+    return {placement.slot for placement in place(cells, *arguments, **options).values()}
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_the_plan_says_what_a_model_gets(unknown_cells, entry, machine, slot):
 
 def test_each_model_has_its_own(unknown_cells):
     cells = unknown_cells("{name: small, gpus: 0.25}, {name: large, gpus: 4, parallel: fsdp}")
-    slots = assign_slots(cells, gpus(4, n_cpus=32))
+    slots = {key: placement.slot for key, placement in place(cells, gpus(4, n_cpus=32)).items()}
     assert {(cell.base.model.name, str(slots[cell.key])) for cell in cells} == {
         ("small", "0.25 GPU"),
         ("large", "4 GPUs, fsdp"),
@@ -104,7 +104,7 @@ def test_the_command_line_goes_before_the_plan(unknown_cells, gpus_per_trial, sl
 )
 def test_more_than_there_is_is_refused(unknown_cells, models, machine, gpus_per_trial, said):
     with pytest.raises(UserError) as caught:
-        assign_slots(unknown_cells(models), machine, gpus_per_trial)
+        place(unknown_cells(models), machine, gpus_per_trial)
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
