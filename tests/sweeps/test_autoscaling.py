@@ -1,7 +1,6 @@
 """A sweep on a cluster that has no worker at its start: Ray's autoscaler, with nodes that are processes on this machine."""
 
 import json
-import re
 from collections import Counter
 
 import pytest
@@ -56,7 +55,7 @@ def test_nodes_come_when_trials_wait_and_go_when_they_have_run(cluster, plan_fil
     log = tmp_path / "log"
     out, error = cluster.drive(DRIVER, plan_file(), tmp_path / "results", log, 3, 1).communicate(timeout=150)
     assert out and json.loads(out) == [26, 0, 26], error
-    assert re.search("waiting for . more GPUs?: the cluster is full, or still growing", error), error
+    assert "starting workers ..." in error  # what is said of a cluster that grows slowly hangs on its pace: see test_progress
     records = Store(tmp_path / "results").load()
     assert Counter(executed(log)) == Counter(records.keys())
     assert all(record.finished for record in records.values())
