@@ -20,6 +20,7 @@ class Column(NamedTuple):
 
 SET_METRICS = (
     "n",
+    "score",
     "accuracy",
     "macro_accuracy",
     "macro_f1",
@@ -33,6 +34,7 @@ SET_METRICS = (
 """What each test set contributes as `<set>_<metric>`; the units are those of `llmft.record.SetMetrics`."""
 
 HEADLINE_METRICS = {
+    "score": "the number that comparisons are about, [0, 1]; what it is stands in `metric`",
     "accuracy": "share right under the restricted rule, [0, 1]",
     "macro_accuracy": "mean recall over the labels, [0, 1]",
     "macro_f1": "mean F1 over the labels, [0, 1]",
@@ -80,15 +82,16 @@ COLUMNS: tuple[Column, ...] = (
     Column("n_dev", "Int64", "examples that select checkpoints and hyper-parameters"),
     Column("selection", "str", "which checkpoint: 'last', 'best_dev', an oracle, or 'none' (nothing trained, or no result)"),
     Column("is_oracle", "bool", "the selection looks at the reported sets"),
-    Column("dev_accuracy", "float64", "accuracy on the dev examples, [0, 1]"),
+    Column("dev_score", "float64", "the metric on the dev examples, [0, 1]"),
     Column("dev_loss", "float64", "loss on the dev examples, nats"),
     Column("findings", "str", "codes of the findings, each once, joined by ';'; 'code@set' where a set is concerned"),
     Column("finding_details", "str", "the findings in full, a JSON list; empty where there are none"),
     Column("n_warnings", "Int64", "findings above a note"),
     Column("sets", "str", "the reported sets, JSON: name -> {domain, n, groups: grouping -> values}"),
+    Column("metric", "str", "what the scores are: 'accuracy' for classification"),
     *_headline("in_domain"),
     *_headline("out_of_domain"),
-    Column("gap", "float64", "in_domain_accuracy minus out_of_domain_accuracy"),
+    Column("gap", "float64", "in_domain_score minus out_of_domain_score"),
     Column("wall_s", "float64", "whole trial, seconds"),
     Column("train_s", "float64", "training, seconds"),
     Column("evaluate_s", "float64", "evaluation, seconds"),

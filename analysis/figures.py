@@ -42,7 +42,7 @@ def scatter(frame: pd.DataFrame, rule: str = "best_dev") -> str:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    points = select(frame, rule).dropna(subset=["in_domain_accuracy", "out_of_domain_accuracy"])
+    points = select(frame, rule).dropna(subset=["in_domain_score", "out_of_domain_score"])
     if points.empty:
         return _notice("No trial has both an in-domain and an out-of-domain accuracy.")
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(sorted(points["method"].unique()))}
@@ -74,13 +74,13 @@ def scatter(frame: pd.DataFrame, rule: str = "best_dev") -> str:
 
 
 def _draw_panel(axes: Axes, trials: pd.DataFrame, colours: dict[str, str], markers: dict[int, str]) -> None:
-    values = 100 * trials[["in_domain_accuracy", "out_of_domain_accuracy", "in_domain_majority", "out_of_domain_majority"]]
+    values = 100 * trials[["in_domain_score", "out_of_domain_score", "in_domain_majority", "out_of_domain_majority"]]
     low, high = max(0.0, values.min().min() - 4), min(100.0, values.max().max() + 4)
     axes.plot([low, high], [low, high], color=_INK, alpha=0.25, linewidth=0.8, zorder=0)
     axes.axvline(values["in_domain_majority"].mean(), color=_INK, alpha=0.45, linewidth=1, linestyle="--", zorder=0)
     axes.axhline(values["out_of_domain_majority"].mean(), color=_INK, alpha=0.45, linewidth=1, linestyle="--", zorder=0)
     for (method, n_shots), of_cell in trials.groupby(["method", "n_shots"]):
-        x, y = 100 * of_cell["in_domain_accuracy"], 100 * of_cell["out_of_domain_accuracy"]
+        x, y = 100 * of_cell["in_domain_score"], 100 * of_cell["out_of_domain_score"]
         axes.scatter(x, y, s=42, color=colours[method], marker=markers[n_shots], alpha=0.75, linewidths=0, clip_on=False)
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal", facecolor="none")
     names = [next(iter(trials[f"{prefix}_set"].dropna()), "") for prefix in ("in_domain", "out_of_domain")]

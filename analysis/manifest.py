@@ -19,12 +19,12 @@ class _Data(BaseModel):
 class Choice(_Data):
     """The hyper-parameters that the search chose for one cell.
 
-    `cell` names it (model, task, method, n_shots, pattern, ...); `dev_accuracy` is the winner's on the search seeds, [0, 1].
+    `cell` names it (model, task, method, n_shots, pattern, ...); `dev_score` is the winner's on the search seeds, [0, 1].
     """
 
     cell: dict[str, Any]
     params: dict[str, Any] = Field(default_factory=dict)
-    dev_accuracy: float | None = None
+    dev_score: float | None = None
     n_search_trials: int = 0
 
 

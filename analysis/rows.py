@@ -61,7 +61,7 @@ def _selected(record: TrialRecord, selection: str) -> dict[str, Any]:
     row: dict[str, Any] = {
         "selection": selection,
         "is_oracle": selection in ORACLES,
-        "dev_accuracy": record.dev_accuracy.get(selection),
+        "dev_score": record.dev_score.get(selection),
         "dev_loss": record.dev_loss.get(selection),
         "findings": ";".join(codes) or None,
         "finding_details": json.dumps([finding.model_dump() for finding in findings]) if findings else None,
@@ -78,8 +78,9 @@ def _selected(record: TrialRecord, selection: str) -> dict[str, Any]:
         for metric in HEADLINE_METRICS:
             field = "majority_share" if metric == "majority" else metric
             row[f"{prefix}_{metric}"] = getattr(sets[name], field) if name else None
-    if row["in_domain_accuracy"] is not None and row["out_of_domain_accuracy"] is not None:
-        row["gap"] = row["in_domain_accuracy"] - row["out_of_domain_accuracy"]
+    row["metric"] = next((numbers.metric for numbers in sets.values()), None)
+    if row["in_domain_score"] is not None and row["out_of_domain_score"] is not None:
+        row["gap"] = row["in_domain_score"] - row["out_of_domain_score"]
     return row
 
 

@@ -30,9 +30,9 @@ def compare(frame: pd.DataFrame, rule: str = "best_dev") -> pd.DataFrame:
         rule: which checkpoint counts (`analysis.RULES`).
 
     Returns:
-        One row for each cell, sorted by model, task, n_shots, method, pattern. Raw numbers: accuracies in [0, 1].
+        One row for each cell, sorted by model, task, n_shots, method, pattern. Raw numbers: scores in [0, 1] (accuracies, for classification).
         Columns: the cell; `rule`, `is_oracle`; `n` finished trials, `n_failed` failed ones, `n_unselected` finished ones without
-        a checkpoint under the rule; for `in_domain` and `out_of_domain` the `_set`, and of its accuracy `_mean`, `_sd` (divisor
+        a checkpoint under the rule; for `in_domain` and `out_of_domain` the `_set`, and of its score `_mean`, `_sd` (divisor
         n - 1, NaN for one trial), `_max` and `_half_width` (of the 95 % t-interval, NaN for one trial); `gap_mean`;
         `findings`: warnings of the trials, as "code@set 3/6; ...", out of `n`.
         Majority rows have `method` 'majority_class', no pattern and no `n`. Without report trials the table is empty.
@@ -106,7 +106,7 @@ def _numbers(trials: pd.DataFrame) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for prefix in DOMAINS:
         row[f"{prefix}_set"] = next(iter(trials[f"{prefix}_set"].dropna()), None)
-        row |= {f"{prefix}_{name}": value for name, value in describe(trials[f"{prefix}_accuracy"]).items()}
+        row |= {f"{prefix}_{name}": value for name, value in describe(trials[f"{prefix}_score"]).items()}
     return row
 
 

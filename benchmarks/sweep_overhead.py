@@ -37,7 +37,7 @@ def no_op(spec, runtime) -> TrialResult:
     """A record as of a trial that took no time."""
     score = dict.fromkeys(spec.selections, 0.5 + spec.data_seed % 7 / 100)
     record = TrialRecord(
-        digest=spec.digest, spec=spec, status="finished", dev_accuracy=score, dev_loss=score, cost=Cost(wall_s=0.0)
+        digest=spec.digest, spec=spec, status="finished", dev_score=score, dev_loss=score, cost=Cost(wall_s=0.0)
     )
     return TrialResult(record)
 

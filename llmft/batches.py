@@ -50,6 +50,7 @@ class QueryBatch:
         input_ids, attention_mask: [rows, length]; the mask also covers the prefix, [rows, prefix + length].
         answer_at: [rows], the place in `input_ids` whose next token is the (first token of the) label word.
         labels: [queries], gold labels.
+        indices: [queries], their places in the set.
         words: the label words.
         prefix: what precedes every row, already encoded; None where the rows hold everything.
     """
@@ -58,6 +59,7 @@ class QueryBatch:
     attention_mask: torch.Tensor
     answer_at: torch.Tensor
     labels: torch.Tensor
+    indices: torch.Tensor
     words: LabelWords
     prefix: Prefix | None = None
 
@@ -103,7 +105,8 @@ def make_batch(
     def tensor(values) -> torch.Tensor:
         return torch.as_tensor(values, device=model.device)
 
-    return QueryBatch(tensor(ids), tensor(mask), tensor(answer_at), tensor([queries.labels[i] for i in indices]), words, prefix)
+    labels = tensor([queries.labels[i] for i in indices])
+    return QueryBatch(tensor(ids), tensor(mask), tensor(answer_at), labels, tensor(list(indices)), words, prefix)
 
 
 def deal(

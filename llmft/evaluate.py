@@ -35,7 +35,8 @@ class Predictions:
         return self.log_probabilities.argmax(1)
 
     @property
-    def accuracy(self) -> float:
+    def score(self) -> float:
+        """What selects checkpoints and hyper-parameters, larger is better: the accuracy."""
         return float((self.predicted == self.labels).mean())
 
     @property

@@ -45,6 +45,7 @@ def set_metrics(predictions: Predictions, examples: Sequence[Example], label_nam
     free = predictions.free
     return SetMetrics(
         n=len(gold),
+        score=predictions.score,
         accuracy=float(correct.mean()),
         macro_accuracy=float(np.mean(list(recall.values()))),
         macro_f1=float(f1_score(gold, predicted, average="macro", labels=present, zero_division=0)),

@@ -49,12 +49,15 @@ class Finding(Data):
 class SetMetrics(Data):
     """The numbers of one test set under one selection. Shares and scores in [0, 1]; NaN is written as null.
 
+    `score` is the number that comparisons are about, and `metric` its name: the accuracy, for classification.
     `accuracy` is micro, under the restricted rule (the best of the label words); `full_vocabulary_accuracy` demands that the
     best of all words is the right label word; `non_label_share` is how often the best of all words is no label word (both
     null for methods with a classification head). `loss` is the mean restricted negative log-likelihood in nats.
     """
 
     n: int
+    metric: str = "accuracy"
+    score: Number
     accuracy: Number
     macro_accuracy: Number
     macro_f1: Number
@@ -78,7 +81,7 @@ class CurvePoint(Data):
     epoch: int
     train_loss: Number
     learning_rate: float
-    dev_accuracy: float | None = None
+    dev_score: float | None = None
     dev_loss: float | None = None
 
 
@@ -124,7 +127,7 @@ class TrialRecord(Data):
     status: Literal["finished", "failed"]
     cause: Cause | None = None
     message: str = ""
-    dev_accuracy: dict[str, float] = Field(default_factory=dict, description="selection -> accuracy on the dev examples")
+    dev_score: dict[str, float] = Field(default_factory=dict, description="selection -> the task's metric on the dev examples")
     dev_loss: dict[str, Number] = Field(default_factory=dict)
     selected_step: dict[str, int] = Field(default_factory=dict, description="selection -> optimiser step of the checkpoint")
     metrics: dict[str, dict[str, SetMetrics]] = Field(default_factory=dict, description="selection -> set -> numbers")

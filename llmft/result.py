@@ -106,7 +106,7 @@ def _progress(result: Fit, selections: Collection[Selection]) -> dict[str, Any]:
     """The fields of a record that a training fills as it goes on."""
     chosen = {name: checkpoint for name, checkpoint in result.checkpoints.items() if name in selections}
     return {
-        "dev_accuracy": {name: c.dev_accuracy for name, c in chosen.items() if c.dev_accuracy is not None},
+        "dev_score": {name: c.dev_score for name, c in chosen.items() if c.dev_score is not None},
         "dev_loss": {name: c.dev_loss for name, c in chosen.items() if c.dev_loss is not None},
         "selected_step": {name: c.step for name, c in chosen.items()},
         "curve": result.curve,

@@ -49,7 +49,7 @@ class Runtime:
         n_out_of_memory: how often the trial ran out of memory before, and was started again with smaller passes.
         timeout_s: the trial fails with `Cause.TIMEOUT` when it has taken longer; None: no limit.
         deadline: the `time.monotonic()` at which `timeout_s` is over; `run_trial` sets it.
-        stop_below: epoch -> dev accuracy; a trial whose best so far is lower at that epoch fails with `Cause.PRUNED`.
+        stop_below: epoch -> dev score; a trial whose best so far is lower at that epoch fails with `Cause.PRUNED`.
         keep_weights: whether the trained weights shall come with the result.
     """
 

@@ -24,7 +24,7 @@ class Checkpoint:
     """A selected state: its step, dev score, and what it predicts on the test sets (filled at once for oracles, else at the end)."""
 
     step: int
-    dev_accuracy: float | None
+    dev_score: float | None
     dev_loss: float | None
     weights: dict[str, torch.Tensor] | None = None
     predictions: Mapping[str, Predictions] = field(default_factory=dict)
@@ -69,7 +69,7 @@ def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: M
         result: filled step by step, so that a training that fails leaves what it knew.
 
     Raises:
-        TrialFailure: the loss or a score is no longer finite (DIVERGED), the time is over (TIMEOUT), or dev accuracy is below
+        TrialFailure: the loss or a score is no longer finite (DIVERGED), the time is over (TIMEOUT), or the dev score is below
             the runtime's floor (PRUNED).
     """
     train, shots = spec.train, evaluator.encoded.sets[SHOTS]
@@ -132,7 +132,7 @@ def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: M
                     {
                         "epoch": epoch,
                         "train_loss": point.train_loss,
-                        "dev_accuracy": point.dev_accuracy,
+                        "dev_score": point.dev_score,
                         "dev_loss": point.dev_loss,
                     }
                 )
@@ -170,12 +170,12 @@ def _add_gradients(
 
 def _prune(curve: list[CurvePoint], stop_below: Mapping[int, float]) -> None:
     """Give up what did worse by this epoch than is asked of it."""
-    best = max((point.dev_accuracy for point in curve if point.dev_accuracy is not None), default=math.inf)
+    best = max((point.dev_score for point in curve if point.dev_score is not None), default=math.inf)
     epoch = curve[-1].epoch
     if best < stop_below.get(epoch, -math.inf):
         raise TrialFailure(
             Cause.PRUNED,
-            f"the best dev accuracy by epoch {epoch} was {best:.3f}; the search goes on from {stop_below[epoch]:.3f}.",
+            f"the best dev score by epoch {epoch} was {best:.3f}; the search goes on from {stop_below[epoch]:.3f}.",
         )
 
 
@@ -200,27 +200,27 @@ class _Keeper:
         """Score dev, note a point of the curve, and keep this state for every selection that it wins."""
         evaluator, result = self.evaluator, self.result
         dev = evaluator.predict(DEV) if DEV in evaluator.encoded.sets else None
-        accuracy, loss = (dev.accuracy, dev.loss) if dev else (None, None)
+        score, loss = (dev.score, dev.loss) if dev else (None, None)
         result.curve.append(
             CurvePoint(
                 step=result.n_steps,
                 epoch=epoch,
                 train_loss=train_loss,
                 learning_rate=rate,
-                dev_accuracy=accuracy,
+                dev_score=score,
                 dev_loss=loss,
             )
         )
-        here = result.checkpoints["last"] = Checkpoint(result.n_steps, accuracy, loss)
-        if "best_dev" in self.spec.selections and self._wins("best_dev", (accuracy, -loss)):  # of equal accuracies the surer
+        here = result.checkpoints["last"] = Checkpoint(result.n_steps, score, loss)
+        if "best_dev" in self.spec.selections and self._wins("best_dev", (score, -loss)):  # of equal scores the surer
             weights = None if last else {name: shard_of(p).to("cpu", copy=True) for name, p in self.trainable.items()}
-            result.checkpoints["best_dev"] = here if last else Checkpoint(here.step, accuracy, loss, weights)
+            result.checkpoints["best_dev"] = here if last else Checkpoint(here.step, score, loss, weights)
         wanted = [oracle for oracle in ORACLES if oracle in self.spec.selections]
         if wanted:
             here.predictions = evaluator.predict_all(self.names)
             for oracle in wanted:
                 name = self.in_domain if oracle == "best_in_domain" else self.out_of_domain
-                if name and self._wins(oracle, (here.predictions[name].accuracy, -here.predictions[name].loss)):
+                if name and self._wins(oracle, (here.predictions[name].score, -here.predictions[name].loss)):
                     result.checkpoints[oracle] = here
 
     def _wins(self, selection: Selection, score: tuple) -> bool:

@@ -148,7 +148,7 @@ def _score(evaluator: Evaluator, domains: Mapping[str, str], result: Fit) -> Non
     """The result of a method that trains nothing: one 'checkpoint', the model as it is."""
     dev = evaluator.predict(DEV) if DEV in evaluator.encoded.sets else None
     result.checkpoints["none"] = Checkpoint(
-        0, dev.accuracy if dev else None, dev.loss if dev else None, predictions=evaluator.predict_all(list(domains))
+        0, dev.score if dev else None, dev.loss if dev else None, predictions=evaluator.predict_all(list(domains))
     )
 
 

@@ -116,7 +116,7 @@ class MethodEntry(Spec):
 
 
 class PrunePlan(Spec):
-    """When a trial of the search is given up before its last epoch: its best dev accuracy so far is below a floor.
+    """When a trial of the search is given up before its last epoch: its best dev score so far is below a floor.
 
     The floors of a trial come from the points of earlier rounds alone (`sweeps.prune`), so they do not hang on who ran first.
     """

@@ -1,6 +1,6 @@
-"""When a trial of the search is given up: its best dev accuracy so far falls below a floor that earlier rounds have set.
+"""When a trial of the search is given up: its best dev score so far falls below a floor that earlier rounds have set.
 
-A floor at an epoch is a quantile over the earlier points that came so far, of their best dev accuracy up to that epoch (the mean
+A floor at an epoch is a quantile over the earlier points that came so far, of their best dev score up to that epoch (the mean
 over the search seeds). Points of the same round do not count, so that the floors, and with them the whole search, are the same
 in any order of completion. Only dev is looked at.
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from sweeps.plan import PrunePlan
 
 Curve = dict[int, float]
-"""epoch -> best dev accuracy up to it, at every look at dev."""
+"""epoch -> best dev score up to it, at every look at dev."""
 
 Floors = Mapping[int, float]
-"""epoch -> dev accuracy; see `llmft.runtime.Runtime.stop_below`."""
+"""epoch -> dev score; see `llmft.runtime.Runtime.stop_below`."""
 
 
 def failed(record: TrialRecord) -> bool:
@@ -40,8 +40,8 @@ def curve(record: TrialRecord) -> Curve:
     """How well a trial had done at each of its looks at dev."""
     best, points = -math.inf, {}
     for point in record.curve:
-        if point.dev_accuracy is not None:
-            best = max(best, point.dev_accuracy)
+        if point.dev_score is not None:
+            best = max(best, point.dev_score)
             points[point.epoch] = best
     return points
 

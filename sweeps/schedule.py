@@ -38,7 +38,7 @@ class Planned:
 
     Attributes:
         cell: the cell that asks for it.
-        stop_below: epoch -> dev accuracy under which the trial is given up (`llmft.runtime.Runtime.stop_below`).
+        stop_below: epoch -> dev score under which the trial is given up (`llmft.runtime.Runtime.stop_below`).
     """
 
     digest: str
@@ -74,14 +74,14 @@ class Point:
 class Choice:
     """What the search of one cell ended with.
 
-    `params` is None if every point failed or was pruned: the cell has failed, and its report is not run. `dev_accuracy` is the
+    `params` is None if every point failed or was pruned: the cell has failed, and its report is not run. `dev_score` is the
     mean over the search seeds (None where nothing was searched); `n_points` points were tried in `n_search_trials` trials, and
     `n_pruned_points` of them were given up.
     """
 
     cell: Cell
     params: Params | None
-    dev_accuracy: float | None
+    dev_score: float | None
     n_points: int
     n_search_trials: int
     n_pruned_points: int = 0
@@ -245,8 +245,8 @@ class _CellPlan:
         outcomes = [point.outcome for point in state.points]
         if outcomes != self._judged:
             chosen, n_pruned = best(outcomes), sum(outcome.pruned for outcome in outcomes)
-            params, accuracy = (chosen.params, chosen.accuracy) if chosen else (None, None)
-            self._choice = Choice(self.cell, params, accuracy, len(outcomes), state.n_search, n_pruned)
+            params, score = (chosen.params, chosen.score) if chosen else (None, None)
+            self._choice = Choice(self.cell, params, score, len(outcomes), state.n_search, n_pruned)
             self._judged = outcomes
         return self._choice
 

@@ -83,18 +83,18 @@ def cell_row(state: CellState, records: Records) -> CellRow:
         n_report=state.n_report,
         n_failed=state.n_failed,
         n_flagged=sum(any(finding.severity != "note" for finding in record.findings) for record in ended),
-        dev=chosen.accuracy if chosen else None,
-        in_domain=_mean_accuracy(reported, "in"),
-        out_of_domain=_mean_accuracy(reported, "out"),
+        dev=chosen.score if chosen else None,
+        in_domain=_mean_score(reported, "in"),
+        out_of_domain=_mean_score(reported, "out"),
     )
 
 
-def _mean_accuracy(records: Iterable[TrialRecord], domain: str) -> float | None:
+def _mean_score(records: Iterable[TrialRecord], domain: str) -> float | None:
     found = []
     for record in records:
         selection = "best_dev" if "best_dev" in record.spec.selections else record.spec.selections[0]
         sets = [numbers for numbers in record.metrics.get(selection, {}).values() if numbers.domain == domain]
-        found += [sets[0].accuracy] if sets else []  # the first set of a domain, as in the report's table
+        found += [sets[0].score] if sets else []  # the first set of a domain, as in the report's table
     return fmean(found) if found else None
 
 

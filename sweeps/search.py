@@ -46,22 +46,22 @@ class Outcome:
 
     Attributes:
         params: the point.
-        accuracy: mean over the search seeds on dev; None if a trial failed or was given up.
+        score: mean of the dev score over the search seeds; None if a trial failed or was given up.
         loss: the same of the dev loss.
-        curve: epoch -> mean of the best dev accuracy so far.
+        curve: epoch -> mean of the best dev score so far.
         pruned: whether one of its trials was given up (and none failed).
     """
 
     params: Params
-    accuracy: float | None
+    score: float | None
     loss: float = math.inf
     curve: Curve = field(default_factory=dict)
     pruned: bool = False
 
     @property
     def rank(self) -> tuple[float, float]:
-        """Smaller is better: by accuracy, ties by loss."""
-        return (math.inf, math.inf) if self.accuracy is None else (-self.accuracy, self.loss)
+        """Smaller is better: by score, ties by loss."""
+        return (math.inf, math.inf) if self.score is None else (-self.score, self.loss)
 
 
 def judge(params: Params, records: Sequence[TrialRecord], selection: str, stop_below: Floors | None = None) -> Outcome:
@@ -77,19 +77,19 @@ def judge(params: Params, records: Sequence[TrialRecord], selection: str, stop_b
             end = max(points, default=0)
         if end is not None:
             pruned, points = True, {epoch: best for epoch, best in points.items() if epoch <= end}
-        elif not math.isfinite(record.dev_accuracy.get(selection, math.nan) if record.finished else math.nan):
+        elif not math.isfinite(record.dev_score.get(selection, math.nan) if record.finished else math.nan):
             return Outcome(params, None)
         curves.append(points)
     if pruned:
         return Outcome(params, None, curve=mean_curve(curves), pruned=True)
-    accuracy = sum(record.dev_accuracy[selection] for record in records) / len(records)
+    score = sum(record.dev_score[selection] for record in records) / len(records)
     loss = sum(record.dev_loss.get(selection, math.inf) for record in records) / len(records)
-    return Outcome(params, accuracy, loss if math.isfinite(loss) else math.inf, mean_curve(curves))
+    return Outcome(params, score, loss if math.isfinite(loss) else math.inf, mean_curve(curves))
 
 
 def best(outcomes: Sequence[Outcome]) -> Outcome | None:
-    """The best point: highest dev accuracy, then lowest dev loss, then the one asked for first. None if all are dead or pruned."""
-    alive = [outcome for outcome in outcomes if outcome.accuracy is not None]
+    """The best point: highest dev score, then lowest dev loss, then the one asked for first. None if all are dead or pruned."""
+    alive = [outcome for outcome in outcomes if outcome.score is not None]
     return min(alive, key=lambda outcome: outcome.rank) if alive else None
 
 
@@ -231,8 +231,8 @@ def _cmaes(numbers: Mapping[str, Any], round_size: int, seed: int) -> optuna.sam
 def _tell(study: optuna.Study, trial: optuna.Trial, outcome: Outcome) -> None:
     import optuna
 
-    if outcome.accuracy is not None:
-        study.tell(trial, outcome.accuracy)
+    if outcome.score is not None:
+        study.tell(trial, outcome.score)
         return
     for epoch, accuracy in outcome.curve.items():
         trial.report(accuracy, epoch)

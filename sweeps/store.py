@@ -200,7 +200,7 @@ class Store:
                     },
                     "params": choice.params or {},
                     "failed": choice.params is None,
-                    "dev_accuracy": choice.dev_accuracy,
+                    "dev_score": choice.dev_score,
                     "n_points": choice.n_points,
                     "n_search_trials": choice.n_search_trials,
                     "n_pruned_points": choice.n_pruned_points,

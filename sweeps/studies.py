@@ -173,7 +173,7 @@ def _state(outcome: Outcome) -> optuna.trial.TrialState:
 
     if outcome.pruned:
         return TrialState.PRUNED
-    return TrialState.FAIL if outcome.accuracy is None else TrialState.COMPLETE
+    return TrialState.FAIL if outcome.score is None else TrialState.COMPLETE
 
 
 def _key(state: optuna.trial.TrialState, digests: Iterable[str]) -> str:
@@ -187,7 +187,7 @@ def _trial(cell: Cell, point: Point) -> optuna.trial.FrozenTrial:
     outcome, causes = point.outcome, [record.cause for record in point.records]
     trial = optuna.trial.create_trial(
         state=_state(outcome),
-        value=list(outcome.curve.values())[-1] if outcome.pruned and outcome.curve else outcome.accuracy,
+        value=list(outcome.curve.values())[-1] if outcome.pruned and outcome.curve else outcome.score,
         params={name: _shown(value) for name, value in point.params.items()},
         distributions={name: _distribution(cell, name) for name in point.params},
         intermediate_values=outcome.curve,
@@ -195,7 +195,7 @@ def _trial(cell: Cell, point: Point) -> optuna.trial.FrozenTrial:
             "round": point.round,
             "seeds": list(cell.search.seeds),
             "digests": [trial.digest for trial in point.trials],
-            "dev_accuracy": [record.dev_accuracy.get(cell.selection) for record in point.records],
+            "dev_score": [record.dev_score.get(cell.selection) for record in point.records],
             **({"causes": causes} if any(causes) else {}),
         },
     )

@@ -86,12 +86,12 @@ def params_of(entry: str, spec: TrialSpec) -> Params:
 def result_of(record: TrialRecord) -> dict[str, Any]:
     """A record as a flat result: numbers by name, and under `curve` a dictionary for each look at the dev set.
 
-    The names are `<selection>/dev_accuracy`, `<selection>/<set>_accuracy`, `findings/<severity>` (how many), `cost/<what>`,
+    The names are `<selection>/dev_score`, `<selection>/<set>_accuracy`, `findings/<severity>` (how many), `cost/<what>`,
     `failed` and `pruned` (0 or 1); in the curve `curve/<what>`, beside the optimiser step as `training_iteration`, Tune's word for it.
     """
     result: dict[str, Any] = {"failed": int(failed(record)), "pruned": int(record.cause is Cause.PRUNED)}
-    for selection, accuracy in record.dev_accuracy.items():
-        result[f"{selection}/dev_accuracy"] = accuracy
+    for selection, score in record.dev_score.items():
+        result[f"{selection}/dev_score"] = score
     for selection, sets in record.metrics.items():
         for name, numbers in sets.items():
             result[f"{selection}/{name}_accuracy"] = numbers.accuracy

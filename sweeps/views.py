@@ -137,14 +137,14 @@ def record_summary(record: TrialRecord) -> RenderableType:
     if not record.finished:
         parts.append(Text(f"failed, {record.cause}: {record.message}", style="red"))
         return Group(*parts)
-    table = _table("checkpoint", "set", "accuracy %", "majority %", "macro-F1", "MCC", "rows", n_left=2)
-    for selection, accuracy in record.dev_accuracy.items():
-        table.add_row(selection, "dev", f"{100 * accuracy:.1f}", "", "", "", str(len(record.draws.dev)))
+    table = _table("checkpoint", "set", "score %", "majority %", "macro-F1", "MCC", "rows", n_left=2)
+    for selection, score in record.dev_score.items():
+        table.add_row(selection, "dev", f"{100 * score:.1f}", "", "", "", str(len(record.draws.dev)))
     for selection, sets in record.metrics.items():
         for name, numbers in sets.items():
             domain = "" if numbers.domain == "in" else " (OOD)"
             table.add_row(
-                selection, name + domain, f"{100 * numbers.accuracy:.1f}", f"{100 * numbers.majority_share:.1f}",
+                selection, name + domain, f"{100 * numbers.score:.1f}", f"{100 * numbers.majority_share:.1f}",
                 f"{numbers.macro_f1:.3f}", f"{numbers.mcc:.3f}", str(numbers.n),
             )  # fmt: skip
     parts.append(table)

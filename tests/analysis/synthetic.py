@@ -21,6 +21,7 @@ def set_metrics(
 ) -> SetMetrics:
     values = {
         "n": n,
+        "score": accuracy,
         "accuracy": accuracy,
         "macro_accuracy": accuracy - 0.01,
         "macro_f1": accuracy - 0.02,
@@ -101,7 +102,7 @@ class Store:
         names = selections if trained else ("none",)
         metrics = {
             name: {
-                key: value.model_copy(update={"accuracy": value.accuracy + shift.get(name, 0.0)}) for key, value in sets.items()
+                key: value.model_copy(update=dict.fromkeys(("score", "accuracy"), value.accuracy + shift.get(name, 0.0))) for key, value in sets.items()
             }
             for name in names
         }
@@ -113,7 +114,7 @@ class Store:
             cause=failed,
             message=message,
             metrics={} if failed else metrics,
-            dev_accuracy=dict.fromkeys(names, 0.625),
+            dev_score=dict.fromkeys(names, 0.625),
             dev_loss=dict.fromkeys(names, 0.6),
             findings=findings or [],
             draws=Draws(

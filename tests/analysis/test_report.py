@@ -43,7 +43,7 @@ def manifest(store, **content) -> None:
 CHOICES = [
     {
         "cell": {"model": "opt-125m", "task": "rte", "method": name, "n_shots": n},
-        "params": {"learning_rate": 3e-5, "epochs": 20}, "dev_accuracy": 0.64, "n_search_trials": 16,
+        "params": {"learning_rate": 3e-5, "epochs": 20}, "dev_score": 0.64, "n_search_trials": 16,
     }
     for name in ("fine_tuning", "lora", "bitfit")
     for n in (16, 128)

@@ -33,9 +33,9 @@ def assert_same(result, expected, atol: float = 1e-5) -> None:
     assert max(np.abs(got[key] - wanted[key]).max() for key in wanted) < atol
     ours, theirs = result.record, expected.record
     assert [(point.step, point.epoch) for point in ours.curve] == [(point.step, point.epoch) for point in theirs.curve]
-    for name in ("train_loss", "dev_accuracy", "dev_loss", "learning_rate"):
+    for name in ("train_loss", "dev_score", "dev_loss", "learning_rate"):
         assert [getattr(p, name) for p in ours.curve] == pytest.approx([getattr(p, name) for p in theirs.curve], abs=atol)
-    assert (ours.selected_step, ours.draws, ours.dev_accuracy) == (theirs.selected_step, theirs.draws, theirs.dev_accuracy)
+    assert (ours.selected_step, ours.draws, ours.dev_score) == (theirs.selected_step, theirs.draws, theirs.dev_score)
     for name in ("tokens_trained", "n_parameters", "n_trainable_parameters", "stored_bytes", "n_steps", "tokens_per_query"):
         assert getattr(ours.cost, name) == getattr(theirs.cost, name), name
 

@@ -170,8 +170,8 @@ def test_a_trial_that_takes_too_long_is_a_failed_record_with_its_curve(spec_of, 
     assert "10.5 s" in record.message
     # it looks at the clock twice an epoch before a step and once before its one pass over dev: the eleventh look is too late
     assert [point.epoch for point in record.curve] == [1, 2, 3] and record.cost.n_steps == 7
-    assert record.dev_accuracy["last"] == record.curve[-1].dev_accuracy
-    assert record.dev_accuracy["best_dev"] == max(point.dev_accuracy for point in record.curve)
+    assert record.dev_score["last"] == record.curve[-1].dev_score
+    assert record.dev_score["best_dev"] == max(point.dev_score for point in record.curve)
 
 
 def test_the_clock_runs_during_evaluation_and_across_attempts(spec_of, monkeypatch, memory_for):
@@ -192,13 +192,13 @@ def test_a_trial_in_time_is_the_trial_without_a_limit(spec_of):
 def test_what_does_worse_than_asked_is_given_up(spec_of):
     spec = spec_of("pattern", epochs=6, learning_rate=1e-2, n_dev=10)
     whole = run_trial(spec, CPU).record
-    best = list(itertools.accumulate((point.dev_accuracy for point in whole.curve), max))
+    best = list(itertools.accumulate((point.dev_score for point in whole.curve), max))
     heard = []
     floor = {2: best[1], 4: best[3] + 0.01, 6: 2.0}
     pruned = run_trial(spec, dataclasses.replace(CPU, stop_below=floor, report=heard.append)).record
     assert (pruned.status, pruned.cause) == ("failed", Cause.PRUNED)
     assert pruned.curve == whole.curve[:4] and len(heard) == 4
-    assert pruned.dev_accuracy == {"last": whole.curve[3].dev_accuracy, "best_dev": best[3]}
+    assert pruned.dev_score == {"last": whole.curve[3].dev_score, "best_dev": best[3]}
     assert json.loads(pruned.model_dump_json())["provenance"]["stop_below"] == {str(k): v for k, v in floor.items()}
     assert f"{best[3]:.3f}" in pruned.message
     kept = run_trial(spec, dataclasses.replace(CPU, stop_below=dict(enumerate(best, 1)))).record  # equal is enough
@@ -215,4 +215,4 @@ def test_a_diverged_trial_keeps_its_curve(spec_of, monkeypatch):
     monkeypatch.setattr(Adapted, "forward", forward)
     record = run_trial(spec_of("pattern", epochs=5), CPU).record
     assert record.cause is Cause.DIVERGED and [point.epoch for point in record.curve] == [1, 2]
-    assert set(record.dev_accuracy) == {"last", "best_dev"} and record.cost.n_steps == 5
+    assert set(record.dev_score) == {"last", "best_dev"} and record.cost.n_steps == 5

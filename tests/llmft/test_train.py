@@ -190,8 +190,8 @@ def best(curve) -> int:
     """The step of the highest dev accuracy; of equals the lowest loss; of those the first."""
     chosen = curve[0]
     for point in curve[1:]:
-        higher = point.dev_accuracy > chosen.dev_accuracy
-        if higher or (point.dev_accuracy == chosen.dev_accuracy and point.dev_loss < chosen.dev_loss):
+        higher = point.dev_score > chosen.dev_score
+        if higher or (point.dev_score == chosen.dev_score and point.dev_loss < chosen.dev_loss):
             chosen = point
     return chosen.step
 
@@ -208,7 +208,7 @@ def test_best_dev_is_the_best_point_of_the_curve_and_predicts_with_its_weights(s
         step = record.selected_step["best_dev"]
         assert step == best(record.curve) and record.selected_step["last"] == record.curve[-1].step == 16
         (point,) = [point for point in record.curve if point.step == step]
-        assert (record.dev_accuracy["best_dev"], record.dev_loss["best_dev"]) == (point.dev_accuracy, point.dev_loss)
+        assert (record.dev_score["best_dev"], record.dev_loss["best_dev"]) == (point.dev_score, point.dev_loss)
         seen = []
         stop = dataclasses.replace(
             CPU, report=seen.append, should_stop=lambda seen=seen, epoch=point.epoch: len(seen) >= epoch - 1
@@ -226,13 +226,13 @@ def test_ties_in_accuracy_go_to_the_lower_loss(spec_of, monkeypatch):
 
     class Planted:
         def __init__(self):
-            self.accuracy, self.loss = next(looks)
+            self.score, self.loss = next(looks)
 
     monkeypatch.setattr(Evaluator, "predict", lambda self, name: Planted() if name == "dev" else real(self, name))
     record = finished(spec_of("lora", epochs=5))
     assert [point.step for point in record.curve] == [2, 4, 6, 8, 10]
     assert record.selected_step["best_dev"] == 6
-    assert (record.dev_accuracy["best_dev"], record.dev_loss["best_dev"]) == (0.75, 0.4)
+    assert (record.dev_score["best_dev"], record.dev_loss["best_dev"]) == (0.75, 0.4)
 
 
 def test_oracles_are_never_worse_than_the_last_state_on_their_set(spec_of):
@@ -254,11 +254,11 @@ def test_only_the_asked_selections_are_reported(spec_of):
 
 def test_a_search_trial_scores_dev_alone(spec_of):
     searched, reported = finished(spec_of("lora", test_sets=())), finished(spec_of("lora"))
-    assert searched.dev_accuracy == reported.dev_accuracy and searched.curve == reported.curve
+    assert searched.dev_score == reported.dev_score and searched.curve == reported.curve
     assert all(by_set == {} for by_set in searched.metrics.values())
     assert {finding.set for finding in searched.findings} <= {None, "dev"}
     assert 0 < searched.cost.tokens_evaluated < reported.cost.tokens_evaluated
-    assert finished(spec_of("in_context", test_sets=())).dev_accuracy == finished(spec_of("in_context")).dev_accuracy
+    assert finished(spec_of("in_context", test_sets=())).dev_score == finished(spec_of("in_context")).dev_score
 
 
 def test_the_curve_is_looked_at_as_often_as_asked_and_at_the_end(spec_of):
@@ -273,7 +273,7 @@ def test_a_runtime_hears_of_every_look_and_can_stop(spec_of):
         spec_of("lora", epochs=6), dataclasses.replace(CPU, report=heard.append, should_stop=lambda: len(heard) == 2)
     )
     assert [progress["epoch"] for progress in heard] == [1, 2, 3]
-    assert [progress["dev_accuracy"] for progress in heard] == [point.dev_accuracy for point in record.curve]
+    assert [progress["dev_score"] for progress in heard] == [point.dev_score for point in record.curve]
 
 
 @pytest.mark.parametrize("learning_rate", [10.0, 1e5, 1e30])

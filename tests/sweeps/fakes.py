@@ -36,7 +36,7 @@ def fake_record(spec: TrialSpec, cause: Cause | None = None) -> TrialRecord:
         digest=spec.digest,
         spec=spec,
         status="finished",
-        dev_accuracy=dev,
+        dev_score=dev,
         dev_loss=dict.fromkeys(dev, distance),
         cost=Cost(wall_s=0.1),
     )
@@ -57,7 +57,7 @@ def fake_trial(
     used = f"used {os.getpid()}" in (Path(log).read_text() if Path(log).exists() else "")
     with open(log, "a") as file:
         file.write(f"{spec.digest} used {os.getpid()}\n")
-    runtime.report({"dev_accuracy": 0.5})
+    runtime.report({"dev_score": 0.5})
     time.sleep(sleep_s)
     while spec.train.learning_rate > hangs_at:
         time.sleep(1)
@@ -69,7 +69,7 @@ def fake_trial(
 
 def fake_curve(spec: TrialSpec) -> dict[int, float]:
     """epoch -> dev accuracy: rises to what `fake_record` gives, a little uneven, and never the same at two rates."""
-    top = fake_record(spec).dev_accuracy[spec.selections[0]]
+    top = fake_record(spec).dev_score[spec.selections[0]]
     noise = random.Random(f"{spec.train.learning_rate} {spec.train.epochs} {spec.data_seed}")
     every, last = spec.train.eval_every_epochs, spec.train.epochs
     looks = sorted({*range(every, last + 1, every), last})
@@ -81,9 +81,9 @@ def fake_training(spec: TrialSpec, stop_below: Mapping[int, float]) -> TrialReco
     curve, best = [], -math.inf
     for epoch, accuracy in fake_curve(spec).items():
         best = max(best, accuracy)
-        curve.append(CurvePoint(step=epoch, epoch=epoch, train_loss=1.0, learning_rate=1e-3, dev_accuracy=accuracy))
+        curve.append(CurvePoint(step=epoch, epoch=epoch, train_loss=1.0, learning_rate=1e-3, dev_score=accuracy))
         if best < stop_below.get(epoch, -math.inf):
             given = {"stop_below": {str(at): floor for at, floor in stop_below.items()}}
             return fake_record(spec, Cause.PRUNED).model_copy(update={"curve": curve, "provenance": given})
     dev = dict.fromkeys(spec.selections, best)
-    return fake_record(spec).model_copy(update={"curve": curve, "dev_accuracy": dev})
+    return fake_record(spec).model_copy(update={"curve": curve, "dev_score": dev})

@@ -79,7 +79,7 @@ def test_a_group_gives_the_record_of_one_process(job_of, strategy, method):
     assert [point.train_loss for point in record.curve] == pytest.approx(
         [p.train_loss for p in expected.record.curve], abs=1e-5
     )
-    assert record.dev_accuracy == expected.record.dev_accuracy and record.draws == expected.record.draws
+    assert record.dev_score == expected.record.dev_score and record.draws == expected.record.draws
     assert (record.cost.n_workers, record.cost.micro_batch_tokens) == (2, 100)
     assert (folder / "weights.safetensors").exists()
 

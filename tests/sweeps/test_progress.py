@@ -31,7 +31,7 @@ from sweeps.screen import CellRow, cell_row, in_order, screen
 def with_accuracies(spec, in_domain, out_of_domain, **changes):
     record = full_record(spec).model_copy(deep=True, update=changes)
     for sets in record.metrics.values():
-        sets["toy"].accuracy, sets["toy_hans"].accuracy = in_domain, out_of_domain
+        sets["toy"].score, sets["toy_hans"].score = in_domain, out_of_domain
     return record
 
 
@@ -77,13 +77,13 @@ def test_the_best_so_far_becomes_the_choice(underway):
     searched = [state for state in schedule.states(records) if state.cell.search]
     assert len(searched) == 2
     for state in searched:
-        assert cell_row(replace(state, choice=None), records).dev == pytest.approx(state.choice.dev_accuracy)
+        assert cell_row(replace(state, choice=None), records).dev == pytest.approx(state.choice.dev_score)
     half = {trial.digest: records[trial.digest] for state in searched for trial in state.rounds[0]}
     for state in schedule.states(half):
         if state.cell.search:
             points = {}
             for trial in state.rounds[0]:
-                points.setdefault(trial.spec.with_seed(0).digest, []).append(half[trial.digest].dev_accuracy["best_dev"])
+                points.setdefault(trial.spec.with_seed(0).digest, []).append(half[trial.digest].dev_score["best_dev"])
             assert cell_row(state, half).dev == pytest.approx(max(fmean(values) for values in points.values()))
 
 

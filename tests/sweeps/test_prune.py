@@ -103,15 +103,15 @@ def test_a_point_with_a_pruned_seed_is_pruned_and_never_chosen(small_cells):
     whole = [fake_training(spec, {}) for spec in specs]
     bests = [curve(record) for record in whole]
     alive = judge({}, whole, "best_dev")
-    assert alive.accuracy == pytest.approx(sum(record.dev_accuracy["best_dev"] for record in whole) / 2)
+    assert alive.score == pytest.approx(sum(record.dev_score["best_dev"] for record in whole) / 2)
     assert alive.curve == pytest.approx({epoch: (bests[0][epoch] + bests[1][epoch]) / 2 for epoch in bests[0]})
     stop_below = {8: min(bests[0][8], bests[1][8]) + 1e-4, 12: 0.0}
     for records in ([fake_training(spec, stop_below) for spec in specs], whole):  # given up, or read as if it had been
         pruned = judge({}, records, "best_dev", stop_below)
-        assert pruned.pruned and pruned.accuracy is None and max(pruned.curve) == 8
+        assert pruned.pruned and pruned.score is None and max(pruned.curve) == 8
         assert pruned.curve == {epoch: alive.curve[epoch] for epoch in range(1, 9)} and best([pruned, alive]) is alive
     dead = judge({}, [whole[0], whole[1].model_copy(update={"status": "failed", "cause": Cause.DIVERGED})], "best_dev")
-    assert dead.accuracy is None and not dead.pruned and best([pruned, dead]) is None
+    assert dead.score is None and not dead.pruned and best([pruned, dead]) is None
 
 
 def test_what_a_run_under_the_lowest_floors_tells_holds_for_all(spec):

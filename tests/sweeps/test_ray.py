@@ -67,7 +67,7 @@ def test_real_trials_are_the_same_with_and_without_ray(tmp_path, plan_file, tiny
     for digest, record in on_ray.items():
         has_predictions = (Store(tmp_path / "ray").folder(digest) / "predictions.parquet").exists()
         assert has_predictions == (record.spec.test_sets != ())  # a search trial scores dev alone
-        assert record.dev_accuracy == alone[digest].dev_accuracy and record.draws == alone[digest].draws
+        assert record.dev_score == alone[digest].dev_score and record.draws == alone[digest].draws
         for selection, sets in record.metrics.items():
             for name, numbers in sets.items():
                 assert numbers.accuracy == alone[digest].metrics[selection][name].accuracy

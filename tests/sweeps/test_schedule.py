@@ -29,7 +29,7 @@ def finish(schedule, records, rng, causes=lambda spec: None, stop_after=None, ru
 
 def outcome(schedule, records):
     trials = sorted(trial.digest for trial in schedule.known(records))
-    return trials, [(choice.cell.key, choice.params, choice.dev_accuracy) for choice in schedule.choices(records)]
+    return trials, [(choice.cell.key, choice.params, choice.dev_score) for choice in schedule.choices(records)]
 
 
 @pytest.mark.parametrize("seed", range(6))

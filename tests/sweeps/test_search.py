@@ -294,9 +294,9 @@ def test_a_dead_seed_is_a_dead_point(small_cells):
     _, cells = small_cells()
     specs = [cells[-1].search_spec({"learning_rate": 1e-3, "r": 2}, seed) for seed in (100, 101)]
     alive = judge({}, [fake_record(spec) for spec in specs], "best_dev")
-    assert alive.accuracy == pytest.approx(0.9 + 0.001 * (100 % 7 + 101 % 7) / 2) and alive.loss == 0
+    assert alive.score == pytest.approx(0.9 + 0.001 * (100 % 7 + 101 % 7) / 2) and alive.loss == 0
     dead = judge({}, [fake_record(specs[0]), fake_record(specs[1], Cause.DIVERGED)], "best_dev")
-    assert dead.accuracy is None and not dead.pruned and best([dead, alive]) is alive and best([dead]) is None
+    assert dead.score is None and not dead.pruned and best([dead, alive]) is alive and best([dead]) is None
 
 
 def test_ties_go_to_the_lower_loss_then_to_the_earlier_point():

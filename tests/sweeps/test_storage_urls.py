@@ -228,7 +228,7 @@ def test_the_store_does_on_a_url_what_it_does_in_a_folder(url, record, small_cel
             write_atomically(store.folder(record.digest) / "predictions.parquet", b"half")
             assert store.get(record.digest) is None and store.load() == {}
             store.put(record, b"predictions")
-            assert store.get(record.digest).dev_accuracy == record.dev_accuracy and list(store.load()) == [record.digest]
+            assert store.get(record.digest).dev_score == record.dev_score and list(store.load()) == [record.digest]
             assert store.write_plan(plan) is False and store.write_plan(plan) is False
             assert store.write_plan(plan.model_copy(update={"n_dev": 8})) is True
             store.write_manifest(plan, schedule, {})

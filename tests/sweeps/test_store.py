@@ -31,7 +31,7 @@ def test_what_is_put_is_got_and_half_a_trial_does_not_count(tmp_path, record):
     (folder / "predictions.parquet").write_bytes(b"half")
     assert store.get(record.digest) is None and store.load() == {}
     store.put(record, b"predictions")
-    assert store.get(record.digest).dev_accuracy == record.dev_accuracy and list(store.load()) == [record.digest]
+    assert store.get(record.digest).dev_score == record.dev_score and list(store.load()) == [record.digest]
     store.discard(record.digest)
     assert store.load() == {}
 

@@ -53,8 +53,8 @@ def expected(states):
         found[str(state.cell)] = rows = []
         for point in state.points:
             outcome, last = point.outcome, list(point.outcome.curve.values())[-1:] or [None]
-            kind = "PRUNED" if outcome.pruned else "FAIL" if outcome.accuracy is None else "COMPLETE"
-            value = last[0] if outcome.pruned else outcome.accuracy
+            kind = "PRUNED" if outcome.pruned else "FAIL" if outcome.score is None else "COMPLETE"
+            value = last[0] if outcome.pruned else outcome.score
             rows.append((kind, value, sorted(outcome.curve.items()), [trial.digest for trial in point.trials]))
         rows.sort()
     return found
@@ -84,14 +84,14 @@ def test_every_point_is_there_once_as_it_ended(place):
     assert kinds == {"COMPLETE", "FAIL", "PRUNED"}
     for state in states:
         study = optuna.load_study(study_name=str(state.cell), storage=read())
-        assert study.best_value == state.choice.dev_accuracy and study.best_params == state.choice.params
+        assert study.best_value == state.choice.dev_score and study.best_params == state.choice.params
         assert study.user_attrs["cell"]["method"] == state.cell.entry
         by_digests = {tuple(trial.user_attrs["digests"]): trial for trial in study.get_trials()}
         for point in state.points:
             trial = by_digests[tuple(planned.digest for planned in point.trials)]
             assert trial.params == point.params and trial.user_attrs["round"] == point.round
             assert trial.user_attrs["seeds"] == [100, 101]
-            assert trial.user_attrs["dev_accuracy"] == [record.dev_accuracy.get("best_dev") for record in point.records]
+            assert trial.user_attrs["dev_score"] == [record.dev_score.get("best_dev") for record in point.records]
             causes = [record.cause for record in point.records]
             assert trial.user_attrs.get("causes", [None, None]) == causes
 

@@ -29,7 +29,7 @@ def full_record(spec, cause=None):
 
     def numbers(accuracy, domain):
         return SetMetrics(
-            n=8, accuracy=accuracy, macro_accuracy=0, macro_f1=0, mcc=0, calibration_error=0, loss=float("nan"),
+            n=8, score=accuracy, accuracy=accuracy, macro_accuracy=0, macro_f1=0, mcc=0, calibration_error=0, loss=float("nan"),
             majority_share=0.5, label_shares={}, predicted_shares={}, label_accuracy={}, domain=domain,
         )  # fmt: skip
 
@@ -39,7 +39,7 @@ def full_record(spec, cause=None):
         update={
             "metrics": {} if spec.test_sets == () else dict.fromkeys(spec.selections, sets),
             "curve": [
-                CurvePoint(step=step, epoch=step // 10, train_loss=1 / step, learning_rate=1e-3, dev_accuracy=0.5 + step / 100)
+                CurvePoint(step=step, epoch=step // 10, train_loss=1 / step, learning_rate=1e-3, dev_score=0.5 + step / 100)
                 for step in (10, 20, 30)
             ]
             if trains
@@ -115,11 +115,11 @@ def test_a_record_becomes_numbers_and_a_curve(specs):
     assert (
         result["last/toy_accuracy"] == result["best_dev/toy_accuracy"] == 0.75 and result["best_dev/toy_hans_accuracy"] == 0.5
     )
-    assert result["best_dev/dev_accuracy"] == pytest.approx(0.9 - 0.1 * 0.30103 + 0.001, abs=1e-4)
+    assert result["best_dev/dev_score"] == pytest.approx(0.9 - 0.1 * 0.30103 + 0.001, abs=1e-4)
     assert (result["findings/note"], result["findings/warning"], result["failed"], result["cost/wall_s"]) == (0, 1, 0, 0.1)
     assert [point["training_iteration"] for point in result["curve"]] == [10, 20, 30]
     assert result["curve"][1] == {
-        "training_iteration": 20, "curve/train_loss": 0.05, "curve/learning_rate": 1e-3, "curve/dev_accuracy": 0.7,
+        "training_iteration": 20, "curve/train_loss": 0.05, "curve/learning_rate": 1e-3, "curve/dev_score": 0.7,
     }  # fmt: skip
     failed = result_of(full_record(specs["report"][1], Cause.DIVERGED))
     assert failed["failed"] == 1 and failed["curve"] == [] and not any("accuracy" in name for name in failed)
@@ -259,7 +259,7 @@ def test_tensorboard_has_the_curve_and_the_numbers(sweep, tmp_path):
     (folder,) = [folder for folder in folders if folder.name.startswith("lora toy 2 shots seed 1 ")]
     (events,) = folder.iterdir()
     scalars = tensorboard_scalars(events)
-    assert scalars["ray/tune/curve/dev_accuracy"] == pytest.approx({10: 0.6, 20: 0.7, 30: 0.8})
+    assert scalars["ray/tune/curve/dev_score"] == pytest.approx({10: 0.6, 20: 0.7, 30: 0.8})
     assert scalars["ray/tune/best_dev/toy_hans_accuracy"] == {30: 0.5} and scalars["ray/tune/findings/warning"] == {30: 1}
 
 
@@ -282,7 +282,7 @@ def test_mlflow_has_parameters_curve_and_status(sweep, tmp_path, monkeypatch):
     (run,) = [run for run in runs if run.info.run_name.startswith("lora toy 4 shots seed 2 ")]
     assert run.data.params["n_shots"] == "4" and run.data.params["entry"] == "lora" and run.data.params["stage"] == "report"
     assert run.data.metrics["last/toy_accuracy"] == 0.75 and run.data.metrics["cost/wall_s"] == 0.1
-    curve = client.get_metric_history(run.info.run_id, "curve/dev_accuracy")
+    curve = client.get_metric_history(run.info.run_id, "curve/dev_score")
     assert {point.step: point.value for point in curve} == pytest.approx({10: 0.6, 20: 0.7, 30: 0.8})
     assert not (tmp_path / "mlruns").exists() and not (tmp_path / "mlflow.db").exists()
 
@@ -332,7 +332,7 @@ def test_wandb_is_offline_and_has_the_curve(sweep, tmp_path, monkeypatch):
         {**{item.key or "/".join(item.nested_key): item.value_json for item in step.item}, "step": step.step.num}
         for step in history
     ]
-    assert [(step["step"], step["curve/dev_accuracy"]) for step in steps] == [(10, "0.6"), (20, "0.7"), (30, "0.8")]
+    assert [(step["step"], step["curve/dev_score"]) for step in steps] == [(10, "0.6"), (20, "0.7"), (30, "0.8")]
     assert steps[-1]["best_dev/toy_accuracy"] == "0.75"
 
 
