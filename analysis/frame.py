@@ -84,7 +84,7 @@ def predictions(root: str | Place, digest: str | Iterable[str] | None = None) ->
 
     Returns:
         Columns digest, selection, set, id, label, prediction, free_prediction, label_log_probabilities (natural logarithms,
-        one per label).
+        one per label); where text is generated digest, selection, set, id, text, finished and the scores of each text.
 
     Raises:
         UserError: no such folder or trial; none of the trials left predictions.

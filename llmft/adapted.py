@@ -23,12 +23,14 @@ class Adapted(torch.nn.Module):
         super().__init__()
         self.network, self.method, self.model = model.network, method, model
 
-    def forward(self, what: Literal["loss", "scores", "prefix"], given: QueryBatch | tuple[int, ...]) -> Any:
-        """The method's `loss` or `scores` of a batch, or the encoded `prefix` of token ids."""
+    def forward(
+        self, what: Literal["loss", "scores", "generate", "prefix"], given: QueryBatch | tuple[int, ...], *more: Any
+    ) -> Any:
+        """The method's `loss` or `scores` of a batch, what it does `generate` by a `Decoding`, or the encoded `prefix` of token ids."""
         with self.model.autocast():
             if what == "prefix":
                 return encode_prefix(self.model, given)
-            return getattr(self.method, what)(self.model, given)
+            return getattr(self.method, what)(self.model, given, *more)
 
     def no_sync(self) -> AbstractContextManager:
         """As DDP's: a context in which gradients stay in this process. Nothing to do alone.

@@ -11,6 +11,7 @@ import torch
 from llmft.model import BorrowedModel
 from llmft.tokens import EncodedQueries, LabelWords
 
+NO_TOKEN = -1
 SHORTEST_PREFIX = 8  # tokens; below that a cache costs more than it saves
 
 
@@ -49,22 +50,25 @@ class QueryBatch:
     Attributes:
         input_ids, attention_mask: [rows, length]; the mask also covers the prefix, [rows, prefix + length].
         answer_at: [rows], the place in `input_ids` whose next token is the (first token of the) label word.
-        labels: [queries], gold labels.
+        labels: [queries], gold labels; None where text is generated.
         indices: [queries], their places in the set.
-        words: the label words.
+        words: the label words; None where text is generated.
         prefix: what precedes every row, already encoded; None where the rows hold everything.
+        completions: [queries, tokens], the tokens that shall follow each query, the first of them `answer_at`; padded with
+            NO_TOKEN. `input_ids` hold all but the last. None where nothing but label words is trained.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     answer_at: torch.Tensor
-    labels: torch.Tensor
+    labels: torch.Tensor | None
     indices: torch.Tensor
-    words: LabelWords
+    words: LabelWords | None
     prefix: Prefix | None = None
+    completions: torch.Tensor | None = None
 
     def __len__(self) -> int:
-        return self.labels.shape[0]
+        return self.indices.shape[0]
 
     @property
     def position_ids(self) -> torch.Tensor:
@@ -78,7 +82,7 @@ class QueryBatch:
 def make_batch(
     queries: EncodedQueries,
     indices: Sequence[int],
-    words: LabelWords,
+    words: LabelWords | None,
     model: BorrowedModel,
     prefix: Prefix | None = None,
     opening: tuple[int, ...] = (),
@@ -89,10 +93,17 @@ def make_batch(
         prefix: the encoded opening; or
         opening: its tokens, to be put in front of every row instead.
     """
-    endings = [()] if words.single else [ids[:-1] for ids in words.ids]
+    endings = [()] if words is None or words.single else [ids[:-1] for ids in words.ids]
     rows = [(*opening, *queries.suffixes[i]) for i in indices]
     answer_at = [len(row) - 1 for row in rows for _ in endings]
     full = [row + ending for row in rows for ending in endings]
+    completions = None
+    if queries.completions:
+        wanted = [queries.completions[i] for i in indices]
+        full = [row + ids[:-1] for row, ids in zip(rows, wanted, strict=True)]
+        completions = np.full((len(wanted), max(map(len, wanted))), NO_TOKEN)
+        for place, ids_of_one in enumerate(wanted):
+            completions[place, : len(ids_of_one)] = ids_of_one
     length = max(map(len, full))
     ids = np.zeros((len(full), length), dtype=np.int64)
     mask = np.zeros((len(full), length), dtype=np.int64)
@@ -105,8 +116,16 @@ def make_batch(
     def tensor(values) -> torch.Tensor:
         return torch.as_tensor(values, device=model.device)
 
-    labels = tensor([queries.labels[i] for i in indices])
-    return QueryBatch(tensor(ids), tensor(mask), tensor(answer_at), labels, tensor(list(indices)), words, prefix)
+    return QueryBatch(
+        input_ids=tensor(ids),
+        attention_mask=tensor(mask),
+        answer_at=tensor(answer_at),
+        labels=tensor([queries.labels[i] for i in indices]) if queries.labels else None,
+        indices=tensor(list(indices)),
+        words=words,
+        prefix=prefix,
+        completions=None if completions is None else tensor(completions),
+    )
 
 
 def deal(

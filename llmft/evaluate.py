@@ -1,9 +1,10 @@
-"""Predictions: every query of a set scored once."""
+"""Predictions: every query of a set scored, or answered with a text, once."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,7 +12,9 @@ import torch
 from llmft.adapted import Adapted
 from llmft.batches import SHORTEST_PREFIX, Prefix, deal, make_batch
 from llmft.errors import Cause, TrialFailure
+from llmft.generate import Decoding, end_tokens
 from llmft.runtime import Runtime
+from llmft.text_metrics import example_scores
 from llmft.tokens import EncodedQueries, EncodedTrial, LabelWords
 
 
@@ -44,20 +47,61 @@ class Predictions:
         """Mean negative log-likelihood of the gold label under the restricted rule, in nats."""
         return float(-self.log_probabilities[np.arange(len(self.labels)), self.labels].mean())
 
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """What a checkpoint is chosen by: of equal scores the surer."""
+        return self.score, -self.loss
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The texts that a method gives for a set, in the set's order.
+
+    Attributes:
+        texts: [n].
+        references: [n], the texts that count as right.
+        finished: [n], whether a text came to its end; the others were cut at the most tokens allowed.
+        metric: the score of a text that comparisons are about.
+    """
+
+    texts: tuple[str, ...]
+    references: tuple[tuple[str, ...], ...]
+    finished: np.ndarray
+    metric: str
+    loss: None = None
+
+    @cached_property
+    def score(self) -> float:
+        """What selects checkpoints and hyper-parameters, larger is better: the mean of `metric`."""
+        return float(example_scores(self.texts, self.references, (self.metric,))[self.metric].mean())
+
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """What a checkpoint is chosen by: of equal scores the first."""
+        return (self.score,)
+
 
 class Evaluator:
-    """Scores sets of a trial's prompts with one model; the shared prefix is encoded once and reused while the weights stay.
+    """Scores sets of a trial's prompts with one model, or answers them where text is generated; the shared prefix is encoded once
+    and reused while the weights stay.
 
     Attributes:
         n_tokens: tokens that went through the networks of all processes so far, padding not counted.
     """
 
-    def __init__(self, adapted: Adapted, encoded: EncodedTrial, words: LabelWords, runtime: Runtime):
-        self.adapted, self.encoded, self.words, self.runtime = adapted, encoded, words, runtime
+    def __init__(
+        self,
+        adapted: Adapted,
+        encoded: EncodedTrial,
+        words: LabelWords | None,
+        runtime: Runtime,
+        decoding: Decoding | None = None,
+    ):
+        self.adapted, self.encoded, self.words, self.runtime, self.decoding = adapted, encoded, words, runtime, decoding
         self.n_tokens = 0
         self._prefix: Prefix | None = None
 
-    def predict(self, name: str) -> Predictions:
+    def predict(self, name: str) -> Predictions | Generated:
         """The predictions for the set `name`, shared out over the processes and gathered in each.
 
         Raises:
@@ -65,7 +109,7 @@ class Evaluator:
         """
         self.adapted.network.eval()
         with torch.no_grad():
-            return self._predict(self.encoded.sets[name])
+            return (self._generate if self.decoding else self._predict)(self.encoded.sets[name])
 
     def _predict(self, queries: EncodedQueries) -> Predictions:
         runtime, prefix, opening = self.runtime, self._shared(), self.encoded.prefix
@@ -95,13 +139,36 @@ class Evaluator:
             )
         return Predictions(np.asarray(queries.labels), labels, free if is_free else None)
 
+    def _generate(self, queries: EncodedQueries) -> Generated:
+        runtime, prefix, opening, decoding = self.runtime, self._shared(), self.encoded.prefix, self.decoding
+        if prefix:
+            opening = ()
+        lengths, n_new = [len(opening) + len(ids) for ids in queries.suffixes], decoding.spec.max_new_tokens
+        overhead = n_new + (prefix.length if prefix else 0)
+        budget = runtime.micro_batch_tokens // decoding.spec.num_beams
+        ids = torch.zeros(len(queries), n_new, dtype=torch.int64)
+        widths = torch.zeros(len(queries), dtype=torch.int64)
+        for group, counts in deal(lengths, budget, runtime.rank, runtime.world_size, overhead):
+            runtime.check_time()
+            batch = make_batch(queries, group, None, self.adapted.model, prefix, opening)
+            new = self.adapted("generate", batch, decoding).cpu()
+            if counts:
+                ids[group, : new.shape[1]], widths[group] = new, new.shape[1]
+        ids, widths = (runtime.all_reduce(mine, "sum").tolist() for mine in (ids, widths))  # zero but where a query was mine
+        ends = end_tokens(self.adapted.model, decoding)
+        texts, finished = zip(*(decoding.read(row[:n], ends) for row, n in zip(ids, widths, strict=True)), strict=True)
+        self.n_tokens += sum(lengths) + sum(widths)
+        return Generated(texts, queries.references, np.asarray(finished), decoding.metric)
+
     def _shared(self) -> Prefix | None:
         if self.adapted.method.trains or len(self.encoded.prefix) < SHORTEST_PREFIX:
             return None
+        if self.decoding and getattr(self.adapted.network.config, "sliding_window", None):
+            return None  # padding between prefix and query would count as distance
         if self._prefix is None:
             self._prefix = self.adapted("prefix", self.encoded.prefix)
             self.n_tokens += len(self.encoded.prefix) * self.runtime.world_size
         return self._prefix
 
-    def predict_all(self, names: list[str]) -> Mapping[str, Predictions]:
+    def predict_all(self, names: list[str]) -> Mapping[str, Predictions | Generated]:
         return {name: self.predict(name) for name in names}

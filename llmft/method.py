@@ -14,9 +14,10 @@ from llmft.spec import Spec
 if TYPE_CHECKING:
     import torch
 
+    from llmft.generate import Decoding
     from llmft.model import BorrowedModel
     from llmft.scoring import QueryBatch, Scores
-    from llmft.task import Example
+    from llmft.task import Example, Kind
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Method:
         search: what a sweep searches, by the name of a setting or of a `TrainSpec` field.
         trains: whether weights are changed at all.
         uses_shots: whether labelled examples are used at all.
+        kinds: the kinds of task that it serves; without a language-model head, no text can be generated.
         paper: where the method comes from.
     """
 
@@ -60,6 +62,7 @@ class Method:
     search: ClassVar[dict[str, Range]] = {}
     trains: ClassVar[bool] = True
     uses_shots: ClassVar[bool] = True
+    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "generation")
     paper: ClassVar[str] = ""
 
     def __init__(self, settings: Spec | None = None):
@@ -73,7 +76,8 @@ class Method:
         """Change `model.network` in place: add modules, and leave `requires_grad` only where training shall go.
 
         It is called with every parameter frozen and the network on the CPU, from where it is moved or sharded afterwards; so what
-        is added stays on the CPU too, and only `scores` and `loss` run the network. `generator` seeds whatever is initialised.
+        is added stays on the CPU too, and only `scores`, `loss` and `generate` run the network. `generator` seeds whatever is
+        initialised. `n_labels` is 0 where text is generated.
         """
 
     def scores(self, model: BorrowedModel, batch: QueryBatch) -> Scores:
@@ -83,7 +87,20 @@ class Method:
         return label_word_scores(model, batch)
 
     def loss(self, model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
-        """The mean training loss over the batch (a scalar); by default the cross-entropy of `scores`."""
+        """The mean training loss over the batch (a scalar).
+
+        By default the cross-entropy of `scores`, or the completions' where the batch has some.
+        """
         import torch.nn.functional as F
 
+        if batch.completions is not None:
+            from llmft.scoring import completion_loss
+
+            return completion_loss(model, batch)
         return F.cross_entropy(self.scores(model, batch).labels.float(), batch.labels)
+
+    def generate(self, model: BorrowedModel, batch: QueryBatch, decoding: Decoding) -> torch.Tensor:
+        """The ids of the tokens that follow each query of the batch, [queries, new tokens]."""
+        from llmft.generate import generate
+
+        return generate(model, batch, decoding)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from llmft.batches import QueryBatch
+from llmft.batches import NO_TOKEN, QueryBatch
 from llmft.model import BorrowedModel
 
 NO_LABEL = -1
@@ -77,6 +77,21 @@ def label_word_scores(model: BorrowedModel, batch: QueryBatch) -> Scores:
         scores.append(total)
         is_best.append(agrees)
     return Scores(torch.stack(scores, 1), _best_label(torch.stack(is_best, 1)))
+
+
+def completion_loss(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
+    """The negative log-likelihood of a completion's tokens, in nats: the mean over its tokens, then over the examples.
+
+    So each example counts alike, however long its reference is, and however the batch is cut into forward passes.
+    """
+    import torch.nn.functional as F
+
+    logits_at, is_token = _logits_at(model, batch), batch.completions != NO_TOKEN
+    rows, steps = is_token.nonzero(as_tuple=True)
+    logits = logits_at(rows, batch.answer_at[rows] + steps).float()  # [tokens, vocabulary]
+    losses = F.cross_entropy(logits, batch.completions[rows, steps], reduction="none")
+    weights = 1.0 / is_token.sum(1)[rows]
+    return (losses * weights).sum() / len(batch)
 
 
 def _best_label(is_best: torch.Tensor) -> torch.Tensor:

@@ -7,9 +7,10 @@ from functools import lru_cache
 
 from llmft import registry
 from llmft.errors import UserError, unknown_name
+from llmft.generate import Decoding
 from llmft.method import Method
 from llmft.model import context_length, load_config, load_tokenizer
-from llmft.seeds import stream
+from llmft.seeds import derive, stream
 from llmft.spec import DataRef, TrialSpec
 from llmft.task import Draw, Task, TaskData, TestSet, draw_examples, subsample
 from llmft.tokens import EncodedTrial, LabelWords, encode_trial, resolve_label_words
@@ -19,14 +20,18 @@ SHOTS, DEV = "shots", "dev"  # names of these sets among a trial's encoded sets
 
 @dataclass(frozen=True)
 class Setting:
-    """What a spec names; nothing of it depends on the weights."""
+    """What a spec names; nothing of it depends on the weights.
+
+    A task has either label words, `words`, or generates text by `decoding`.
+    """
 
     task: Task
     data: TaskData
     method: Method
     tests: tuple[TestSet, ...]
     draw: Draw
-    words: LabelWords
+    words: LabelWords | None
+    decoding: Decoding | None = None
 
 
 @lru_cache(maxsize=4)
@@ -42,6 +47,10 @@ def settle(spec: TrialSpec) -> Setting:
         UserError: something that is not there or not allowed.
     """
     task, method = registry.load_task(spec.task), registry.build_method(spec.method, spec.settings)
+    registry.check_kinds(spec.method, spec.task)
+    if (task.kind == "generation") != (spec.generation is not None):
+        fix = "leave generation out" if spec.generation else "give a GenerationSpec"
+        raise UserError(f"generation: the task '{spec.task}' is {task.kind}; {fix}.")
     for kind, name, known in (
         ("pattern", spec.pattern, task.patterns),
         ("verbalizer", spec.verbalizer, {"default": None, **task.verbalizers}),
@@ -66,10 +75,13 @@ def settle(spec: TrialSpec) -> Setting:
     config = load_config(spec.model)
     if spec.max_length is not None and spec.max_length > context_length(config):
         raise UserError(f"max_length: {spec.max_length} is more than this model's context of {context_length(config)} tokens.")
+    tokenizer = load_tokenizer(spec.model)
+    if spec.generation is not None:
+        stop = (spec.separator,) if spec.generation.stop is None else spec.generation.stop
+        decoding = Decoding(spec.generation, tokenizer, stop, derive(spec.dropout_seed, "generation"), task.metric)
+        return Setting(task, data, method, tests, draw, None, decoding)
     words = task.verbalizers[pattern.verbalizer if spec.verbalizer == "default" else spec.verbalizer]
-    return Setting(
-        task, data, method, tests, draw, resolve_label_words(load_tokenizer(spec.model), pattern, words, data.pool[0].fields)
-    )
+    return Setting(task, data, method, tests, draw, resolve_label_words(tokenizer, pattern, words, data.pool[0].fields))
 
 
 def _check_selections(spec: TrialSpec, domains: set[str]) -> None:
@@ -101,4 +113,6 @@ def encode_prompts(spec: TrialSpec, setting: Setting) -> EncodedTrial:
         sets,
         spec.max_length or context_length(load_config(spec.model)),
         stream(spec.order_seed, "demonstrations"),
+        n_new_tokens=spec.generation.max_new_tokens if spec.generation else 0,
+        trained=(SHOTS,),
     )

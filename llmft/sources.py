@@ -25,10 +25,12 @@ class Source:
         files: names under which a local folder may hold it; the first that is there is taken.
         hub: (repository, configuration, split, revision) of parquet files on the hub; configuration None stands for the only one
             that there is. Every public data set has its rows as parquet files under the revision `refs/convert/parquet`.
+        columns: of the hub's files, those that are read, where others are large (whole books); a dot leads into a structure.
     """
 
     files: tuple[str, ...]
     hub: tuple[str, str | None, str, str]
+    columns: tuple[str, ...] | None = None
 
     def find(self, directory: str) -> Path:
         """The local file.
@@ -84,7 +86,8 @@ class Source:
         Raises:
             UserError: as `paths`, or a file is damaged.
         """
-        return [row for path in self.paths(data) for row in _file_rows(path)]
+        columns = None if data.directory or self.columns is None else list(self.columns)
+        return [row for path in self.paths(data) for row in _file_rows(path, columns)]
 
 
 def resolve_sources(sources: Sequence[Source], directory: str | None) -> DataRef:
@@ -110,7 +113,7 @@ def _content_hash(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _file_rows(path: Path) -> list[dict[str, Any]]:
+def _file_rows(path: Path, columns: list[str] | None) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.csv as csv
     import pyarrow.json as json
@@ -118,7 +121,7 @@ def _file_rows(path: Path) -> list[dict[str, Any]]:
 
     try:
         if path.suffix == ".parquet":
-            return parquet.read_table(path).to_pylist()
+            return parquet.read_table(path, columns=columns).to_pylist()
         if path.suffix in (".jsonl", ".json"):
             return json.read_json(path).to_pylist()
         tabs = csv.ParseOptions(
@@ -155,6 +158,21 @@ def checked_fields(row: dict[str, Any], columns: dict[str, str], where: str) -> 
         if not isinstance(row.get(column), str):
             raise UserError(f"{where}: column {column!r} is missing or holds no text. Columns: {', '.join(map(str, row))}.")
     return {name: row[column] for name, column in columns.items()}
+
+
+def checked_references(texts: Any, where: str) -> tuple[str, ...]:
+    """The texts that count as right, without white space around them.
+
+    Args:
+        texts: what the row holds: one text or several.
+
+    Raises:
+        UserError: there is none, or one is empty or no text.
+    """
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise UserError(f"{where}: the references {texts!r} must be texts, and not empty. Correct the row or leave it out.")
+    return tuple(text.strip() for text in texts)
 
 
 def numbered(rows: Iterable[dict[str, Any]], name: str) -> Iterator[tuple[str, str, dict[str, Any]]]:

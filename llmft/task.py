@@ -1,4 +1,7 @@
-"""What a task is: labelled text, its patterns and label words, and where its test sets come from. Each file in `tasks/` holds one."""
+"""What a task is: labelled text or text to be generated, its patterns, and where its test sets come from.
+
+Each file in `tasks/` holds one.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -17,16 +21,18 @@ from llmft.spec import DataRef
 
 @dataclass(frozen=True)
 class Example:
-    """One labelled text.
+    """One labelled text, or one with the texts that a model should generate for it.
 
-    `fields` are the texts that a pattern names, `label` an index into the task's labels, `groups` what results are also
-    reported by (heuristic, subcase).
+    `fields` are the texts that a pattern names, `label` an index into the task's labels (None where text is generated), `groups`
+    what results are also reported by (heuristic, subcase), `references` the texts that count as right: the first is shown and
+    trained on.
     """
 
     id: str
     fields: Mapping[str, str]
-    label: int
+    label: int | None
     groups: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,8 +53,8 @@ class TaskData:
     revision: str = ""
 
     @cached_property
-    def pool_by_label(self) -> dict[int, list[Example]]:
-        by_label: dict[int, list[Example]] = {}
+    def pool_by_label(self) -> dict[int | None, list[Example]]:
+        by_label: dict[int | None, list[Example]] = {}
         for example in self.pool:
             by_label.setdefault(example.label, []).append(example)
         return by_label
@@ -62,10 +68,14 @@ class Draw:
     dev: tuple[Example, ...]
 
 
+Kind = Literal["classification", "generation"]
+
+
 class Task:
     """A classification task. Subclasses give the class attributes and `load`.
 
     Class attributes:
+        kind: what an answer is; a method says which kinds it serves (`llmft.method.Method.kinds`).
         labels: names of the labels, in the order of their indices.
         patterns: name -> `Pattern`.
         verbalizers: name -> one word per label. "default" stands for the one that the pattern names.
@@ -73,6 +83,7 @@ class Task:
         needs_data: whether `load` reads files or the hub.
     """
 
+    kind: ClassVar[Kind] = "classification"
     labels: tuple[str, ...]
     patterns: Mapping[str, Pattern]
     verbalizers: Mapping[str, tuple[str, ...]]
@@ -100,12 +111,31 @@ class Task:
         raise NotImplementedError
 
 
+class GenerationTask(Task):
+    """A task whose answers are texts.
+
+    Class attributes:
+        metric: the name of the score that comparisons are about, one of `llmft.text_metrics.EXAMPLE_METRICS`.
+        generation_defaults: fields of `GenerationSpec` whose default this task changes.
+    """
+
+    kind = "generation"
+    labels = ()
+    verbalizers: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    metric: str
+    generation_defaults: ClassVar[dict[str, Any]] = {}
+
+
 def per_label(n_shots: int, unit: str, n_labels: int, where: str = "n_shots") -> int:
-    """How many examples of each label `n_shots` means.
+    """How many examples of each label `n_shots` means; without labels, how many in all.
 
     Raises:
-        UserError: `n_shots` in total cannot be balanced over the labels.
+        UserError: `n_shots` in total cannot be balanced over the labels, or is meant for each of none.
     """
+    if not n_labels:
+        if unit == "per_class":
+            raise UserError("shots_unit: per_class is for tasks with labels, and this one generates text. Use total.")
+        return n_shots
     if unit == "per_class":
         return n_shots
     if n_shots % n_labels:
@@ -118,7 +148,7 @@ def per_label(n_shots: int, unit: str, n_labels: int, where: str = "n_shots") ->
 
 
 def draw_examples(data: TaskData, n_labels: int, n_shots: int, unit: str, n_dev: int, seed: int) -> Draw:
-    """Draw shots and dev, balanced over the labels.
+    """Draw shots and dev, balanced over the labels; where there are none (`n_labels` 0), from the pool as a whole.
 
     Each label's pool is put in a random order that depends on `seed` alone; shots come from its front and dev from its back.
     So the same seed gives every method the same examples, fewer shots are a subset of more, and dev does not change with the
@@ -128,18 +158,18 @@ def draw_examples(data: TaskData, n_labels: int, n_shots: int, unit: str, n_dev:
         UserError: the pool has too few examples of a label.
     """
     k_shots = per_label(n_shots, unit, n_labels)
-    k_dev = [n_dev // n_labels + (label < n_dev % n_labels) for label in range(n_labels)]
+    strata = range(n_labels) if n_labels else (None,)
     shots, dev = [], []
-    for label in range(n_labels):
-        rows = data.pool_by_label.get(label, [])
-        if k_shots + k_dev[label] > len(rows):
+    for place, label in enumerate(strata):
+        rows, k_dev = data.pool_by_label.get(label, []), n_dev // len(strata) + (place < n_dev % len(strata))
+        if k_shots + k_dev > len(rows):
             raise UserError(
-                f"n_shots: {k_shots} shots and {k_dev[label]} dev examples of label {label} are more than the "
-                f"{len(rows)} that the training pool holds. Use fewer shots or a smaller n_dev."
+                f"n_shots: {k_shots} shots and {k_dev} dev examples{'' if label is None else f' of label {label}'} are more than "
+                f"the {len(rows)} that the training pool holds. Use fewer shots or a smaller n_dev."
             )
         order = stream(seed, f"pool/{label}").permutation(len(rows))
         shots.append([rows[i] for i in order[:k_shots]])
-        dev.append([rows[i] for i in order[len(rows) - k_dev[label] :]])
+        dev.append([rows[i] for i in order[len(rows) - k_dev :]])
     interleaved = tuple(example for group in zip(*shots, strict=True) for example in group)  # any prefix stays balanced
     return Draw(interleaved, tuple(example for group in dev for example in group))
 

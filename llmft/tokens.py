@@ -6,7 +6,7 @@ the ids, so that encoding it once is exact for every tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from llmft.errors import Cause, TrialFailure, UserError
@@ -74,37 +74,53 @@ def resolve_label_words(tokenizer, pattern: Pattern, words: Sequence[str], sampl
 
 @dataclass(frozen=True)
 class EncodedQueries:
-    """The prompts of one set: what follows the trial's common prefix, and the labels. Lists of the same length."""
+    """The prompts of one set: what follows the trial's common prefix, and the right answers. Lists of the same length.
+
+    `labels` are for classification. Where text is generated there are `references` instead, and of the shots that are trained on
+    `completions`: the first reference's tokens and the end of the text.
+    """
 
     suffixes: tuple[tuple[int, ...], ...]
-    labels: tuple[int, ...]
+    labels: tuple[int, ...] = ()
+    references: tuple[tuple[str, ...], ...] = ()
+    completions: tuple[tuple[int, ...], ...] = ()
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.suffixes)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each that go through the network behind the common prefix; the last of a completion never does."""
+        longer = [len(ids) - 1 for ids in self.completions] or [0] * len(self)
+        return [len(ids) + more for ids, more in zip(self.suffixes, longer, strict=True)]
 
 
 @dataclass(frozen=True)
 class EncodedTrial:
     """Every prompt of a trial: `prefix` opens all of them; `sets` holds the rest by set name.
 
-    `demonstrations` are the examples in the prompt, `n_dropped` how many more would not fit.
+    `demonstrations` are the examples in the prompt, `n_dropped` how many more would not fit. `n_new_tokens` may follow a prompt
+    where text is generated.
     """
 
     prefix: tuple[int, ...]
     sets: Mapping[str, EncodedQueries]
     demonstrations: tuple[Example, ...]
     n_dropped: int
+    n_new_tokens: int = 0
 
 
 def encode_trial(
     tokenizer,
     pattern: Pattern,
-    words: LabelWords,
+    words: LabelWords | None,
     separator: str,
     demonstrations: Sequence[Example],
     sets: Mapping[str, Sequence[Example]],
     max_length: int,
     order=None,
+    n_new_tokens: int = 0,
+    trained: Collection[str] = (),
 ) -> EncodedTrial:
     """Tokenise every prompt of a trial.
 
@@ -113,18 +129,23 @@ def encode_trial(
 
     Args:
         demonstrations: in the order of the draw (labels interleaved).
-        max_length: tokens that a prompt and its label word may take together.
+        words: None where text is generated; then examples have references instead of labels.
+        max_length: tokens that a prompt and its label word, or what is generated, may take together.
         order: a generator that shuffles the demonstrations in the prompt (None: as drawn).
+        n_new_tokens: room for what is generated.
+        trained: sets whose examples need their completions.
 
     Raises:
-        TrialFailure: a query does not fit even without demonstrations (QUERY_TOO_LONG).
+        TrialFailure: a query does not fit even without demonstrations, or an example that is trained on with its reference
+            (QUERY_TOO_LONG).
+        UserError: the tokenizer joins a reference with the prompt, or has no token for the end of a text.
     """
 
     def texts(examples: Sequence[Example], shown: Sequence[Example]) -> list[str]:
-        labelled = [(example.fields, words.words[example.label]) for example in shown]
-        return [render_prompt(pattern, labelled, example.fields, separator) for example in examples]
+        answered = [(example.fields, words.words[example.label] if words else example.references[0]) for example in shown]
+        return [render_prompt(pattern, answered, example.fields, separator) for example in examples]
 
-    limit = max_length - words.longest + 1  # the last token of a label word is never fed to the model
+    limit = max_length - (words.longest if words else n_new_tokens) + 1  # the last token of an answer is never fed to the model
     queries = [example for examples in sets.values() for example in examples]
     lengths = [
         len(ids)
@@ -135,10 +156,11 @@ def encode_trial(
         example = queries[lengths.index(max(lengths))]
         raise TrialFailure(
             Cause.QUERY_TOO_LONG,
-            f"the query {example.id} takes {max(lengths)} tokens; with its label word at most {max_length} fit this model or max_length.",
+            f"the query {example.id} takes {max(lengths)} tokens; with "
+            f"{'its label word' if words else f'{n_new_tokens} new tokens'} at most {max_length} fit this model or max_length.",
         )
     longest = [queries[i] for i in sorted(range(len(queries)), key=lengths.__getitem__)[-CANDIDATES:]]
-    kept, n_labels = list(demonstrations), len(words.words)
+    kept, n_labels = list(demonstrations), len(words.words) if words else 1
     while kept and max(map(len, encode(tokenizer, texts(longest, kept)))) > limit:
         kept = kept[:-n_labels]
     while True:
@@ -147,10 +169,45 @@ def encode_trial(
         if not kept or len(prefix) + max(len(ids) for encoded in rows.values() for ids in encoded) <= limit:
             break
         kept = kept[:-n_labels]
-    encoded = {
-        name: EncodedQueries(tuple(rows[name]), tuple(example.label for example in examples)) for name, examples in sets.items()
-    }
-    return EncodedTrial(prefix, encoded, tuple(shown), len(demonstrations) - len(kept))
+    encoded = {}
+    for name, examples in sets.items():
+        if words:
+            encoded[name] = EncodedQueries(tuple(rows[name]), tuple(example.label for example in examples))
+            continue
+        completions = ()
+        if name in trained:
+            prompts, ids = texts(examples, shown), [prefix + suffix for suffix in rows[name]]
+            completions = _encode_completions(tokenizer, pattern, prompts, ids, examples, max_length)
+        references = tuple(example.references for example in examples)
+        encoded[name] = EncodedQueries(tuple(rows[name]), references=references, completions=completions)
+    return EncodedTrial(prefix, encoded, tuple(shown), len(demonstrations) - len(kept), n_new_tokens)
+
+
+def _encode_completions(
+    tokenizer, pattern: Pattern, prompts: Sequence[str], ids: Sequence[tuple[int, ...]], examples: Sequence[Example], most: int
+) -> tuple[tuple[int, ...], ...]:
+    """The tokens of each example's first reference after its prompt (`ids`), and the end of the text."""
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "model: its tokenizer has no token that ends a text, so it cannot learn where to stop. Use another model."
+        )
+    completions = []
+    whole = encode(
+        tokenizer, [prompt + pattern.label_prefix + each.references[0] for prompt, each in zip(prompts, examples, strict=True)]
+    )
+    for example, prompt, all_ids in zip(examples, ids, whole, strict=True):
+        if tuple(all_ids[: len(prompt)]) != prompt:
+            raise UserError(
+                f"pattern: the reference of {example.id} cannot be trained on after the pattern {pattern.template!r}: this tokenizer "
+                "joins it with the text before. Choose a pattern that does not end in a space."
+            )
+        if len(all_ids) > most:
+            raise TrialFailure(
+                Cause.QUERY_TOO_LONG,
+                f"{example.id} and its reference take {len(all_ids)} tokens; at most {most} fit this model or max_length.",
+            )
+        completions.append((*all_ids[len(prompt) :], tokenizer.eos_token_id))
+    return tuple(completions)
 
 
 def _encode_all(tokenizer, jobs) -> tuple[tuple[int, ...], dict[str, list[tuple[int, ...]]]]:

@@ -12,7 +12,7 @@ import torch
 from llmft.batches import deal, make_batch
 from llmft.distributed import shard_of
 from llmft.errors import Cause, TrialFailure
-from llmft.evaluate import Evaluator, Predictions
+from llmft.evaluate import Evaluator, Generated, Predictions
 from llmft.record import CurvePoint
 from llmft.seeds import derive, stream
 from llmft.setting import DEV, SHOTS
@@ -27,7 +27,7 @@ class Checkpoint:
     dev_score: float | None
     dev_loss: float | None
     weights: dict[str, torch.Tensor] | None = None
-    predictions: Mapping[str, Predictions] = field(default_factory=dict)
+    predictions: Mapping[str, Predictions | Generated] = field(default_factory=dict)
 
 
 @dataclass
@@ -91,7 +91,7 @@ def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: M
     scaler = torch.amp.GradScaler(model.device.type, enabled=spec.precision == "fp16")
     if train.gradient_checkpointing:
         model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    lengths = [len(evaluator.encoded.prefix) + len(ids) for ids in shots.suffixes]
+    lengths = [len(evaluator.encoded.prefix) + n for n in shots.lengths]
     batch_order = stream(spec.order_seed, "batches")
     keeper = _Keeper(spec, evaluator, trainable, tests, result)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
@@ -212,7 +212,7 @@ class _Keeper:
             )
         )
         here = result.checkpoints["last"] = Checkpoint(result.n_steps, score, loss)
-        if "best_dev" in self.spec.selections and self._wins("best_dev", (score, -loss)):  # of equal scores the surer
+        if "best_dev" in self.spec.selections and self._wins("best_dev", dev.rank):
             weights = None if last else {name: shard_of(p).to("cpu", copy=True) for name, p in self.trainable.items()}
             result.checkpoints["best_dev"] = here if last else Checkpoint(here.step, score, loss, weights)
         wanted = [oracle for oracle in ORACLES if oracle in self.spec.selections]
@@ -220,7 +220,7 @@ class _Keeper:
             here.predictions = evaluator.predict_all(self.names)
             for oracle in wanted:
                 name = self.in_domain if oracle == "best_in_domain" else self.out_of_domain
-                if name and self._wins(oracle, (here.predictions[name].score, -here.predictions[name].loss)):
+                if name and self._wins(oracle, here.predictions[name].rank):
                     result.checkpoints[oracle] = here
 
     def _wins(self, selection: Selection, score: tuple) -> bool:

@@ -108,7 +108,7 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
             method.prepare(model, len(setting.task.labels), torch.Generator().manual_seed(derive(spec.init_seed, "init")))
         trainable = [(p.numel(), p.element_size()) for p in model.network.parameters() if p.requires_grad]
         adapted = Adapted(method, model)
-        module, evaluator = runtime.wrap(adapted), Evaluator(adapted, encoded, setting.words, runtime)
+        module, evaluator = runtime.wrap(adapted), Evaluator(adapted, encoded, setting.words, runtime, setting.decoding)
         started = time.perf_counter()
         try:
             if method.trains:
@@ -156,7 +156,8 @@ def _passes(spec: TrialSpec, encoded: EncodedTrial, runtime: Runtime) -> list[li
     """The lengths of the longest queries that one process gets at once, by set."""
     sets = []
     for name, queries in encoded.sets.items():
-        lengths = sorted((len(encoded.prefix) + len(ids) for ids in queries.suffixes), reverse=True)
+        opening = len(encoded.prefix) + (0 if name == SHOTS else encoded.n_new_tokens)
+        lengths = sorted((opening + n for n in queries.lengths), reverse=True)
         sets.append(lengths[: spec.train.batch_size if name == SHOTS else None][:: runtime.world_size])
     return sets
 

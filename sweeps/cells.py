@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,8 +12,8 @@ from pydantic import ValidationError
 
 from llmft.errors import UserError, unknown_name
 from llmft.method import Range
-from llmft.registry import complete_settings, load_task, method_class
-from llmft.spec import DataRef, ModelRef, TrainSpec, TrialSpec, error_lines
+from llmft.registry import check_kinds, complete_settings, load_task, method_class
+from llmft.spec import DataRef, GenerationSpec, ModelRef, TrainSpec, TrialSpec, error_lines
 from sweeps.plan import MethodEntry, ModelEntry, Plan, SearchPlan
 from sweeps.space import Params, Space, among, can_be, ordered
 
@@ -93,6 +94,17 @@ def _train_spec(where: str, values: Params) -> TrainSpec:
         return TrainSpec.model_validate(values)
     except ValidationError as error:
         raise UserError(error_lines(error, where, {"": TrainSpec.model_fields})) from None
+
+
+def _generation_spec(where: str, task: str, values: Params) -> GenerationSpec | None:
+    """How a task's texts are generated; None for classification."""
+    the_task = load_task(task)
+    if the_task.kind != "generation":
+        return None
+    try:
+        return GenerationSpec.model_validate_json(json.dumps({**the_task.generation_defaults, **values}))  # a list is a tuple
+    except ValidationError as error:
+        raise UserError(error_lines(error, where, {"": GenerationSpec.model_fields})) from None
 
 
 def _trial_spec(where: str, **fields: Any) -> TrialSpec:
@@ -182,9 +194,15 @@ def _entry_cells(
         raise UserError(f"{where}.n_shots: the method {method!r} uses no shots; remove the key.")
     if not cls.trains and (entry.train or entry.search):
         raise UserError(f"{where}: the method {method!r} trains nothing; remove {'train' if entry.train else 'search'}.")
+    try:
+        check_kinds(method, task)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     _train_spec(f"{where}.train", entry.train)
     train = TrainSpec.model_validate({**cls.train_defaults, **plan.train, **entry.train}) if cls.trains else TrainSpec()
     ranges = _ranges(where, plan, entry, cls, _values(train, settings)) if cls.trains and plan.search else {}
+    generation = _generation_spec(f"{where.split(': ')[0]}: generation", task, plan.generation)
+    draws = cls.uses_shots or cls.trains or (generation is not None and generation.temperature > 0)
     cells = []
     for n_shots in (entry.n_shots or plan.n_shots) if cls.uses_shots else (0,):
         if cls.uses_shots and n_shots < 1:
@@ -194,12 +212,12 @@ def _entry_cells(
             shots_unit=plan.shots_unit if n_shots else "total", pattern=entry.pattern or plan.pattern,
             verbalizer=entry.verbalizer or plan.verbalizer, train=train, n_dev=plan.n_dev, test_sets=plan.test_sets,
             n_test=plan.n_test, max_length=plan.max_length, precision=plan.precision,
-            selections=plan.selections if cls.trains else ("none",),
+            selections=plan.selections if cls.trains else ("none",), generation=generation,
         )  # fmt: skip
         search_base = base.model_copy(update={"selections": (plan.search_selection,), "test_sets": ()})
         cell = Cell(
             entry=name, base=base, search_base=search_base, ranges=ranges, search=plan.search if ranges else None,
-            report_seeds=plan.report.seeds if cls.uses_shots or cls.trains else plan.report.seeds[:1], model_entry=model_entry,
+            report_seeds=plan.report.seeds if draws else plan.report.seeds[:1], model_entry=model_entry,
         )  # fmt: skip
         _check_ranges(where, cell)
         cells.append(cell)
@@ -228,6 +246,8 @@ def build_cells(
     if resolve_data is None:
         resolve_data = _resolve_data
     _train_spec(f"{where}: train", plan.train)
+    if plan.generation and not any(load_task(task).kind == "generation" for task in plan.tasks):
+        raise UserError(f"{where}: generation: none of the tasks {', '.join(plan.tasks)} generates text; remove the key.")
     try:
         sources = {task: resolve_data(task, plan.data_dir) for task in plan.tasks}
         models = [resolve_model(entry.name, entry.revision) for entry in plan.models]

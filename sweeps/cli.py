@@ -225,7 +225,8 @@ def trial(
     max_length: int | None = None,
     precision: str = "fp32",
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a setting of the method or of its training")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="a setting of the method, of its training or of the generation"),
     ] = None,
     data_dir: DataDir = None,
     device: str | None = None,

@@ -247,10 +247,29 @@ def _has_plain_head(network: torch.nn.Module) -> bool:
     return +own.counts == +plain.counts
 
 
-def _batch(work: Workload, model: BorrowedModel, lengths: Sequence[int], prefix: Prefix | None = None) -> QueryBatch:
-    """A batch of prompts of these lengths; which tokens they have does not matter."""
-    queries = EncodedQueries(tuple((0,) * length for length in lengths), (0,) * len(lengths))
+def _batch(
+    work: Workload,
+    model: BorrowedModel,
+    lengths: Sequence[int],
+    prefix: Prefix | None = None,
+    completions: Sequence[int] = (),
+) -> QueryBatch:
+    """A batch of prompts of these lengths, which end in completions; which tokens they have does not matter."""
+    ends = [n - 1 for n in completions] or [0] * len(lengths)
+    queries = EncodedQueries(
+        tuple((0,) * (length - n) for length, n in zip(lengths, ends, strict=True)),
+        (0,) * len(lengths),
+        completions=tuple((0,) * n for n in completions),
+    )
     return make_batch(queries, range(len(lengths)), work.words, model, prefix)
+
+
+def _generate(model: BorrowedModel, batch: QueryBatch) -> None:
+    """One pass over prompts and what is generated for them: it leaves as many keys and values as there are at the end."""
+    cache = batch.prefix.cache(len(batch)) if batch.prefix else None
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "past_key_values": cache, "use_cache": True}
+    output = model.network.base_model(**inputs)
+    model.network.get_output_embeddings()(output.last_hidden_state[:, -1]).float()
 
 
 def _train(work: Workload, method: Method, model: BorrowedModel, meter: Meter, budget: int, n_workers: int) -> int:
@@ -262,10 +281,10 @@ def _train(work: Workload, method: Method, model: BorrowedModel, meter: Meter, b
         model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.network.train()
     longest = [work.prefix + length for length in sorted(work.shots, reverse=True)[: work.spec.train.batch_size]]
-    mine = longest[::n_workers]
+    mine, completions = longest[::n_workers], work.completions[::-1][::n_workers]
     before = meter.peak = meter.now
     for group in split_by_tokens(mine, budget)[:2]:  # in the second pass the gradients are there already
-        batch = _batch(work, model, [mine[i] for i in group])
+        batch = _batch(work, model, [mine[i] for i in group], completions=[completions[i] for i in group if completions])
         with model.autocast():
             loss = method.loss(model, batch)
         loss.backward()
@@ -287,5 +306,6 @@ def _score(work: Workload, method: Method, model: BorrowedModel, meter: Meter, b
         if work.shares_prefix:
             prefix = encode_prefix(model, (0,) * work.prefix)
         for n, length in work.largest_batches(budget):
-            method.scores(model, _batch(work, model, [length - (work.prefix if prefix else 0)] * n, prefix))
+            batch = _batch(work, model, [length - (work.prefix if prefix else 0)] * n, prefix)
+            method.scores(model, batch) if work.words else _generate(model, batch)
     return sum(_n_bytes(tensor) for layer in (prefix.layers if prefix else ()) for tensor in layer), meter.peak - before

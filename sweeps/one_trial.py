@@ -9,8 +9,8 @@ import yaml
 from llmft.errors import UserError, unknown_name
 from llmft.files import Place
 from llmft.record import TrialRecord
-from llmft.registry import method_class
-from llmft.spec import TrainSpec
+from llmft.registry import load_task, method_class
+from llmft.spec import GenerationSpec, TrainSpec
 from sweeps.cells import build_cells
 from sweeps.plan import parse_plan
 from sweeps.store import Store
@@ -26,7 +26,8 @@ def trial_plan(
 
     Args:
         method: name of the method.
-        assignments: `key=value`, each a setting of the method or a field of `TrainSpec`; values are read as YAML.
+        assignments: `key=value`, each a setting of the method or a field of `TrainSpec` or, where the task generates text, of
+            `GenerationSpec`; values are read as YAML.
         train: fields of `TrainSpec` that have an option of their own.
         n_shots: None takes 16 where the method uses shots.
         fields: `model`, `revision` and further keys of a plan.
@@ -34,17 +35,21 @@ def trial_plan(
     Raises:
         UserError: no such method or key, or not `key=value`.
     """
-    known, settings, train = method_class(method).Settings.model_fields, {}, dict(train)
+    settings, train, generation = {}, dict(train), {}
+    fields_of = [(method_class(method).Settings, settings), (TrainSpec, train)]
+    fields_of += [(GenerationSpec, generation)] if load_task(task).kind == "generation" else []
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"--set: write key=value (got {text!r}).")
-        if key not in known and key not in TrainSpec.model_fields:
-            raise unknown_name("setting", key, {*known, *TrainSpec.model_fields}, f"--set, method '{method}'")
-        (settings if key in known else train)[key] = _value(text, value)
+        values = next((values for spec, values in fields_of if key in spec.model_fields), None)
+        if values is None:
+            known = {name for spec, _ in fields_of for name in spec.model_fields}
+            raise unknown_name("setting", key, known, f"--set, method '{method}'")
+        values[key] = _value(text, value)
     entry = {"settings": settings, "train": train} | ({} if n_shots is None else {"n_shots": [n_shots]})
     models = [{"name": fields.pop("model"), "revision": fields.pop("revision")}]
-    return {"name": "trial", "models": models, "tasks": [task], "methods": {method: entry}, **fields}
+    return {"name": "trial", "models": models, "tasks": [task], "methods": {method: entry}, "generation": generation, **fields}
 
 
 def _value(text: str, value: str) -> Any:

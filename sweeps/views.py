@@ -137,17 +137,7 @@ def record_summary(record: TrialRecord) -> RenderableType:
     if not record.finished:
         parts.append(Text(f"failed, {record.cause}: {record.message}", style="red"))
         return Group(*parts)
-    table = _table("checkpoint", "set", "score %", "majority %", "macro-F1", "MCC", "rows", n_left=2)
-    for selection, score in record.dev_score.items():
-        table.add_row(selection, "dev", f"{100 * score:.1f}", "", "", "", str(len(record.draws.dev)))
-    for selection, sets in record.metrics.items():
-        for name, numbers in sets.items():
-            domain = "" if numbers.domain == "in" else " (OOD)"
-            table.add_row(
-                selection, name + domain, f"{100 * numbers.score:.1f}", f"{100 * numbers.majority_share:.1f}",
-                f"{numbers.macro_f1:.3f}", f"{numbers.mcc:.3f}", str(numbers.n),
-            )  # fmt: skip
-    parts.append(table)
+    parts.append(_numbers_table(record))
     for finding in record.findings:
         where = f" [{finding.set}{', ' + finding.selection if finding.selection else ''}]" if finding.set else ""
         parts.append(
@@ -165,6 +155,32 @@ def record_summary(record: TrialRecord) -> RenderableType:
             )
         )
     return Group(*parts)
+
+
+PERCENT, PLAIN = {"majority_share": "majority", "bleu": "BLEU"}, {"macro_f1": "macro-F1", "mcc": "MCC"}
+BESIDE = {
+    "classification": ("majority_share", "macro_f1", "mcc"),
+    "generation": ("rouge1", "rouge2", "rougeL", "bleu", "exact_match", "token_f1"),
+}
+"""What a trial's table shows beside the score, and how it is called there."""
+
+
+def _numbers_table(record: TrialRecord) -> Table:
+    """The score of every set under every selection, and what goes with it."""
+    sets = [(selection, name, numbers) for selection, sets in record.metrics.items() for name, numbers in sets.items()]
+    kind = "generation" if record.spec.generation else "classification"
+    metric = next((numbers.metric for _, _, numbers in sets), "score")
+    beside = [name for name in BESIDE[kind] if name != metric]
+    titles = [PLAIN.get(name) or f"{PERCENT.get(name, name)} %" for name in beside]
+    table = _table("checkpoint", "set", f"{metric} %", *titles, "rows", n_left=2)
+    for selection, score in record.dev_score.items():
+        table.add_row(selection, "dev", f"{100 * score:.1f}", *[""] * len(beside), str(len(record.draws.dev)))
+    for selection, name, numbers in sets:
+        domain = "" if numbers.domain == "in" else " (OOD)"
+        values = ((key, getattr(numbers, key)) for key in beside)
+        texts = [f"{value:.3f}" if key in PLAIN else f"{100 * value:.1f}" for key, value in values]
+        table.add_row(selection, name + domain, f"{100 * numbers.score:.1f}", *texts, str(numbers.n))
+    return table
 
 
 def range_text(span: Range) -> str:
@@ -196,14 +212,14 @@ def methods_table(names: Iterable[str]) -> Table:
 
 
 def tasks_table(names: Iterable[str]) -> Table:
-    """Every task: its labels, test sets and patterns."""
+    """Every task: its labels (or that it generates text, and the score that counts), test sets and patterns."""
     from llmft.registry import load_task
 
     table = _table("task", "what it is", "labels", "in domain", "out of domain", "patterns", "data", n_left=7)
     for name in names:
         task = load_task(name)
         table.add_row(
-            name, _first_sentence(type(task)), ", ".join(task.labels), task.in_domain, "\n".join(task.out_of_domain) or "-",
+            name, _first_sentence(type(task)), ", ".join(task.labels) or f"text ({task.metric})", task.in_domain, "\n".join(task.out_of_domain) or "-",
             "\n".join(task.patterns), "hub or --data-dir" if task.needs_data else "built in",
         )  # fmt: skip
     return table

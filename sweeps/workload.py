@@ -39,18 +39,22 @@ class Workload:
 
     Attributes:
         spec: with the values of its search ranges that need the most, and of its seeds the one with the longest draw.
-        words: the label words.
+        words: the label words; None where text is generated.
         prefix: tokens that open every prompt: the demonstrations, and what their pattern begins with.
-        shots: tokens of each example that is trained on; empty where nothing is trained.
+        shots: tokens of each example that is trained on, shortest first; empty where nothing is trained.
+        completions: how many of them (and the last, which is not fed) are trained to be said; empty for classification.
         dev, tests: what is scored besides.
+        n_new_tokens: tokens that are generated for each of them at the most.
     """
 
     spec: TrialSpec
-    words: LabelWords
+    words: LabelWords | None
     prefix: int
     shots: tuple[int, ...]
     dev: Lengths | None
     tests: Mapping[str, Lengths]
+    n_new_tokens: int = 0
+    completions: tuple[int, ...] = ()
 
     @property
     def shares_prefix(self) -> bool:
@@ -58,8 +62,9 @@ class Workload:
         return not self.shots and self.prefix >= SHORTEST_PREFIX
 
     def largest_batches(self, budget: int) -> set[tuple[int, int]]:
-        """(prompts, tokens of each, prefix included) of the scored batches that may need the most: the longest, and the most prompts."""
-        shapes = [shape for lengths in self.scored for shape in lengths.batches(budget, self.prefix)]
+        """(prompts, tokens of each, prefix and what is generated included) of the scored batches that may need the most: the longest,
+        and the most prompts."""
+        shapes = [shape for lengths in self.scored for shape in lengths.batches(budget, self.prefix + self.n_new_tokens)]
         return {max(shapes), max(shapes, key=lambda shape: shape[::-1]), max(shapes, key=lambda shape: shape[0] * shape[1])}
 
     @property
@@ -75,7 +80,7 @@ class Workload:
         looks = -(-self.spec.train.epochs // self.spec.train.eval_every_epochs) if self.shots else 1
         sets = [(looks, self.dev)] if self.dev else []
         sets += [(len(self.spec.selections), lengths) for lengths in self.tests.values()] if with_tests else []
-        opening = 0 if self.shares_prefix else self.prefix
+        opening = self.n_new_tokens + (0 if self.shares_prefix else self.prefix)
         return sum(times * (lengths.n_tokens + lengths.n * opening) for times, lengths in sets)
 
 
@@ -107,7 +112,9 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
         tests=tuple(replace(test, examples=_sample(test.examples)) for test in setting.tests),
     )
     encoded = encode_prompts(spec, sampled)
-    lengths = {name: tuple(sorted(map(len, queries.suffixes))) for name, queries in encoded.sets.items()}
+    lengths = {name: tuple(sorted(queries.lengths)) for name, queries in encoded.sets.items()}
+    completions = encoded.sets[SHOTS].completions if SHOTS in encoded.sets else ()
+    by_length = sorted(zip(encoded.sets[SHOTS].lengths, map(len, completions), strict=True)) if completions else []
     return Workload(
         spec,
         setting.words,
@@ -115,6 +122,8 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
         lengths.get(SHOTS, ()),
         Lengths(len(draw.dev), lengths[DEV]) if draw.dev else None,
         {test.name: Lengths(len(test.examples), lengths[test.name]) for test in setting.tests},
+        encoded.n_new_tokens,
+        tuple(n for _, n in by_length),
     )
 
 
@@ -129,7 +138,7 @@ def _largest(cell: Cell) -> Params:
 
 
 def _n_characters(example: Example) -> int:
-    return sum(map(len, example.fields.values()))
+    return sum(map(len, (*example.fields.values(), *example.references[:1])))
 
 
 def _sample(examples: Sequence[Example]) -> tuple[Example, ...]:
