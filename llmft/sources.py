@@ -121,7 +121,8 @@ def _file_rows(path: Path, columns: list[str] | None) -> list[dict[str, Any]]:
 
     try:
         if path.suffix == ".parquet":
-            return parquet.read_table(path, columns=columns).to_pylist()
+            with parquet.ParquetFile(path) as file:  # `read_table` would give a structure's parts without the structure
+                return file.read(columns=columns).to_pylist()
         if path.suffix in (".jsonl", ".json"):
             return json.read_json(path).to_pylist()
         tabs = csv.ParseOptions(
