@@ -11,7 +11,6 @@ import torch
 from llmft.model import BorrowedModel
 from llmft.tokens import EncodedQueries, LabelWords
 
-NO_TOKEN = -1
 SHORTEST_PREFIX = 8  # tokens; below that a cache costs more than it saves
 
 
@@ -54,8 +53,9 @@ class QueryBatch:
         indices: [queries], their places in the set.
         words: the label words; None where text is generated.
         prefix: what precedes every row, already encoded; None where the rows hold everything.
-        completions: [queries, tokens], the tokens that shall follow each query, the first of them `answer_at`; padded with
-            NO_TOKEN. `input_ids` hold all but the last. None where nothing but label words is trained.
+        completions: [tokens], the tokens that shall follow each query, all queries' one after the other; `input_ids` hold all but
+            the last of each. None where nothing but label words is trained.
+        completion_lengths: how many of them are whose.
     """
 
     input_ids: torch.Tensor
@@ -66,6 +66,7 @@ class QueryBatch:
     words: LabelWords | None
     prefix: Prefix | None = None
     completions: torch.Tensor | None = None
+    completion_lengths: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return self.indices.shape[0]
@@ -97,13 +98,9 @@ def make_batch(
     rows = [(*opening, *queries.suffixes[i]) for i in indices]
     answer_at = [len(row) - 1 for row in rows for _ in endings]
     full = [row + ending for row in rows for ending in endings]
-    completions = None
-    if queries.completions:
-        wanted = [queries.completions[i] for i in indices]
-        full = [row + ids[:-1] for row, ids in zip(rows, wanted, strict=True)]
-        completions = np.full((len(wanted), max(map(len, wanted))), NO_TOKEN)
-        for place, ids_of_one in enumerate(wanted):
-            completions[place, : len(ids_of_one)] = ids_of_one
+    completions = [queries.completions[i] for i in indices] if queries.completions else []
+    if completions:
+        full = [row + ids[:-1] for row, ids in zip(rows, completions, strict=True)]
     length = max(map(len, full))
     ids = np.zeros((len(full), length), dtype=np.int64)
     mask = np.zeros((len(full), length), dtype=np.int64)
@@ -124,7 +121,8 @@ def make_batch(
         indices=tensor(list(indices)),
         words=words,
         prefix=prefix,
-        completions=None if completions is None else tensor(completions),
+        completions=tensor([token for ids in completions for token in ids]) if completions else None,
+        completion_lengths=tuple(map(len, completions)),
     )
 
 

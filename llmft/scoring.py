@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from llmft.batches import NO_TOKEN, QueryBatch
+from llmft.batches import QueryBatch
 from llmft.model import BorrowedModel
 
 NO_LABEL = -1
@@ -86,12 +86,12 @@ def completion_loss(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
     """
     import torch.nn.functional as F
 
-    logits_at, is_token = _logits_at(model, batch), batch.completions != NO_TOKEN
-    rows, steps = is_token.nonzero(as_tuple=True)
-    logits = logits_at(rows, batch.answer_at[rows] + steps).float()  # [tokens, vocabulary]
-    losses = F.cross_entropy(logits, batch.completions[rows, steps], reduction="none")
-    weights = 1.0 / is_token.sum(1)[rows]
-    return (losses * weights).sum() / len(batch)
+    lengths, device = batch.completion_lengths, model.device
+    rows = torch.tensor([row for row, n in enumerate(lengths) for _ in range(n)], device=device)
+    steps = torch.tensor([step for n in lengths for step in range(n)], device=device)
+    weights = torch.tensor([1.0 / (n * len(batch)) for n in lengths for _ in range(n)], device=device)
+    logits = _logits_at(model, batch)(rows, batch.answer_at[rows] + steps).float()  # [tokens, vocabulary]
+    return F.cross_entropy(logits, batch.completions, reduction="none") @ weights
 
 
 def _best_label(is_best: torch.Tensor) -> torch.Tensor:

@@ -264,12 +264,23 @@ def _batch(
     return make_batch(queries, range(len(lengths)), work.words, model, prefix)
 
 
-def _generate(model: BorrowedModel, batch: QueryBatch) -> None:
-    """One pass over prompts and what is generated for them: it leaves as many keys and values as there are at the end."""
-    cache = batch.prefix.cache(len(batch)) if batch.prefix else None
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "past_key_values": cache, "use_cache": True}
-    output = model.network.base_model(**inputs)
-    model.network.get_output_embeddings()(output.last_hidden_state[:, -1]).float()
+def _generate(model: BorrowedModel, batch: QueryBatch, n_new: int) -> None:
+    """What `llmft.generate` needs the most: a pass over the prompts, and the last step, when all keys and values are there."""
+    from transformers import DynamicCache
+
+    cache = batch.prefix.cache(len(batch)) if batch.prefix else DynamicCache()
+    head = model.network.get_output_embeddings()
+
+    def step(ids: torch.Tensor, mask: torch.Tensor) -> None:
+        states = model.network.base_model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+        head(states.last_hidden_state[:, -1]).float()
+
+    step(batch.input_ids, batch.attention_mask)
+    for layer in cache.layers:
+        grown = list(layer.keys.shape)
+        grown[2] = n_new - 1
+        layer.keys, layer.values = (torch.cat([old, old.new_zeros(grown)], 2) for old in (layer.keys, layer.values))
+    step(batch.input_ids[:, :1], torch.cat([batch.attention_mask, batch.attention_mask.new_ones(len(batch), n_new)], 1))
 
 
 def _train(work: Workload, method: Method, model: BorrowedModel, meter: Meter, budget: int, n_workers: int) -> int:
@@ -306,6 +317,7 @@ def _score(work: Workload, method: Method, model: BorrowedModel, meter: Meter, b
         if work.shares_prefix:
             prefix = encode_prefix(model, (0,) * work.prefix)
         for n, length in work.largest_batches(budget):
-            batch = _batch(work, model, [length - (work.prefix if prefix else 0)] * n, prefix)
-            method.scores(model, batch) if work.words else _generate(model, batch)
+            length -= work.n_new_tokens + (work.prefix if prefix else 0)
+            batch = _batch(work, model, [length] * n, prefix)
+            method.scores(model, batch) if work.words else _generate(model, batch, work.n_new_tokens)
     return sum(_n_bytes(tensor) for layer in (prefix.layers if prefix else ()) for tensor in layer), meter.peak - before

@@ -193,7 +193,9 @@ def test_every_method_that_serves_it_gives_texts_and_their_scores(text_spec, nam
 
 
 def test_a_classification_head_cannot_generate(text_spec):
-    with pytest.raises(UserError, match="'vanilla' is for classification, and the task 'toy_text' for generation. Methods for gen"):
+    with pytest.raises(
+        UserError, match="'vanilla' is for classification, and the task 'toy_text' for generation. Methods for gen"
+    ):
         check_spec(text_spec("vanilla"))
 
 

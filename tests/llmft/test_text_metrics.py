@@ -61,9 +61,7 @@ def brute_bleu(texts: list[list[str]], references: list[list[list[str]]]) -> flo
             possible += max(0, len(words) - n + 1)
         total += math.log(right / possible) / 4
     length = sum(map(len, texts))
-    nearest = sum(
-        min((abs(len(r) - len(w)), len(r)) for r in wanted)[1] for w, wanted in zip(texts, references, strict=True)
-    )
+    nearest = sum(min((abs(len(r) - len(w)), len(r)) for r in wanted)[1] for w, wanted in zip(texts, references, strict=True))
     return min(1.0, math.exp(1 - nearest / length)) * math.exp(total)
 
 
@@ -71,7 +69,11 @@ def test_bleu_is_the_papers_over_the_whole_corpus_with_all_references():
     texts = ["the quick brown fox jumps over the dog", "it is a guide to action which ensures it"]
     references = [
         ("the quick brown fox jumped over the lazy dog", "the quick brown fox jumps over a dog"),
-        ("it is a guide to action that ensures that it will obey", "it is the guiding principle which ensures it", "a guide to action"),
+        (
+            "it is a guide to action that ensures that it will obey",
+            "it is the guiding principle which ensures it",
+            "a guide to action",
+        ),
     ]
     expected = brute_bleu([t.split() for t in texts], [[r.split() for r in wanted] for wanted in references])
     score, signature = corpus_bleu(texts, references)

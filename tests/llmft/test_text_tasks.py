@@ -104,7 +104,11 @@ def test_the_hubs_rows_of_dialogues_are_the_same_examples(folder, server, new_ca
     """On the hub DialogSum's references stand in three rows, and one row of SAMSum's train set has no dialogue."""
     local = load("dialogsum", folder)
     tests = parquet.read_table(folder / "dialogsum_test.parquet").to_pylist()
-    long = [{"id": f"{r['id']}_{i}", "dialogue": r["dialogue"], "summary": s} for r in tests for i, s in enumerate(r["summaries"], 1)]
+    long = [
+        {"id": f"{r['id']}_{i}", "dialogue": r["dialogue"], "summary": s}
+        for r in tests
+        for i, s in enumerate(r["summaries"], 1)
+    ]
     train = parquet.read_table(folder / "dialogsum_train.parquet").to_pylist()
     samsum = parquet.read_table(folder / "samsum_test.parquet").to_pylist()
     converted = "refs/convert/parquet"
@@ -116,7 +120,11 @@ def test_the_hubs_rows_of_dialogues_are_the_same_examples(folder, server, new_ca
     task = load_task("dialogsum")
     assert len(long) == 1500
     found = task.load(task.resolve_data(None))
-    content = [[(e.fields, e.references) for e in examples] for data in (local, found) for examples in (data.pool, *(t.examples for t in data.tests))]
+    content = [
+        [(e.fields, e.references) for e in examples]
+        for data in (local, found)
+        for examples in (data.pool, *(t.examples for t in data.tests))
+    ]
     assert content[:3] == content[3:]
     samsum_task = load_task("samsum")
     assert len(samsum_task.load(samsum_task.resolve_data(None)).pool) == 8
@@ -132,7 +140,11 @@ def test_the_hubs_rows_of_narrative_qa_are_the_same_examples_and_its_books_stay_
         }
         for r in rows
     ]
-    files = {f"data/{split}-0000{i}-of-00002.parquet": nested[10 * i : 10 * i + 10] for split in ("train", "validation") for i in (0, 1)}
+    files = {
+        f"data/{split}-0000{i}-of-00002.parquet": nested[10 * i : 10 * i + 10]
+        for split in ("train", "validation")
+        for i in (0, 1)
+    }
     on_the_hub(server, "deepmind/narrativeqa", files, tmp_path, "main")
     new_cache()
     task = load_task("narrative_qa")
@@ -140,7 +152,8 @@ def test_the_hubs_rows_of_narrative_qa_are_the_same_examples_and_its_books_stay_
     assert VALIDATION.rows(data)[0].keys() == {"document", "question", "answers"}
     assert VALIDATION.rows(data)[0]["document"] == {"summary": {"text": rows[0]["summary"]}}
     assert [e.fields | {"r": e.references} for e in task.load(data).pool] == [
-        {"summary": r["summary"].strip(), "question": r["question"].strip(), "r": tuple(a.strip() for a in r["answers"])} for r in rows
+        {"summary": r["summary"].strip(), "question": r["question"].strip(), "r": tuple(a.strip() for a in r["answers"])}
+        for r in rows
     ]
 
 
@@ -150,7 +163,12 @@ def test_the_hubs_rows_of_commonsense_qa_are_the_same_examples(folder, server, n
     for split in ("train", "validation"):
         rows = parquet.read_table(folder / f"commonsenseqa_{split}.parquet").slice(0, 30).to_pylist()
         files[f"data/{split}-00000-of-00001.parquet"] = [
-            {**r, "choices": {"label": r["choice_labels"], "text": r["choice_texts"]}, "choice_labels": None, "choice_texts": None}
+            {
+                **r,
+                "choices": {"label": r["choice_labels"], "text": r["choice_texts"]},
+                "choice_labels": None,
+                "choice_texts": None,
+            }
             for r in rows
         ]
     on_the_hub(server, "tau/commonsense_qa", files, tmp_path, "main")
