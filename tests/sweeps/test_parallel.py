@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
+import ray
 import ray.train
 
 from llmft.errors import Cause, OutOfMemory, TrialFailure
@@ -99,6 +100,17 @@ def test_a_group_starts_again_with_less_memory_and_a_fault_is_a_failed_record(jo
     record = Store(job["root"]).get(spec.digest)
     assert (record.status, record.cause) == ("failed", Cause.CRASHED)
     assert record.message == "with (75, 1, 2, True)" and (record.cost.n_workers, record.cost.n_out_of_memory) == (2, 1)
+
+
+def test_a_group_that_the_search_gives_up_is_a_pruned_row_and_leaves_no_reservation(job_of):
+    spec, job = job_of("pattern", stop_below={"2": 1.1})
+    run_group(job, PAIR)
+    record = Store(job["root"]).get(spec.digest)
+    assert (record.status, record.cause) == ("failed", Cause.PRUNED) and [point.epoch for point in record.curve] == [1, 2]
+    deadline = time.monotonic() + 60
+    while left := [group for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
 
 
 def dies(spec: TrialSpec, runtime: Runtime):
