@@ -6,6 +6,7 @@ Nothing is left out: a failed trial is a row, and so is a record that cannot be 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -84,7 +85,8 @@ def predictions(root: str | Place, digest: str | Iterable[str] | None = None) ->
 
     Returns:
         Columns digest, selection, set, id, label, prediction, free_prediction, label_log_probabilities (natural logarithms,
-        one per label); where text is generated digest, selection, set, id, text, finished and the scores of each text.
+        one per label); where text is generated text, finished and the scores of each text instead of the labels. A data set of
+        both kinds has all of these columns.
 
     Raises:
         UserError: no such folder or trial; none of the trials left predictions.
@@ -101,7 +103,9 @@ def predictions(root: str | Place, digest: str | Iterable[str] | None = None) ->
     if not files:
         raise UserError(f"{root}: none of the {len(wanted)} trials asked for left predictions (failed trials leave none).")
     bases = {file.parent.parent for file in files}
-    by_digest = pyarrow.dataset.partitioning(pyarrow.schema([("digest", pyarrow.string())]))
+    by_digest = pyarrow.dataset.partitioning(pyarrow.schema([digest_field := pyarrow.field("digest", pyarrow.string())]))
+    schemas = {schema.remove_metadata(): None for schema in read_many(_schema, files)}  # of labels, of texts, or both
+    schema = pyarrow.unify_schemas([*schemas, pyarrow.schema([digest_field])])
     parts = [
         pyarrow.dataset.dataset(
             [_location(file) for file in files if file.parent.parent == base],
@@ -109,10 +113,17 @@ def predictions(root: str | Place, digest: str | Iterable[str] | None = None) ->
             format="parquet",
             partitioning=by_digest,
             partition_base_dir=_location(base),
+            schema=schema,
         )
         for base in sorted(bases)
     ]
     return parts[0] if len(parts) == 1 else pyarrow.dataset.dataset(parts)
+
+
+def _schema(file: Place) -> pyarrow.Schema:
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_schema(io.BytesIO(file.read_bytes()))
 
 
 def _location(path: Place) -> str:

@@ -273,14 +273,18 @@ def _generate(model: BorrowedModel, batch: QueryBatch, n_new: int) -> None:
 
     def step(ids: torch.Tensor, mask: torch.Tensor) -> None:
         states = model.network.base_model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
-        head(states.last_hidden_state[:, -1]).float()
+        logits = head(states.last_hidden_state[:, -1])
+        logits.to(torch.float32, copy=True)
 
+    length = (batch.prefix.length if batch.prefix else 0) + batch.input_ids.shape[1] + n_new
+    kept = batch.input_ids.new_zeros(6, len(batch), length)  # ids, mask, positions, and each once more while it grows
     step(batch.input_ids, batch.attention_mask)
     for layer in cache.layers:
         grown = list(layer.keys.shape)
         grown[2] = n_new - 1
         layer.keys, layer.values = (torch.cat([old, old.new_zeros(grown)], 2) for old in (layer.keys, layer.values))
     step(batch.input_ids[:, :1], torch.cat([batch.attention_mask, batch.attention_mask.new_ones(len(batch), n_new)], 1))
+    del kept
 
 
 def _train(work: Workload, method: Method, model: BorrowedModel, meter: Meter, budget: int, n_workers: int) -> int:
