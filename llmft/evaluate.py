@@ -86,7 +86,7 @@ class Evaluator:
     and reused while the weights stay.
 
     Attributes:
-        n_tokens: tokens that went through the networks of all processes so far, padding not counted.
+        n_tokens: tokens that went through the networks of all processes so far, padding of prompts not counted.
     """
 
     def __init__(
