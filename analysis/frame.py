@@ -99,12 +99,12 @@ def predictions(root: str | Place, digest: str | Iterable[str] | None = None) ->
     wanted = list(paths) if digest is None else [digest] if isinstance(digest, str) else list(digest)
     if unknown := [name for name in wanted if name not in paths]:
         raise UserError(f"{root}: no trial {unknown[0]!r}. It holds {len(paths)} trials; analysis.load lists their digests.")
-    files = [file for file in read_many(_checked, [paths[name] for name in wanted]) if file is not None]
+    found = [each for each in read_many(_checked, [paths[name] for name in wanted]) if each is not None]
+    files, schemas = [file for file, _ in found], {schema: None for _, schema in found}  # of labels, of texts, or both
     if not files:
         raise UserError(f"{root}: none of the {len(wanted)} trials asked for left predictions (failed trials leave none).")
     bases = {file.parent.parent for file in files}
     by_digest = pyarrow.dataset.partitioning(pyarrow.schema([digest_field := pyarrow.field("digest", pyarrow.string())]))
-    schemas = {schema.remove_metadata(): None for schema in read_many(_schema, files)}  # of labels, of texts, or both
     schema = pyarrow.unify_schemas([*schemas, pyarrow.schema([digest_field])])
     parts = [
         pyarrow.dataset.dataset(
@@ -120,18 +120,14 @@ def predictions(root: str | Place, digest: str | Iterable[str] | None = None) ->
     return parts[0] if len(parts) == 1 else pyarrow.dataset.dataset(parts)
 
 
-def _schema(file: Place) -> pyarrow.Schema:
-    import pyarrow.parquet
-
-    return pyarrow.parquet.read_schema(io.BytesIO(file.read_bytes()))
-
-
 def _location(path: Place) -> str:
     return path.location if isinstance(path, UrlPath) else str(path)
 
 
-def _checked(folder: Place) -> Place | None:
-    """The predictions file in `folder`, if the record names one."""
+def _checked(folder: Place) -> tuple[Place, pyarrow.Schema] | None:
+    """The predictions file in `folder` and what its columns are, if the record names one."""
+    import pyarrow.parquet
+
     record, path = read_record(folder), folder / PREDICTIONS_FILE
     if record.predictions_sha256 is None:
         return None
@@ -144,4 +140,4 @@ def _checked(folder: Place) -> Place | None:
             f"{path}: truncated or changed (its {len(content)} bytes do not match the checksum in {RECORD_FILE}); "
             "remove the folder and run the plan again."
         )
-    return path
+    return path, pyarrow.parquet.read_schema(io.BytesIO(content)).remove_metadata()

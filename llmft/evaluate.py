@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Generated:
-    """The texts that a method gives for a set, in the set's order.
+    """The texts that a method gives for a set, in the set's order. How probable the references were is not computed.
 
     Attributes:
         texts: [n].
@@ -68,7 +69,7 @@ class Generated:
     references: tuple[tuple[str, ...], ...]
     finished: np.ndarray
     metric: str
-    loss: None = None
+    loss: ClassVar[None] = None
 
     @cached_property
     def score(self) -> float:

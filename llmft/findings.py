@@ -84,23 +84,15 @@ def text_findings(
     n_copied = sum(_is_copy(text, example, shown) for text, example in zip(texts, examples, strict=True))
     top, n_top = Counter(texts).most_common(1)[0]
     found = []
-    for code, share, warn_from, what in (
-        ("empty_outputs", metrics.empty_share, SOME, "are empty"),
-        ("cut_outputs", metrics.cut_share, MANY, "were cut at generation.max_new_tokens"),
-        ("copied_prompt", n_copied / len(texts), MANY, f"repeat a demonstration, or {LONG_COPY} words or more of the query"),
-        ("same_output", n_top / len(texts) if len(texts) > 1 else 0.0, NEAR_CONSTANT, f"are the same: {top[:60]!r}"),
+    for code, share, note_from, warn_from, what in (
+        ("empty_outputs", metrics.empty_share, SOME, SOME, "are empty"),
+        ("cut_outputs", metrics.cut_share, SOME, MANY, "were cut at generation.max_new_tokens"),
+        ("copied_prompt", n_copied / len(texts), SOME, MANY, f"repeat a demonstration, or the query ({LONG_COPY} words or more)"),
+        ("same_output", n_top / len(texts), NEAR_CONSTANT, NEAR_CONSTANT, f"are the same: {top[:60]!r}"),
     ):
-        if share >= (NEAR_CONSTANT if code == "same_output" else SOME):
-            found.append(
-                Finding(
-                    code=code,
-                    severity="warning" if share >= warn_from else "note",
-                    message=f"{share:.1%} of the outputs for {name} {what}",
-                    set=name,
-                    selection=selection,
-                    value=share,
-                )
-            )
+        if share >= note_from:
+            severity, message = "warning" if share >= warn_from else "note", f"{share:.1%} of the outputs for {name} {what}"
+            found.append(Finding(code=code, severity=severity, message=message, set=name, selection=selection, value=share))
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a method is: settings, a search space and at most four hooks. Each file in `methods/` holds one.
+"""What a method is: settings, a search space and a few hooks. Each file in `methods/` holds one.
 
 A method file must import without torch (the plan's validation reads it), so the hooks import what they need.
 """
