@@ -50,6 +50,7 @@ class Method:
         search: what a sweep searches, by the name of a setting or of a `TrainSpec` field.
         trains: whether weights are changed at all.
         uses_shots: whether labelled examples are used at all.
+        has_own_head: whether answers come from a new head in place of the model's words, so that it can answer this task alone.
         paper: where the method comes from.
     """
 
@@ -60,6 +61,7 @@ class Method:
     search: ClassVar[dict[str, Range]] = {}
     trains: ClassVar[bool] = True
     uses_shots: ClassVar[bool] = True
+    has_own_head: ClassVar[bool] = False
     paper: ClassVar[str] = ""
 
     def __init__(self, settings: Spec | None = None):

@@ -118,6 +118,46 @@ class Cost(Data):
     n_out_of_memory: int = Field(0, description="times the trial ran out of memory and was started again with smaller passes")
 
 
+class Measure(Data):
+    """One number that says what else a model can do.
+
+    `source` is "llmft" or "harness" (`name` is a task of theirs), or "text" (a file's name). `n` counts examples, or tokens.
+    """
+
+    source: Literal["llmft", "harness", "text"]
+    name: str
+    metric: str
+    value: Number
+    stderr: float | None = None
+    n: int | None = None
+    larger_is_better: bool = True
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.source, self.name, self.metric
+
+
+class Change(Data):
+    """The same number of the base model (`before`; null: not measured) and of the adapted one (`after`)."""
+
+    before: Measure | None
+    after: Measure
+
+
+class Evaluation(Data):
+    """What `llmft evaluate` measured with a trial's weights, beside its record.
+
+    `limit` and `packages` are those of the last run; a number that was measured again stands once.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    digest: str
+    changes: list[Change]
+    limit: int | None = None
+    weights_sha256: str | None = None
+    packages: dict[str, str] = Field(default_factory=dict)
+
+
 class TrialRecord(Data):
     """One trial's whole result. Anything a table needs is in here."""
 
@@ -134,6 +174,10 @@ class TrialRecord(Data):
     curve: list[CurvePoint] = Field(default_factory=list)
     findings: list[Finding] = Field(default_factory=list)
     draws: Draws = Field(default_factory=Draws)
+    forgetting: list[Change] = Field(default_factory=list, description="what else the model could do before and can after")
+    weight_distance: float | None = Field(
+        None, description="Euclidean, between the base's weights and the adapted ones; null: not measured"
+    )
     cost: Cost | None = None
     provenance: dict[str, Any] = Field(default_factory=dict)
     predictions_sha256: str | None = None
