@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from llmft import harness
 from llmft.adapted import Adapted
 from llmft.errors import UserError
 from llmft.evaluate import Evaluator
+from llmft.harness import check_harness, measures, resolve_folder, run_harness
 from llmft.metrics import set_metrics
 from llmft.model import borrow_model, context_length, load_config, load_tokenizer
 from llmft.perplexity import UNBOUNDED, text_likelihood
@@ -28,6 +28,28 @@ from llmft.setting import encode_prompts, settle
 from llmft.spec import DataRef, FileRef, ForgettingSpec, ModelRef, TrialSpec
 
 _OF_BASE: dict[tuple, list[Measure]] = {}
+
+
+def resolve_forgetting(
+    tasks: Sequence[str] = (),
+    harness: Sequence[str] = (),
+    harness_dir: str | None = None,
+    text: str | None = None,
+    limit: int | None = None,
+    data_dir: str | None = None,
+) -> ForgettingSpec:
+    """What is to be measured, with fingerprints of what is read; the arguments are a plan's `forgetting` and `data_dir`.
+
+    Raises:
+        UserError: a task is not known, or a file, a folder or a task's data is not there.
+    """
+    return ForgettingSpec(
+        tasks={name: load_task(name).resolve_data(data_dir) for name in tasks},
+        harness=tuple(harness),
+        harness_dir=resolve_folder(harness_dir) if harness_dir else None,
+        text=resolve_text(text) if text else None,
+        limit=limit,
+    )
 
 
 def resolve_text(path: str) -> FileRef:
@@ -60,7 +82,7 @@ def check_forgetting(spec: TrialSpec) -> None:
     if (wanted := spec.forgetting) is None:
         return
     if wanted.harness:
-        harness.check_harness(wanted.harness, wanted.harness_dir and wanted.harness_dir.path)
+        check_harness(wanted.harness, wanted.harness_dir and wanted.harness_dir.path)
     if wanted.text:
         _read(Path(wanted.text.path))
         if getattr(load_config(spec.model), "is_encoder_decoder", False):
@@ -82,12 +104,13 @@ def check_alone(spec: TrialSpec, runtime: Runtime) -> None:
         )
 
 
-def measure(adapted: Adapted, ref: ModelRef, wanted: ForgettingSpec, runtime: Runtime) -> list[Measure]:
+def measure(adapted: Adapted, ref: ModelRef, wanted: ForgettingSpec, runtime: Runtime, progress: bool = False) -> list[Measure]:
     """What the model can do, as it is.
 
     Args:
         adapted: the model, placed on its device; a method with a head of its own can be asked nothing and gives an empty list.
         ref: the base model, for its tokenizer and context.
+        progress: whether the harness shows its progress on the terminal.
 
     Raises:
         UserError: as `llmft.harness.run_harness`.
@@ -112,10 +135,11 @@ def measure(adapted: Adapted, ref: ModelRef, wanted: ForgettingSpec, runtime: Ru
     if wanted.harness:
         folder = wanted.harness_dir and wanted.harness_dir.path
         batch_size = min(64, max(1, runtime.micro_batch_tokens // length))
-        results = harness.run_harness(
-            adapted, tokenizer, wanted.harness, folder=folder, limit=wanted.limit, length=length, batch_size=batch_size
-        )
-        measured += harness.measures(results)
+        results = run_harness(
+            adapted, tokenizer, wanted.harness, folder=folder, limit=wanted.limit, length=length, batch_size=batch_size,
+            progress=progress,
+        )  # fmt: skip
+        measured += measures(results)
     if wanted.text:
         file = Path(wanted.text.path)
         likelihood = text_likelihood(adapted, tokenizer, _read(file), length, budget=runtime.micro_batch_tokens // 8)

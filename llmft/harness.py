@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import io
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,8 @@ from llmft.spec import FileRef
 from llmft.tokens import EncodedQueries
 
 if TYPE_CHECKING:
+    from lm_eval.api.group import Group
+    from lm_eval.api.task import Task
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
@@ -53,7 +56,8 @@ def _manager(folder: str | None) -> TaskManager:
         raise UserError(f"harness_dir: there is no folder {folder}. Give one that holds tasks as YAML files.")
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=folder)
+    with _quiet():
+        return TaskManager(include_path=folder)
 
 
 def resolve_folder(folder: str) -> FileRef:
@@ -73,7 +77,7 @@ def resolve_folder(folder: str) -> FileRef:
 
 def run_harness(
     adapted: Adapted, tokenizer, tasks: Sequence[str], *, folder: str | None = None, limit: int | None = None, length: int = UNBOUNDED,
-    batch_size: int = 8, log_samples: bool = False,
+    batch_size: int = 8, log_samples: bool = False, progress: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """The harness's own results of `lm_eval.simple_evaluate`, for the model as it is, with each task's own number of shots.
 
@@ -84,6 +88,8 @@ def run_harness(
         folder: further tasks.
         limit: examples of each task; None: all.
         length: tokens of a prompt at most; the harness cuts longer ones on the left.
+        log_samples: whether the results shall hold every example, its requests and the log-likelihoods.
+        progress: whether the harness shows its progress on the terminal.
 
     Raises:
         UserError: the harness is not installed or has no such task, a task's data cannot be loaded, or the model cannot be asked.
@@ -97,25 +103,27 @@ def run_harness(
         raise UserError("harness: only decoder models can be asked; this one is an encoder-decoder.")
     from lm_eval import simple_evaluate
 
-    manager, adapted_lm = _manager(folder), _wrap(adapted, tokenizer, length, batch_size)
     adapted.network.eval()
-    with _quiet():
-        _load(manager, tasks)
+    with _quiet(), nullcontext() if progress else redirect_stderr(io.StringIO()):
         return simple_evaluate(
-            adapted_lm, tasks=list(tasks), task_manager=manager, limit=limit, log_samples=log_samples, bootstrap_iters=BOOTSTRAP
-        )
+            _wrap(adapted, tokenizer, length, batch_size), tasks=_load(tasks, folder), task_manager=_manager(folder), limit=limit,
+            log_samples=log_samples, bootstrap_iters=BOOTSTRAP,
+        )  # fmt: skip
 
 
-def _load(manager: TaskManager, tasks: Sequence[str]) -> None:
-    """Load the tasks' data, for the error that the harness would raise somewhere below."""
+def _load(names: Sequence[str], folder: str | None) -> list[Task | Group]:
+    """The tasks and groups with their data. A name may also be a tag, which stands for several tasks."""
     try:
-        manager.load(list(tasks))
+        loaded = _manager(folder).load(list(names))
     except (OSError, ValueError, ImportError, RuntimeError) as error:  # of datasets, the hub, the network, a task's own code
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"harness: cannot load {', '.join(tasks)} ({type(error).__name__}: {reason}). Their data comes from the hub: run it once "
+            f"harness: cannot load {', '.join(names)} ({type(error).__name__}: {reason}). Their data comes from the hub: run it once "
             "with a network, or give local copies with a task of your own (harness_dir)."
         ) from None
+    groups = [loaded["groups"][name] for name in names if name in loaded["groups"]]
+    grouped = {task.task_name for group in groups for task in group.get_all_tasks()}
+    return [*groups, *(task for name, task in loaded["tasks"].items() if name not in grouped)]
 
 
 def measures(results: dict[str, Any]) -> list[Measure]:
@@ -155,10 +163,9 @@ def _wrap(adapted: Adapted, tokenizer, length: int, batch_size: int) -> HFLM:
             with torch.no_grad(), adapted.model.autocast():
                 return super()._model_generate(*arguments, **settings)
 
-    with _quiet():
-        return AdaptedLM(
-            pretrained=adapted.network, tokenizer=tokenizer, backend="causal", batch_size=batch_size, max_length=length
-        )
+    return AdaptedLM(
+        pretrained=adapted.network, tokenizer=tokenizer, backend="causal", batch_size=batch_size, max_length=length
+    )
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from llmft.spec import TrialSpec
 
 SCHEMA_VERSION = 1
 RECORD_FILE, PREDICTIONS_FILE, WEIGHTS_FILE = "record.json", "predictions.parquet", "weights.safetensors"
+EVALUATION_FILE = "evaluation.json"
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A measured number; JSON has no NaN, so null stands for it."""
@@ -235,6 +236,27 @@ def read_record(folder: str | Place) -> TrialRecord:
     if record.schema_version > SCHEMA_VERSION:
         raise RecordError(f"{path}: {NEWER.format(record.schema_version)}")
     return record
+
+
+def read_evaluation(folder: str | Place) -> Evaluation | None:
+    """What was measured with a trial's weights afterwards; None where nothing was.
+
+    Raises:
+        OSError: the file cannot be read.
+        RecordError: it is damaged, or of a newer schema.
+    """
+    path = open_folder(folder) / EVALUATION_FILE
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        evaluation = Evaluation.model_validate_json(content)
+    except ValidationError as error:
+        raise RecordError(f"{path}: {_why_unreadable(content, error)}") from error
+    if evaluation.schema_version > SCHEMA_VERSION:
+        raise RecordError(f"{path}: {NEWER.format(evaluation.schema_version)}")
+    return evaluation
 
 
 NEWER = f"schema version {{}} is newer than this program's ({SCHEMA_VERSION}); upgrade llmft."
