@@ -199,6 +199,11 @@ class Plan(Spec):
         for name, values in lists.items():
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} names a value twice")
+        if self.forgetting and any(max(entry.gpus or 1, entry.workers or 1) > 1 for entry in self.models):
+            raise ValueError(
+                "forgetting is measured by one process, and a model has several; remove it, set keep_weights to true and use "
+                "llmft evaluate afterwards"
+            )
         return self
 
     @property
