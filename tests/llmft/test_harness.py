@@ -24,6 +24,8 @@ from llmft.toy.language import toy_data
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'llmft[harness]'")
 
+pytestmark = pytest.mark.xdist_group("harness")  # reading the harness's index takes seconds, once in a process
+
 PAGES = [" \n".join(pair.premise for pair in toy_data().train[start : start + 30]) for start in (0, 30)]
 
 
