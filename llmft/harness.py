@@ -87,7 +87,7 @@ def run_harness(
         adapted: the model, placed on its device.
         folder: further tasks.
         limit: examples of each task; None: all.
-        length: tokens of a prompt at most; the harness cuts longer ones on the left.
+        length: tokens of a prompt at most, virtual ones included; the harness cuts longer ones on the left.
         log_samples: whether the results shall hold every example, its requests and the log-likelihoods.
         progress: whether the harness shows its progress on the terminal.
 
@@ -151,6 +151,7 @@ def _wrap(adapted: Adapted, tokenizer, length: int, batch_size: int) -> HFLM:
     """The harness's own model for transformers, with our forward pass."""
     import torch
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.utils_hf import stop_sequences_criteria
 
     class AdaptedLM(HFLM):
         def _model_call(self, inps, attn_mask=None, labels=None):
@@ -159,13 +160,33 @@ def _wrap(adapted: Adapted, tokenizer, length: int, batch_size: int) -> HFLM:
             with torch.no_grad():
                 return adapted("logits", batch).float()
 
-        def _model_generate(self, *arguments, **settings):
+        def _model_generate(self, context, max_length, stop, **settings):
+            if adapted.method.n_virtual_tokens:  # which the network's own `generate` does not know of
+                return self._generate_by_logits(context, max_length, stop, **settings)
             with torch.no_grad(), adapted.model.autocast():
-                return super()._model_generate(*arguments, **settings)
+                return super()._model_generate(context, max_length, stop, **settings)
+
+        def _generate_by_logits(self, context, max_length, stop, attention_mask, do_sample=False, **settings):
+            """The best word after every row, again and again, without a cache."""
+            if do_sample:
+                raise UserError("harness: with a method that has virtual tokens, only tasks that decode greedily can be asked.")
+            is_over = stop_sequences_criteria(self.tokenizer, stop, context.shape[1], context.shape[0])
+            while context.shape[1] < max_length and not (
+                context.shape[1] > attention_mask.shape[1] and bool(is_over(context, None).all())
+            ):
+                n_padding = (attention_mask == 0).sum(1).tolist()  # on the left
+                rows = [row[n:] for row, n in zip(context.tolist(), n_padding, strict=True)]
+                logits = self._model_call(
+                    torch.tensor([row + [self.tokenizer.pad_token_id] * n for row, n in zip(rows, n_padding, strict=True)])
+                )
+                best = torch.stack([of_row[len(row) - 1].argmax() for of_row, row in zip(logits, rows, strict=True)])
+                context = torch.cat([context, best[:, None]], 1)
+            return context
 
     return AdaptedLM(
-        pretrained=adapted.network, tokenizer=tokenizer, backend="causal", batch_size=batch_size, max_length=length
-    )
+        pretrained=adapted.network, tokenizer=tokenizer, backend="causal", batch_size=batch_size,
+        max_length=length - adapted.method.n_virtual_tokens,
+    )  # fmt: skip
 
 
 @contextmanager

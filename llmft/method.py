@@ -50,8 +50,11 @@ class Method:
         search: what a sweep searches, by the name of a setting or of a `TrainSpec` field.
         trains: whether weights are changed at all.
         uses_shots: whether labelled examples are used at all.
-        has_own_head: whether answers come from a new head in place of the model's words, so that it can answer this task alone.
+        has_own_head: whether a new head answers in place of the language model's, so that there are no words.
         paper: where the method comes from.
+
+    Attributes:
+        n_virtual_tokens: places that the method takes in front of every prompt.
     """
 
     class Settings(Spec):
@@ -63,6 +66,7 @@ class Method:
     uses_shots: ClassVar[bool] = True
     has_own_head: ClassVar[bool] = False
     paper: ClassVar[str] = ""
+    n_virtual_tokens: int = 0
 
     def __init__(self, settings: Spec | None = None):
         self.settings = settings if settings is not None else self.Settings()

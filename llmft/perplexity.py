@@ -74,7 +74,7 @@ def text_likelihood(
 
     Args:
         adapted: the model, placed on its device.
-        length: tokens of a window, at most the model's context.
+        length: tokens of a window, at most the model's context; virtual ones are taken off.
         stride: tokens that each window scores; None: all of it (windows then share one token, which is the harness's way). A
             smaller stride gives every token at least `length - stride` of context, and takes that much longer.
         budget: tokens in one forward pass, unless one window has more; every one needs a row of logits.
@@ -84,6 +84,7 @@ def text_likelihood(
     """
     opening = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     tokens = [opening, *encode(tokenizer, [text])[0]]
+    length -= adapted.method.n_virtual_tokens
     parts = windows(len(tokens), length, min(stride or length, length))
     adapted.network.eval()
     total = 0.0

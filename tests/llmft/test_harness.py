@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +25,12 @@ from llmft.toy.language import toy_data
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'llmft[harness]'")
 
-pytestmark = pytest.mark.xdist_group("harness")  # reading the harness's index takes seconds, once in a process
-
 PAGES = [" \n".join(pair.premise for pair in toy_data().train[start : start + 30]) for start in (0, 30)]
 
 
 @pytest.fixture(scope="session")
 def tasks_folder(tmp_path_factory) -> Path:
-    """Tasks of three kinds over local files; the RTE is the harness's own where its data is there."""
+    """Tasks of three kinds over local files, a group, and a task whose data is on the hub."""
     folder = tmp_path_factory.mktemp("harness")
     pairs = [
         {"premise": pair.premise, "hypothesis": pair.hypothesis, "label": pair.label} for pair in toy_data().in_domain[:12]
@@ -52,6 +51,11 @@ def tasks_folder(tmp_path_factory) -> Path:
             "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4}, "metric_list": [{"metric": "exact_match"}],
         },
     }  # fmt: skip
+    group = {"group": "toy_group", "task": ["toy_nli", "toy_more"], "aggregate_metric_list": [{"metric": "acc"}]}
+    (folder / "group.yaml").write_text(yaml.safe_dump(group))
+    on_hub = {"task": "toy_far", "dataset_path": "nobody/nothing", "output_type": "multiple_choice", "test_split": "test"}
+    (folder / "far.yaml").write_text(yaml.safe_dump(on_hub))
+    own["toy_more"] = own["toy_nli"] | {"doc_to_text": "{{hypothesis}} {{premise}} ?"}
     for name, content in own.items():
         file = folder / ("pages.jsonl" if name == "toy_pages" else "nli.jsonl")
         local = {
@@ -65,20 +69,23 @@ def tasks_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def with_rte(tasks_folder, data_dir) -> str:
+def with_rte(tasks_folder, data_dir) -> None:
+    """Adds the harness's own RTE, its rows read from local files."""
     file = Path(lm_eval.__file__).parent / "tasks" / "glue" / "rte" / "default.yaml"
     splits = {split: f"{data_dir}/rte_{split}.parquet" for split in ("train", "validation")}
     local = {"dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": {"data_files": splits}}
     (tasks_folder / "rte.yaml").write_text(yaml.safe_dump({"include": str(file), "task": "rte_here", **local}))
-    return str(tasks_folder)
 
 
-@pytest.fixture(scope="session")
-def folder(request, tasks_folder) -> str:
-    try:
-        return request.getfixturevalue("with_rte")  # before the index of the folder is read, which happens once
-    except pytest.skip.Exception:
-        return str(tasks_folder)
+@pytest.fixture
+def folder(request, tasks_folder, monkeypatch) -> str:
+    """The folder, and an index of nothing else: reading that of the harness's own 14,000 tasks takes many seconds."""
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", partial(TaskManager, include_defaults=False))
+    harness._manager.cache_clear()
+    yield str(tasks_folder)
+    harness._manager.cache_clear()
 
 
 @pytest.fixture
@@ -87,7 +94,7 @@ def base(small_opt):
         yield Adapted(build_method("zero_shot", {}), model)
 
 
-def test_zero_shot_rte_is_the_harness_own_example_by_example(folder, with_rte, rte, rte_opt):
+def test_zero_shot_rte_is_the_harness_own_example_by_example(with_rte, folder, rte, rte_opt):
     spec = TrialSpec(
         model=rte_opt, task="rte", data=rte, method="zero_shot", pattern="eval-harness", test_sets=("rte",), n_dev=0,
         selections=("none",),
@@ -177,17 +184,30 @@ def test_an_adapted_model_is_asked_with_its_adapters(folder, small_opt):
                 assert mine[0] == other[0] if name == "toy_words" else mine[0][0] == pytest.approx(other[0][0], abs=1e-4)
 
 
-def test_limit_counts_examples_and_groups_are_one_number(folder, base, small_opt):
-    (accuracy,) = measures(run_harness(base, load_tokenizer(small_opt), ["toy_nli"], folder=folder, limit=5, length=512))
-    assert accuracy.n == 5 and accuracy.stderr > 0 and accuracy.larger_is_better
+def test_a_group_is_one_number_beside_its_tasks_and_limit_counts_examples(folder, base, small_opt):
+    found = measures(run_harness(base, load_tokenizer(small_opt), ["toy_group"], folder=folder, limit=5, length=512))
+    by_name = {measure.name: measure for measure in found}
+    assert by_name.keys() == {"toy_nli", "toy_more", "toy_group"} and len(found) == 3
+    assert by_name["toy_nli"].n == 5 and by_name["toy_nli"].stderr > 0 and by_name["toy_nli"].larger_is_better
+    assert by_name["toy_group"].value == pytest.approx((by_name["toy_nli"].value + by_name["toy_more"].value) / 2)
+
+
+def test_generation_with_virtual_tokens_reads_the_logits_and_agrees_with_the_networks_own(folder, base, small_opt):
+    """A method that takes places and puts nothing there: the texts must be those of `generate`."""
+    tokenizer, texts = load_tokenizer(small_opt), []
+    for n_virtual in (0, 3):
+        base.method.n_virtual_tokens = n_virtual
+        results = run_harness(base, tokenizer, ["toy_words"], folder=folder, limit=6, length=100, log_samples=True)
+        texts.append([sample["resps"] for sample in sorted(results["samples"]["toy_words"], key=lambda s: s["doc_id"])])
+    assert texts[0] == texts[1] and len({str(text) for text in texts[0]}) > 1
 
 
 def test_mistakes_are_one_line(folder, base, small_opt, monkeypatch, tmp_path):
     tokenizer = load_tokenizer(small_opt)
     with pytest.raises(UserError, match=r"harness: unknown task 'toy_nle' .* Nearest: toy_nli"):
         check_harness(["toy_nle"], folder)
-    with pytest.raises(UserError, match="harness: cannot load boolq .*from the hub: run it once with a network"):
-        run_harness(base, tokenizer, ["boolq"], folder=folder)
+    with pytest.raises(UserError, match="harness: cannot load toy_far .*from the hub: run it once with a network"):
+        run_harness(base, tokenizer, ["toy_far"], folder=folder)
     with pytest.raises(UserError, match="harness_dir: there is no folder"):
         check_harness(["toy_nli"], str(tmp_path / "none"))
     vanilla = Adapted(build_method("vanilla", {}), base.model)
@@ -197,3 +217,12 @@ def test_mistakes_are_one_line(folder, base, small_opt, monkeypatch, tmp_path):
     monkeypatch.setattr(harness, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"not installed\. pip install 'llmft\[harness\]'"):
         check_harness(["toy_nli"])
+
+
+@pytest.mark.long
+def test_the_harness_own_tasks_are_known():
+    check_harness(
+        ["mmlu", "bbh", "super-glue-lm-eval-v1", "glue", "tydiqa_en", "mgsm_direct", "lambada_openai", "wikitext", "rte"]
+    )
+    with pytest.raises(UserError, match="unknown task 'mmlo' .* Nearest: mmlu"):
+        check_harness(["mmlo"])
