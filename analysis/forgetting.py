@@ -105,7 +105,8 @@ def forgetting_table(frame: pd.DataFrame, confidence: float = 0.95) -> pd.DataFr
     """The mean drop of each cell, for each number, over the seeds.
 
     Args:
-        frame: of `load_forgetting`; rows of the search, and those without a number before, are left out.
+        frame: of `load_forgetting`; rows of the search, and those without a number before, are left out, and of a number that a
+            trial has from the sweep and from later, the later one.
         confidence: of the interval (Student's t over the seeds; NaN for a single one). It says nothing about the noise of the
             task's own examples, which `before_stderr` and `after_stderr` do.
 
@@ -115,8 +116,7 @@ def forgetting_table(frame: pd.DataFrame, confidence: float = 0.95) -> pd.DataFr
     """
     from scipy.stats import t
 
-    rows = frame[(frame["stage"] != "search") & frame["drop"].notna()]
-    grouped = rows.groupby([*CELL, *NUMBER], sort=False)
+    grouped = _counted(frame).groupby([*CELL, *NUMBER], sort=False)
     table = grouped[["before", "after", "drop", "relative_drop", "weight_distance"]].mean()
     n, sd = grouped.size(), grouped["drop"].std()
     half = t.ppf((1 + confidence) / 2, (n - 1).where(n > 1)) * sd / n**0.5
@@ -127,12 +127,19 @@ def forgetting_table(frame: pd.DataFrame, confidence: float = 0.95) -> pd.DataFr
     return table
 
 
+def _counted(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a drop of the trials that are reported, each number once."""
+    rows = frame[(frame["stage"] != "search") & frame["drop"].notna()]
+    return rows.sort_values("measured", ascending=False, kind="stable").drop_duplicates(["digest", *NUMBER])  # 'trial' first
+
+
 def mean_relative_drop(frame: pd.DataFrame) -> pd.Series:
     """FG of Luo et al. 2023 (in [0, 1], not percent) for each cell: the mean relative drop over the tasks, then over the trials.
 
-    Perplexities are no tasks and are left out, and so is every metric of a task but its first.
+    Perplexities are no tasks and are left out, and so is every metric of a task but its first. A group of the harness counts as a
+    task beside its own: select rows of the frame where that is not meant.
     """
-    rows = frame[(frame["stage"] != "search") & (frame["source"] != "text")]
-    first = rows.drop_duplicates([*CELL, "digest", "measured", "source", "name"])
+    rows = _counted(frame)
+    first = rows[rows["source"] != "text"].drop_duplicates(["digest", "source", "name"])
     by_trial = first.groupby([*CELL, "digest"], sort=False)["relative_drop"].mean()
     return by_trial.groupby(level=list(CELL), sort=False).mean()

@@ -64,6 +64,15 @@ def test_the_table_gives_the_mean_drop_and_students_interval(add, tmp_path):
     assert alone["n_trials"] == 1 and alone["drop"] == pytest.approx(0.4) and math.isnan(alone["drop_low"])
 
 
+def test_a_number_from_the_sweep_and_from_later_counts_once(add, tmp_path):
+    again = (change("cola", 0.8, 0.1, n=5), change("boolq", 0.5, 0.4))
+    add("lora", 0, change("cola", 0.8, 0.6), later=again)
+    add("lora", 1, change("cola", 0.8, 0.4))
+    table = forgetting_table(load_forgetting(tmp_path)).reset_index().set_index("name")
+    assert table.loc["cola", "n_trials"] == 2 and table.loc["cola", "drop"] == pytest.approx(0.3)
+    assert table.loc["boolq", "n_trials"] == 1
+
+
 def test_relative_forgetting_is_the_mean_over_tasks_then_trials(add, tmp_path):
     add("lora", 0, change("a", 0.8, 0.4), change("b", 0.5, 0.5), perplexity(20, 200))
     add("lora", 1, change("a", 0.8, 0.8), change("a", 0.5, 0.1, metric="f1"), change("b", 0.5, 0.25))

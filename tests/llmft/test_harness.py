@@ -222,7 +222,7 @@ def test_mistakes_are_one_line(folder, base, small_opt, monkeypatch, tmp_path):
 @pytest.mark.long
 def test_the_harness_own_tasks_are_known():
     check_harness(
-        ["mmlu", "bbh", "super-glue-lm-eval-v1", "glue", "tydiqa_en", "mgsm_direct", "lambada_openai", "wikitext", "rte"]
+        ["mmlu", "bbh", "super-glue-lm-eval-v1", "glue", "tydiqa_goldp", "mgsm_direct", "lambada_openai", "wikitext", "rte"]
     )
     with pytest.raises(UserError, match="unknown task 'mmlo' .* Nearest: mmlu"):
         check_harness(["mmlo"])
