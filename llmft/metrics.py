@@ -28,8 +28,12 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, n_bins: int
     return float(sum(gaps))
 
 
-def set_metrics(predictions: Predictions, examples: Sequence[Example], label_names: Sequence[str], domain: str) -> SetMetrics:
+def set_metrics(
+    predictions: Predictions | Generated, examples: Sequence[Example], label_names: Sequence[str], domain: str
+) -> SetMetrics:
     """Every number of one test set. Accuracies per label and group are shares in [0, 1]; labels absent from the set are left out."""
+    if isinstance(predictions, Generated):
+        return text_metrics(predictions, domain)
     from sklearn.metrics import f1_score, matthews_corrcoef
 
     gold, predicted = predictions.labels, predictions.predicted

@@ -11,7 +11,7 @@ from typing import Any
 from llmft import cost, findings
 from llmft.errors import Cause
 from llmft.evaluate import Generated
-from llmft.metrics import set_metrics, text_metrics
+from llmft.metrics import set_metrics
 from llmft.record import Cost, Draws, TrialRecord
 from llmft.runtime import Runtime
 from llmft.setting import Setting
@@ -40,9 +40,7 @@ def finished_record(spec: TrialSpec, setting: Setting, encoded: EncodedTrial, re
     labels, tests = setting.task.labels, {test.name: test.examples for test in setting.tests}
     metrics = {
         selection: {
-            test.name: text_metrics(predictions, test.domain)
-            if isinstance(predictions := checkpoint.predictions[test.name], Generated)
-            else set_metrics(predictions, test.examples, labels, test.domain)
+            test.name: set_metrics(checkpoint.predictions[test.name], test.examples, labels, test.domain)
             for test in setting.tests
         }
         for selection, checkpoint in result.checkpoints.items()

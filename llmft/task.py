@@ -16,7 +16,7 @@ import numpy as np
 from llmft.errors import UserError
 from llmft.prompts import Pattern
 from llmft.seeds import stream
-from llmft.spec import DataRef
+from llmft.spec import DataRef, GenerationSpec
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,11 @@ class Task:
     out_of_domain: tuple[str, ...] = ()
     needs_data: bool = True
 
+    @property
+    def generation(self) -> GenerationSpec | None:
+        """How its texts are generated unless a plan says otherwise; None for classification."""
+        return None
+
     def resolve_data(self, directory: str | None) -> DataRef:
         """Where the rows come from, with a fingerprint of their contents.
 
@@ -124,6 +129,10 @@ class GenerationTask(Task):
     verbalizers: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     metric: str
     generation_defaults: ClassVar[dict[str, Any]] = {}
+
+    @property
+    def generation(self) -> GenerationSpec:
+        return GenerationSpec(**self.generation_defaults)
 
 
 def per_label(n_shots: int, unit: str, n_labels: int, where: str = "n_shots") -> int:

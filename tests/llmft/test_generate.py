@@ -15,6 +15,7 @@ from llmft.adapted import Adapted
 from llmft.batches import make_batch
 from llmft.errors import TrialFailure, UserError
 from llmft.evaluate import Evaluator
+from llmft.forgetting import measure, resolve_forgetting
 from llmft.generate import _Gumbel
 from llmft.method import Method
 from llmft.model import borrow_model, resolve_model
@@ -276,3 +277,13 @@ def test_a_trained_toy_says_the_first_word_twice_and_stops(text_spec):
     assert numbers["toy_text"].cut_share == 0
     untrained = run_trial(text_spec(model=resolve_model("toy"), n_test=48), CPU).record
     assert untrained.metrics["none"]["toy_text"].exact_match == 0
+
+
+def test_what_a_model_forgets_of_a_task_of_texts_is_measured(text_spec):
+    spec = text_spec()
+    with borrow_model(spec.model, "fp32", torch.device("cpu")) as model:
+        wanted = resolve_forgetting(tasks=["toy_text"], limit=6)
+        (measured,) = measure(Adapted(build_method("zero_shot", {}), model), spec.model, wanted, CPU)
+    asked = spec.model_copy(update={"n_dev": 0, "n_test": 6, "n_shots": 0, "generation": load_task("toy_text").generation})
+    numbers = run_trial(asked, CPU).record.metrics["none"]["toy_text"]
+    assert (measured.metric, measured.value, measured.stderr, measured.n) == ("rougeL", numbers.rougeL, None, 6)
