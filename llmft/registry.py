@@ -1,6 +1,7 @@
 """The folder is the registry: every file in `methods/` and `tasks/` is one method or task, under the name of the file.
 
-The names are known without importing anything; a file is imported when it is asked for.
+The names are known without importing anything; a file is imported when it is asked for. A file whose name begins with an underscore
+holds what several others share.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def _names(folder: str) -> tuple[str, ...]:
-    return tuple(sorted(path.stem for path in (Path(__file__).parent / folder).glob("*.py") if path.stem != "__init__"))
+    return tuple(sorted(path.stem for path in (Path(__file__).parent / folder).glob("*.py") if not path.stem.startswith("_")))
 
 
 METHODS: tuple[str, ...] = _names("methods")
