@@ -17,6 +17,7 @@ from llmft.errors import UserError, unknown_name
 from llmft.spec import error_lines
 
 if TYPE_CHECKING:
+    from llmft.definition import TaskDefinition
     from llmft.method import Method
     from llmft.task import Task
 
@@ -58,12 +59,16 @@ def complete_settings(name: str, settings: dict) -> dict:
     return build_method(name, settings).settings.model_dump(mode="json")
 
 
-def load_task(name: str) -> Task:
-    """The task `name`.
+def load_task(name: str, definition: TaskDefinition | None = None) -> Task:
+    """The task `name`, from its file or from the user's own definition.
 
     Raises:
         UserError: there is no such task.
     """
+    if definition is not None:
+        from llmft.defined import DefinedTask
+
+        return DefinedTask(definition)
     if name not in TASKS:
         raise unknown_name("task", name, TASKS)
     return importlib.import_module(f"llmft.tasks.{name}").TASK

@@ -174,10 +174,10 @@ def checked_fields(row: dict[str, Any], columns: dict[str, str], where: str) -> 
     return {name: row[column] for name, column in columns.items()}
 
 
-def numbered(rows: Iterable[dict[str, Any]], name: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(id, place for an error message, row) of each row."""
+def numbered(rows: Iterable[dict[str, Any]], name: str, where: str = "") -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(id, place for an error message, row) of each row; `where` is the table's name in messages, `name` that in ids."""
     for index, row in enumerate(rows):
-        yield f"{name}/{index}", f"{name}, row {index}", row
+        yield f"{name}/{index}", f"{where or name}, row {index}", row
 
 
 def labelled_examples(rows: Iterable[dict[str, Any]], name: str, columns: dict[str, str], n_labels: int) -> tuple[Example, ...]:

@@ -105,6 +105,7 @@ def encode_trial(
     sets: Mapping[str, Sequence[Example]],
     max_length: int,
     order=None,
+    instruction: str = "",
 ) -> EncodedTrial:
     """Tokenise every prompt of a trial.
 
@@ -115,6 +116,7 @@ def encode_trial(
         demonstrations: in the order of the draw (labels interleaved).
         max_length: tokens that a prompt and its label word may take together.
         order: a generator that shuffles the demonstrations in the prompt (None: as drawn).
+        instruction: text that opens every prompt.
 
     Raises:
         TrialFailure: a query does not fit even without demonstrations (QUERY_TOO_LONG).
@@ -122,7 +124,7 @@ def encode_trial(
 
     def texts(examples: Sequence[Example], shown: Sequence[Example]) -> list[str]:
         labelled = [(example.fields, words.words[example.label]) for example in shown]
-        return [render_prompt(pattern, labelled, example.fields, separator) for example in examples]
+        return [render_prompt(pattern, labelled, example.fields, separator, instruction) for example in examples]
 
     limit = max_length - words.longest + 1  # the last token of a label word is never fed to the model
     queries = [example for examples in sets.values() for example in examples]

@@ -199,7 +199,7 @@ def fetch(plan_name: PlanName, data_dir: DataDir = None, models: Models = None) 
     for model, folder in zip(needs.models, needs.fetch(), strict=True):
         n_bytes = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{model.name}, commit {model.revision}: {n_bytes / 2**20:,.0f} MiB in {folder}")
-    for task, data in needs.data:
+    for task, data, _ in needs.data:
         print(f"{task}: {', '.join(f'{name}, commit {commit}' for name, _, commit in data.commits)}")
     print("everything is here; the plan needs no network" if needs else "the plan needs nothing of the hub")
     return 0

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from llmft.definition import TaskDefinition, definition_keys
 from llmft.errors import UserError, unknown_name
-from llmft.spec import ORACLES, Selection, Spec, error_lines
+from llmft.registry import TASKS
+from llmft.spec import ORACLES, STREAMS, Selection, Spec, error_lines
+from sweeps.plan_files import read_files
 from sweeps.yaml_file import read_yaml
 
 SHIPPED = Path(__file__).parent / "plans"
@@ -106,6 +109,7 @@ class MethodEntry(Spec):
     n_shots: tuple[int, ...] | None = Field(None, min_length=1)
     pattern: str | None = None
     verbalizer: str | None = None
+    instruction: str | None = None
 
     @model_validator(mode="after")
     def _fixed_or_searched(self) -> MethodEntry:
@@ -144,9 +148,27 @@ class SearchPlan(Spec):
 
 
 class ReportPlan(Spec):
-    """The seeds whose results are reported. Five cannot reach p < .05 in a Wilcoxon test."""
+    """The seeds whose results are reported. Five cannot reach p < .05 in a Wilcoxon test.
+
+    With `vary: [data]` the examples alone differ from trial to trial, and the order, initialisation and dropout stay those of the
+    first seed; plans that vary one thing each tell where the spread comes from. A method gets one trial where nothing that varies
+    can change its answer.
+    """
 
     seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4, 5), min_length=1)
+    vary: tuple[Literal["data", "order", "init", "dropout"], ...] = Field(STREAMS, min_length=1)
+
+
+def _own_task(value: Any) -> Any:
+    """A mapping is a task of the user's own; validated here, so that its errors name its own keys alone."""
+    if isinstance(value, dict):
+        return TaskDefinition.model_validate_json(json.dumps(value))
+    if not isinstance(value, str | TaskDefinition):
+        raise ValueError("must be the name of a task, or a mapping that describes one")
+    return value
+
+
+TaskEntry = Annotated[str | TaskDefinition, BeforeValidator(_own_task)]
 
 
 class Plan(Spec):
@@ -155,19 +177,23 @@ class Plan(Spec):
     name: str = Field("sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str = ""
     models: tuple[ModelEntry, ...] = Field(min_length=1)
-    tasks: tuple[str, ...] = Field(min_length=1)
+    tasks: tuple[TaskEntry, ...] = Field(min_length=1, description="names, and tasks of your own (llmft.definition)")
     data_dir: str | None = Field(None, description="a local folder with the tasks' files; null: the hub")
     n_shots: tuple[int, ...] = Field((16,), min_length=1)
     shots_unit: Literal["total", "per_class"] = "total"
+    draw: Literal["balanced", "random"] = "balanced"
+    demonstrations: tuple[str, ...] = Field((), description="ids of the shots, or a JSON file with them, in place of a draw")
     pattern: str = "minimal"
     verbalizer: str = "default"
+    instruction: str = Field("", description="text that opens every prompt")
+    separator: str = Field("\n\n", description="stands between the instruction, the demonstrations and the query")
     methods: dict[str, MethodEntry] = Field(min_length=1)
     train: dict[str, Any] = Field(default_factory=dict, description="fields of TrainSpec, for every method")
     search: SearchPlan | None = Field(None, description="null: every method runs with its defaults")
     report: ReportPlan = ReportPlan()
     n_dev: int = Field(64, ge=0)
     n_test: int | None = Field(None, ge=1)
-    test_sets: tuple[str, ...] | None = Field(None, min_length=1, description="null: all of the task's")
+    test_sets: tuple[str, ...] | None = Field(None, min_length=1, description="null: all; a task takes those that are its own")
     max_length: int | None = Field(None, ge=8)
     selections: tuple[Selection, ...] = Field(("last", "best_dev"), min_length=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -178,7 +204,9 @@ class Plan(Spec):
     @model_validator(mode="after")
     def _consistent(self) -> Plan:
         models = [(entry.name, entry.revision) for entry in self.models]
-        lists = {"models": models, "tasks": self.tasks, "n_shots": self.n_shots, "report.seeds": self.report.seeds}
+        if own := [task.name for task in self.tasks if isinstance(task, TaskDefinition) and task.name in TASKS]:
+            raise ValueError(f"tasks: {own[0]!r} is the name of a task that comes with llmft; give yours another")
+        lists = {"models": models, "tasks": self.task_names, "n_shots": self.n_shots, "report.seeds": self.report.seeds}
         if self.search:
             lists["search.seeds"] = self.search.seeds
             if both := sorted(set(self.search.seeds) & set(self.report.seeds)):
@@ -189,6 +217,10 @@ class Plan(Spec):
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} names a value twice")
         return self
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(task if isinstance(task, str) else task.name for task in self.tasks)
 
     @property
     def search_selection(self) -> Selection:
@@ -204,7 +236,10 @@ class Plan(Spec):
 def _known_keys(content: dict[str, Any]) -> dict[str, Any]:
     known: dict[str, Any] = {"": Plan.model_fields, "search": SearchPlan.model_fields, "report": ReportPlan.model_fields}
     known["search.prune"] = PrunePlan.model_fields
-    models, methods = content.get("models"), content.get("methods")
+    models, methods, tasks = content.get("models"), content.get("methods"), content.get("tasks")
+    for index, task in enumerate(tasks if isinstance(tasks, list) else ()):
+        if isinstance(task, dict):
+            known |= definition_keys(f"tasks.{index}", task)
     for index in range(len(models) if isinstance(models, list) else 0):
         known[f"models.{index}"] = ModelEntry.model_fields
     for name, entry in methods.items() if isinstance(methods, dict) else ():
@@ -266,7 +301,7 @@ def load_plan(name: str, *, models: tuple[str, ...] = (), data_dir: str | None =
         UserError: as `find_plan`, `read_yaml` and `parse_plan`.
     """
     path = find_plan(name)
-    content = {"name": path.stem, **read_yaml(path)}
+    content = read_files({"name": path.stem, **read_yaml(path)}, path)
     if models:
         content["models"] = list(models)
     if data_dir is not None:
