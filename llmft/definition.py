@@ -106,6 +106,15 @@ class TaskDefinition(Spec):
     def _named_by_value(cls, value: Any) -> Any:
         return {str(item): item for item in value} if isinstance(value, list | tuple) else value
 
+    @field_validator("verbalizers", mode="before")
+    @classmethod
+    def _quoted(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            for name, words in value.items():
+                if isinstance(words, list) and any(isinstance(word, bool) for word in words):
+                    raise ValueError(f"{name}: true and false are no words in YAML; write \"True\" and \"False\" in quotes")
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> TaskDefinition:
         for name in self.test.out_of_domain:
@@ -156,15 +165,15 @@ class TaskDefinition(Spec):
 
 
 def label_text(value: str | int | float | bool) -> str:
-    """The one text of a label's value: 1, 1.0, "1" and "1.0" are the same label, whatever kind of file they come from."""
-    if isinstance(value, bool):
-        return str(value).lower()
+    """The one text of a label's value: 1, 1.0, "1" and "1.0" are one label, true and "True" too, whatever file they come from."""
     text = str(value)
+    if text.lower() in ("true", "false"):
+        return text.lower()
     try:
         number = float(text)
     except ValueError:
         return text
-    return str(int(number)) if number.is_integer() else text
+    return str(int(number)) if number.is_integer() else text  # inf is no integer, and stays text
 
 
 def definition_keys(where: str, content: dict[str, Any]) -> dict[str, Any]:

@@ -37,12 +37,17 @@ class Source:
     columns: tuple[str, ...] = ()
     obtain: str = ""
 
-    def find(self, directory: str) -> Path:
+    def find(self, directory: str | None) -> Path:
         """The local file.
 
         Raises:
             UserError: none of `files` is in the folder.
         """
+        if directory is None:
+            raise UserError(
+                f"data: {self.files[0]} is not on the hub; give a folder that holds it with --data-dir (data_dir in a plan). "
+                f"The rest still comes from the hub. The file: {self.obtain}."
+            )
         folder = Path(directory).expanduser()
         if not folder.is_dir():
             raise UserError(
@@ -58,12 +63,8 @@ class Source:
         return next((folder / name for name in self.files if (folder / name).is_file()), None)
 
     def comes_from_hub(self, data: DataRef) -> bool:
-        if self.hub is None and data.directory is None:
-            raise UserError(
-                f"data: {self.files[0]} is not on the hub; give a folder that holds it with --data-dir (data_dir in a plan). "
-                f"What the task has on the hub still comes from there. The file: {self.obtain}."
-            )
-        return self.hub is not None and (data.directory is None or data.commit(self.hub[0], self.hub[3]) is not None)
+        """Whether the rows are those of the hub: without a folder, and beside one where `resolve_sources` found a commit."""
+        return self.hub is not None and (data.directory is None or data.commit(*self.hub[::3]) is not None)
 
     def paths(self, data: DataRef) -> list[Path]:
         """The files with the rows; those of the hub are fetched if they are not in its cache.
@@ -105,8 +106,8 @@ class Source:
 def resolve_sources(sources: Sequence[Source], directory: str | None) -> DataRef:
     """The data that `sources` are now: their contents as one fingerprint and, from the hub, the commits that hold them.
 
-    With a folder everything comes from there; only beside a file that is not on the hub may the folder lack the others, which then
-    come from the hub.
+    A folder goes before the hub. What it holds nothing of comes from the hub, by whole repositories: a folder with one split of a
+    repository must hold the others that are needed.
 
     The contents and not the commits make the fingerprint, so a local copy of the hub's files is the same data, and so is a
     repository of which only the description was changed.
@@ -114,28 +115,24 @@ def resolve_sources(sources: Sequence[Source], directory: str | None) -> DataRef
     Raises:
         UserError: a file is not there, or cannot be fetched.
     """
-    for source in sources:
-        if source.hub is None:  # nothing is asked of the hub while a file is missing that it cannot give
-            source.paths(DataRef(directory=directory))
-    wanted = sorted({source.hub[::3] for source in sources if source.hub and source.hub[0] in _on_hub(sources, directory)})
-    commits = tuple((name, revision, hub.pin(name, revision, "dataset")) for name, revision in wanted)
-    data = DataRef(directory=directory, commits=commits)
-    hashes = (content_hash(source.paths(data)) for source in sources)
+    local = [source for source in sources if source.hub is None]
+    if directory is not None:
+        folder = Path(directory).expanduser()
+        held = {source.hub[0] for source in sources if source.hub and source.look_in(folder)}
+        local += [source for source in sources if source.hub and (source.hub[0] in held or not folder.is_dir())]
+    for source in local:  # nothing is asked of the hub while a file is missing that it shall not give
+        source.paths(DataRef(directory=directory))
+    wanted = sorted({source.hub[::3] for source in sources if source not in local})
+    try:
+        commits = tuple((name, revision, hub.pin(name, revision, "dataset")) for name, revision in wanted)
+        data = DataRef(directory=directory, commits=commits)
+        hashes = [content_hash(source.paths(data)) for source in sources]
+    except UserError as error:
+        if directory is None:
+            raise
+        missing = ", ".join(source.files[0] for source in sources if source not in local)
+        raise UserError(f"data_dir: {directory} does not hold {missing}, and {str(error).removeprefix('data: ')}") from None
     return data.model_copy(update={"fingerprint": hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16]})
-
-
-def _on_hub(sources: Sequence[Source], directory: str | None) -> set[str]:
-    """The repositories that are read.
-
-    Beside a file that a folder alone can give, those of which the folder holds nothing; else all of them or, with a folder, none.
-    """
-    repositories = {source.hub[0] for source in sources if source.hub}
-    if directory is None:
-        return repositories
-    if all(source.hub for source in sources):
-        return set()
-    folder = Path(directory).expanduser()
-    return repositories - {source.hub[0] for source in sources if source.hub and source.look_in(folder)}
 
 
 def content_hash(paths: Iterable[Path]) -> str:

@@ -57,11 +57,11 @@ class Qqp(Task):
             "gpt-3": Pattern("{question1} question: {question2} Yes or No? answer:", verbalizer="no-yes"),
             "eval-harness": Pattern(
                 "Question 1: {question1}\nQuestion 2: {question2}\nQuestion: Do both questions ask the same thing?\nAnswer:",
-                verbalizer="no-yes-lower",
+                verbalizer="no-yes",
             ),
         }
     )
-    verbalizers = {"no-yes": ("No", "Yes"), "no-yes-lower": ("no", "yes")}
+    verbalizers = {"no-yes": ("No", "Yes"), "no-yes-lower": ("no", "yes")}  # the latter as in lm-evaluation-harness
     in_domain = "qqp"
     out_of_domain = ("paws_qqp",)
     sources = (TRAIN, VALIDATION, PAWS)
