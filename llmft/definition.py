@@ -109,11 +109,12 @@ class TaskDefinition(Spec):
     @field_validator("verbalizers", mode="before")
     @classmethod
     def _quoted(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            for name, words in value.items():
-                if isinstance(words, list) and any(isinstance(word, bool) for word in words):
-                    raise ValueError(f"{name}: true and false are no words in YAML; write \"True\" and \"False\" in quotes")
-        return value
+        if not isinstance(value, dict):
+            return value
+        for name, words in value.items():
+            if isinstance(words, list) and any(isinstance(word, bool) for word in words):
+                raise ValueError(f'{name}: true and false are no words in YAML; write "True" and "False" in quotes')
+        return {name: tuple(words) if isinstance(words, list) else words for name, words in value.items()}
 
     @model_validator(mode="after")
     def _consistent(self) -> TaskDefinition:
