@@ -54,7 +54,9 @@ class DefinedTask(Task):
                 raise UserError(f"{self.definition.tables[name]}: holds no rows.")
         tests = [TestSet(self.in_domain, "in", sets[self.in_domain])]
         tests += [TestSet(name, "out", sets[name]) for name in self.out_of_domain]
-        return TaskData(sets["train"], tuple(tests), revision=_origin(self.definition.test.in_domain, data), dev_pool=sets.get("dev", ()))
+        return TaskData(
+            sets["train"], tuple(tests), revision=_origin(self.definition.test.in_domain, data), dev_pool=sets.get("dev", ())
+        )
 
     def _example(self, id_: str, where: str, row: dict[str, Any]) -> Example:
         definition = self.definition
@@ -103,7 +105,9 @@ def _labels_in(rows: Iterable[dict[str, Any]], where: str, column: str) -> dict[
             raise UserError(f"{where}, row {index}: there is no column {column!r}. Columns: {', '.join(map(str, row))}.")
         found.add(_label(row[column], f"{where}, row {index}", column))
     if not 2 <= len(found) <= MOST_LABELS:
-        raise UserError(f"{where}: column {column!r} holds {len(found)} different values; name the task's labels if it is the right column.")
+        raise UserError(
+            f"{where}: column {column!r} holds {len(found)} different values; name the task's labels if it is the right column."
+        )
     return {label: label for label in sorted(found, key=_numbers_first)}
 
 

@@ -5,14 +5,16 @@ It stands in a plan under `tasks`, and travels in every trial's spec, so that a 
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from llmft.prompts import FIELD
 from llmft.strict import Spec
 
+RESERVED = ("train", "dev", "shots")  # sets that every task has
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 
@@ -118,9 +120,10 @@ class TaskDefinition(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> TaskDefinition:
-        for name in self.test.out_of_domain:
-            if name in (self.name, "train", "dev", "shots") or not re.match(NAME, name):
-                raise ValueError(f"test.out_of_domain: a set cannot be called {name!r} here; choose another name")
+        sets = (self.name, *self.test.out_of_domain)
+        for name in sets:
+            if name in RESERVED or sets.count(name) > 1 or not re.match(NAME, name):
+                raise ValueError(f"a test set cannot be called {name!r} here; choose another name")
         if self.train in (self.test.in_domain, *self.test.out_of_domain.values()):
             raise ValueError(f"test: {self.train} is also the training pool; a score on it would say nothing")
         for name, entry in self.patterns.items():
@@ -156,13 +159,26 @@ class TaskDefinition(Spec):
     def content(self, pattern: str, verbalizer: str) -> dict[str, Any]:
         """What of it changes the answer of a trial with that pattern and verbalizer: not where the files lie, nor what is not used."""
         entry = self.patterns.get(pattern)
-        kept = {"kind", "columns", "label", "labels", "groups"}
-        return self.model_dump(mode="json", include=kept) | {
+        return self.model_dump(mode="json", include={"kind", "columns", "label", "groups"}) | {
+            # in their order, which tells whose word is whose
+            "labels": [[name, label_text(value)] for name, value in self.labels.items()],
             "has_dev": self.dev is not None,
             "out_of_domain": list(self.test.out_of_domain),
             "pattern": entry and [entry.template, entry.label_prefix],
             "words": self.verbalizers.get(entry.verbalizer if entry and verbalizer == "default" else verbalizer),
         }
+
+
+def _name_or_definition(value: Any) -> Any:
+    if isinstance(value, dict):  # validated here, so that an error names the definition's own keys alone
+        return TaskDefinition.model_validate_json(json.dumps(value))
+    if not isinstance(value, str | TaskDefinition):
+        raise ValueError("must be the name of a task, or a mapping that describes one")
+    return value
+
+
+TaskEntry = Annotated[str | TaskDefinition, BeforeValidator(_name_or_definition)]
+"""A task in a plan: the name of one that comes with llmft, or one of the user's own."""
 
 
 def label_text(value: str | int | float | bool) -> str:
@@ -182,7 +198,12 @@ def definition_keys(where: str, content: dict[str, Any]) -> dict[str, Any]:
     known: dict[str, Any] = {where: TaskDefinition.model_fields, f"{where}.test": ReportedTables.model_fields}
     test, patterns = content.get("test"), content.get("patterns")
     out = test.get("out_of_domain") if isinstance(test, dict) else None
-    tables = ["train", "dev", "test.in_domain", *(f"test.out_of_domain.{name}" for name in (out if isinstance(out, dict) else ()))]
+    tables = [
+        "train",
+        "dev",
+        "test.in_domain",
+        *(f"test.out_of_domain.{name}" for name in (out if isinstance(out, dict) else ())),
+    ]
     for table in tables:
         known |= {f"{where}.{table}": Table.model_fields, f"{where}.{table}.hub": HubTable.model_fields}
     for name in patterns if isinstance(patterns, dict) else ():

@@ -83,7 +83,9 @@ def task_page(name: str, directory: str | None = None) -> Group:
     task = load_task(name)
     parts = [Text(" ".join(_description(type(task)).split()) + "\n"), terminal_table(TASK_COLUMNS, task_rows([name]))]
     if task.sources:
-        places = [(source.files[0], "-" if source.hub is None else _place(source.hub), source.obtain) for source in task.sources]
+        places = [
+            (source.files[0], "-" if source.hub is None else _place(source.hub), source.obtain) for source in task.sources
+        ]
         parts += [Text(), terminal_table(("file", "on the hub", "else"), places)]
     data = _data_here(task, directory)
     if data is None:
@@ -141,12 +143,12 @@ def readmes() -> dict[Path, str]:
         FOLDER / "methods" / "README.md": ("methods", markdown_table(METHOD_COLUMNS, method_rows(METHODS))),
         FOLDER / "tasks" / "README.md": ("tasks", markdown_table(TASK_COLUMNS, task_rows(TASKS))),
     }
-    pages = {}
-    for path, (kind, table) in tables.items():
-        before, _, rest = path.read_text(encoding="utf-8").partition(f"<!-- {kind}:")
-        mark, _, rest = rest.partition("-->\n")
-        pages[path] = f"{before}<!-- {kind}:{mark}-->\n{table}\n<!-- end of {kind} -->{rest.partition(f'<!-- end of {kind} -->')[2]}"
-    return pages
+    return {path: _with_table(path.read_text(encoding="utf-8"), kind, table) for path, (kind, table) in tables.items()}
+
+
+def _with_table(page: str, kind: str, table: str) -> str:
+    marks = re.compile(f"(<!-- {kind}: [^\\n]* -->\\n).*(<!-- end of {kind} -->)", re.DOTALL)
+    return marks.sub(lambda match: f"{match[1]}{table}\n{match[2]}", page)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from llmft.definition import TaskDefinition
 from llmft.errors import UserError, unknown_name
 from llmft.method import Method, Range
-from llmft.registry import complete_settings, load_task, method_class
+from llmft.registry import complete_settings, method_class
 from llmft.spec import STREAMS, DataRef, ModelRef, TrainSpec, TrialSpec, error_lines
 from sweeps.plan import MethodEntry, ModelEntry, Plan, SearchPlan
+from sweeps.plan_tasks import resolve_named, resolve_tasks
 from sweeps.space import Params, Space, among, can_be, ordered
 
 
@@ -231,11 +231,9 @@ def build_cells(
     """
     if resolve_model is None:
         from llmft.model import resolve_model  # imports torch
-    if resolve_data is None:
-        resolve_data = _resolve_data
     _train_spec(f"{where}: train", plan.train)
     try:
-        subjects = _subjects(plan, resolve_data)
+        subjects = resolve_tasks(plan, resolve_data or resolve_named)
         models = [resolve_model(entry.name, entry.revision) for entry in plan.models]
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
@@ -252,42 +250,6 @@ def build_cells(
                         )
                     cells[cell.key] = cell
     return list(cells.values())
-
-
-def _resolve_data(task: str, directory: str | None) -> DataRef:
-    return load_task(task).resolve_data(directory)
-
-
-def _subjects(plan: Plan, resolve_data: Callable[[str, str | None], DataRef]) -> list[dict[str, Any]]:
-    """For each task of the plan the fields of its specs: task, definition, data and test_sets."""
-    subjects, known = [], {}
-    for name, entry in zip(plan.task_names, plan.tasks, strict=True):
-        definition, data = _own(entry) if isinstance(entry, TaskDefinition) else (None, resolve_data(name, plan.data_dir))
-        task = load_task(name, definition)
-        sets = (task.in_domain, *task.out_of_domain)
-        chosen = None if plan.test_sets is None else tuple(one for one in plan.test_sets if one in sets)
-        if chosen == ():
-            raise unknown_name("test set", plan.test_sets[0], sets, f"test_sets: none is of the task '{name}'")
-        subjects.append({"task": name, "definition": definition, "data": data, "test_sets": chosen})
-        known |= dict.fromkeys(sets)
-    for name in plan.test_sets or ():
-        if name not in known:
-            raise unknown_name("test set", name, known, "test_sets")
-    return subjects
-
-
-def _own(entry: TaskDefinition) -> tuple[TaskDefinition, DataRef]:
-    """A task of the user's own, complete, and its data; every row is looked at."""
-    from llmft.defined import DefinedTask, complete
-    from llmft.setting import load_data  # imports torch
-
-    try:
-        data = DefinedTask(entry).resolve_data()
-        definition = complete(entry, data)
-        load_data(entry.name, data, definition)
-    except UserError as error:
-        raise UserError(f"tasks.{entry.name}: {error}") from None
-    return definition, data
 
 
 def _report_seeds(plan: Plan, cls: type[Method]) -> tuple[int, ...]:

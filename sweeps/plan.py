@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from llmft.definition import TaskDefinition, definition_keys
+from llmft.definition import TaskDefinition, TaskEntry, definition_keys
 from llmft.errors import UserError, unknown_name
 from llmft.registry import TASKS
 from llmft.spec import ORACLES, STREAMS, Selection, Spec, error_lines
@@ -157,18 +157,6 @@ class ReportPlan(Spec):
 
     seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4, 5), min_length=1)
     vary: tuple[Literal["data", "order", "init", "dropout"], ...] = Field(STREAMS, min_length=1)
-
-
-def _own_task(value: Any) -> Any:
-    """A mapping is a task of the user's own; validated here, so that its errors name its own keys alone."""
-    if isinstance(value, dict):
-        return TaskDefinition.model_validate_json(json.dumps(value))
-    if not isinstance(value, str | TaskDefinition):
-        raise ValueError("must be the name of a task, or a mapping that describes one")
-    return value
-
-
-TaskEntry = Annotated[str | TaskDefinition, BeforeValidator(_own_task)]
 
 
 class Plan(Spec):

@@ -55,5 +55,5 @@ def _ids(path: Path, where: str) -> list[str]:
     except ValueError as error:
         raise UserError(f"{where}: {path} is no JSON ({error}).") from None
     if not isinstance(ids, list) or not ids or not all(isinstance(name, str) for name in ids):
-        raise UserError(f"{where}: {path} must hold a list of ids of examples, such as [\"rte_train/17\", \"rte_train/4\"].")
+        raise UserError(f'{where}: {path} must hold a list of ids of examples, such as ["rte_train/17", "rte_train/4"].')
     return ids

@@ -24,7 +24,9 @@ OTHER = [row | {"s1": row["s1"].upper()} for row in ROWS]
 def folder(tmp_path):
     """train.csv, test.csv and other.jsonl."""
     for name, rows in (("train.csv", ROWS), ("test.csv", [row | {"s2": f"{row['s2']} saw"} for row in ROWS])):
-        (tmp_path / name).write_text("".join(",".join(map(str, line)) + "\n" for line in [rows[0], *(row.values() for row in rows)]))
+        (tmp_path / name).write_text(
+            "".join(",".join(map(str, line)) + "\n" for line in [rows[0], *(row.values() for row in rows)])
+        )
     (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in OTHER))
     return tmp_path
 
@@ -58,7 +60,10 @@ def test_the_rows_are_those_of_the_files(folder):
         "train/0", {"premise": "doctor 0", "hypothesis": "nurse 0"}, 1, {"from": "a"},
     )  # fmt: skip
     assert [(test.name, test.domain, len(test.examples)) for test in data.tests] == [("mine", "in", 40), ("other", "out", 40)]
-    assert task.patterns["minimal"].render(first.fields) == "doctor 0 nurse 0 ?" and task.patterns["minimal"].verbalizer == "yes-no"
+    assert (
+        task.patterns["minimal"].render(first.fields) == "doctor 0 nurse 0 ?"
+        and task.patterns["minimal"].verbalizer == "yes-no"
+    )
 
 
 def test_what_is_left_out_is_filled_in(folder):
@@ -88,7 +93,12 @@ def test_any_number_of_classes_in_a_sensible_order(folder):
     (folder / "few.csv").write_text("\n".join(lines[:13]).replace("text ", "line "))
     plain = dict.fromkeys(("columns", "labels", "groups", "verbalizers"))
     definition = define(
-        folder, train=f"{folder}/many.csv", test={"in_domain": f"{folder}/few.csv"}, label="label", patterns={"m": "{text} :"}, **plain
+        folder,
+        train=f"{folder}/many.csv",
+        test={"in_domain": f"{folder}/few.csv"},
+        label="label",
+        patterns={"m": "{text} :"},
+        **plain,
     )
     assert whole(definition)[0].labels == tuple(map(str, range(12)))  # 2 before 10
 
@@ -162,10 +172,10 @@ def test_files_and_columns_that_do_not_fit(folder, changed, said):
      ({"train": {"hub": {"repository": "a/b"}}}, "train.hub.split: Field required"),
      ({"train": {}}, "train: give a file, or hub"),
      ({"test": {"in_domain": "a.csv", "out_domain": {}}}, "unknown key 'test.out_domain'. Did you mean 'out_of_domain'?"),
-     ({"test": {"in_domain": "a.csv", "out_of_domain": {"dev": "b.csv"}}}, "a set cannot be called 'dev'"),
-     ({"test": {"in_domain": "a.csv", "out_of_domain": {"mine": "b.csv"}}}, "a set cannot be called 'mine'"),
+     ({"test": {"in_domain": "a.csv", "out_of_domain": {"dev": "b.csv"}}}, "a test set cannot be called 'dev'"),
+     ({"test": {"in_domain": "a.csv", "out_of_domain": {"mine": "b.csv"}}}, "a test set cannot be called 'mine'"),
      ({"train": "a.csv", "test": {"in_domain": "a.csv"}}, "test: a.csv is also the training pool"),
-     ({"kind": "regression"}, "kind: "), ({"name": "a/b"}, "name: ")],
+     ({"name": "train"}, "a test set cannot be called 'train'"), ({"kind": "regression"}, "kind: "), ({"name": "a/b"}, "name: ")],
 )  # fmt: skip
 def test_a_wrong_definition_is_one_line(folder, changed, said):
     given = content(folder, **changed)
@@ -191,7 +201,9 @@ def test_a_trial_needs_nothing_but_its_spec_and_the_files(own_spec):
     spec = TrialSpec.model_validate_json(own_spec("pattern").model_dump_json())  # as a worker or a record has it
     record = run_trial(spec, CPU).record
     assert record.finished, record.message
-    assert set(record.metrics["last"]) == {"mine", "other"} and record.metrics["last"]["other"].group_accuracy.keys() == {"from"}
+    assert set(record.metrics["last"]) == {"mine", "other"} and record.metrics["last"]["other"].group_accuracy.keys() == {
+        "from"
+    }
     assert record.spec == spec and record.digest == spec.digest and hash(record.spec.definition) == hash(spec.definition)
 
 
@@ -221,7 +233,7 @@ def test_the_digest_is_of_what_counts(own_spec, folder, tmp_path):
     assert {own_spec(changed=changed).digest for changed in same} == {base}
     other = [
         {"patterns": {"minimal": "{premise} {hypothesis}"}}, {"verbalizers": {"yes-no": ["No", "Yes"]}}, {"groups": None},
-        {"labels": {"entailment": "no", "not_entailment": "yes"}}, {"columns": {"premise": "s2", "hypothesis": "s1"}},
+        {"labels": {"entailment": "no", "not_entailment": "yes"}}, {"labels": {"not_entailment": "no", "entailment": "yes"}}, {"columns": {"premise": "s2", "hypothesis": "s1"}},
         {"dev": f"{folder}/other.jsonl"}, {"test": {"in_domain": f"{folder}/test.csv"}},
     ]  # fmt: skip
     assert len({own_spec(changed=changed).digest for changed in other} | {base}) == len(other) + 1

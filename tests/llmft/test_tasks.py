@@ -29,7 +29,9 @@ def loaded(name: str, folder: str):
 
 def counts(name: str, folder: str) -> dict[str, tuple[int, ...]]:
     data, n_labels = loaded(name, folder), len(load_task(name).labels)
-    return {test.name: tuple(sum(example.label == i for example in test.examples) for i in range(n_labels)) for test in data.tests}
+    return {
+        test.name: tuple(sum(example.label == i for example in test.examples) for i in range(n_labels)) for test in data.tests
+    }
 
 
 HANS = dict.fromkeys(("hans", "hans_subsequence", "hans_constituent"), (5000, 5000))
@@ -73,7 +75,8 @@ def test_cola_holds_no_row_of_its_out_of_domain_set(task_data, data_dir):
     sources = Counter(example.groups["source"] for example in data.tests[1].examples)
     assert sources == {"swb04": 222, "w_80": 83, "clc95": 82, "s_97": 55, "j_71": 42, "c-05": 32}
     outside = {row["sentence"] for row in rows if row["domain"] == "out"}
-    assert sum(example.fields["sentence"] in outside for example in data.tests[1].examples) == 516 - 4  # four commas were corrected
+    n_same = sum(example.fields["sentence"] in outside for example in data.tests[1].examples)
+    assert n_same == 516 - 4  # four commas were corrected
 
 
 def test_a_validation_set_of_cola_that_is_not_glues_is_refused(task_data, tmp_path):
@@ -118,7 +121,10 @@ def test_paws_is_read_as_what_its_literals_say(task_data, data_dir):
 
 
 def test_a_literal_that_is_none_is_named():
-    assert without_literals({"sentence1": "b'l\\xc3\\xa9'", "sentence2": "bold"}, "x") == {"sentence1": "lé", "sentence2": "bold"}
+    assert without_literals({"sentence1": "b'l\\xc3\\xa9'", "sentence2": "bold"}, "x") == {
+        "sentence1": "lé",
+        "sentence2": "bold",
+    }
     for text in ("b'open", "b'\\xff'"):
         with pytest.raises(UserError, match="paws, row 3: column 'sentence1' is no printed text"):
             without_literals({"sentence1": text, "sentence2": "b''"}, "paws, row 3")
@@ -135,7 +141,10 @@ def test_a_set_that_the_hub_does_not_have_says_where_to_get_it(name, tmp_path):
 def test_what_a_folder_lacks_comes_from_the_hub(server, new_cache, tmp_path, task_data):
     new_cache()
     source = Path(task_data)
-    files = {f"cola/{split}-00000-of-00001.parquet": (source / f"cola_{split}.parquet").read_bytes() for split in ("train", "validation")}
+    files = {
+        f"cola/{split}-00000-of-00001.parquet": (source / f"cola_{split}.parquet").read_bytes()
+        for split in ("train", "validation")
+    }
     commit = server.push("datasets/nyu-mll/glue", files)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "cola_ood.tsv").symlink_to(source / "cola_ood.tsv")
@@ -149,14 +158,19 @@ def test_what_a_folder_lacks_comes_from_the_hub(server, new_cache, tmp_path, tas
     server.stop()
     new_cache()
     (tmp_path / "data" / "cola_train.parquet").unlink()
-    with pytest.raises(UserError, match="does not hold cola_train.parquet, cola_validation.parquet, and cannot get nyu-mll/glue"):
+    with pytest.raises(
+        UserError, match="does not hold cola_train.parquet, cola_validation.parquet, and cannot get nyu-mll/glue"
+    ):
         task.resolve_data(str(tmp_path / "data"))
 
 
 def test_the_label_words_are_the_published_ones():
     for name in TASKS:
         task = load_task(name)
-        said = {pattern: dict(zip(task.labels, task.verbalizers[entry.verbalizer], strict=True)) for pattern, entry in task.patterns.items()}
+        said = {
+            pattern: dict(zip(task.labels, task.verbalizers[entry.verbalizer], strict=True))
+            for pattern, entry in task.patterns.items()
+        }
         if name in ("rte", "mnli", "mnli_merged"):
             assert said["minimal"] == said["gpt-3"] == {"entailment": "Yes", "not_entailment": "No"}
             assert said["eval-harness"] == said["eval-harness-literal"] == {"entailment": "True", "not_entailment": "False"}
@@ -201,7 +215,8 @@ def test_a_constant_answer_is_named_whatever_the_task(task_data, task, name, acc
 
 @pytest.mark.parametrize(("said", "accuracy", "printed"), [(0, 0.625, "62.50%"), (1, 0.375, "37.50%")])
 def test_a_constant_answer_on_the_subset_of_qqp(said, accuracy, printed):
-    assert_named(np.array([0] * 625 + [1] * 375), load_task("qqp").labels, said, accuracy, printed)  # the published sample's labels
+    published = np.array([0] * 625 + [1] * 375)
+    assert_named(published, load_task("qqp").labels, said, accuracy, printed)
 
 
 def assert_named(gold, labels, said: int, accuracy: float, printed: str) -> None:
