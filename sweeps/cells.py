@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from llmft.errors import UserError, unknown_name
 from llmft.method import Method, Range
 from llmft.registry import complete_settings, method_class
-from llmft.spec import STREAMS, DataRef, ModelRef, TrainSpec, TrialSpec, error_lines
+from llmft.spec import STREAMS, DataRef, ForgettingSpec, ModelRef, TrainSpec, TrialSpec, error_lines
 from sweeps.plan import MethodEntry, ModelEntry, Plan, SearchPlan
 from sweeps.plan_tasks import resolve_named, resolve_tasks
 from sweeps.space import Params, Space, among, can_be, ordered
@@ -175,7 +175,7 @@ def _check_ranges(where: str, cell: Cell) -> None:
 def _entry_cells(
     where: str, plan: Plan, name: str, entry: MethodEntry, model_entry: ModelEntry, model: ModelRef, subject: Mapping[str, Any]
 ) -> list[Cell]:
-    """The cells of one method entry; `subject` are the fields of the spec that say which task."""
+    """The cells of one method entry; `subject` are the fields of its specs that hold for the whole task."""
     method = entry.method or name
     try:
         cls = method_class(method)
@@ -202,7 +202,7 @@ def _entry_cells(
             n_test=plan.n_test, max_length=plan.max_length, precision=plan.precision,
             selections=plan.selections if cls.trains else ("none",),
         )  # fmt: skip
-        search_base = base.model_copy(update={"selections": (plan.search_selection,), "test_sets": ()})
+        search_base = base.model_copy(update={"selections": (plan.search_selection,), "test_sets": (), "forgetting": None})
         cell = Cell(
             entry=name, base=base, search_base=search_base, ranges=ranges, search=plan.search if ranges else None,
             report_seeds=_report_seeds(plan, cls), vary=plan.report.vary, model_entry=model_entry,
@@ -235,6 +235,7 @@ def build_cells(
     try:
         subjects = resolve_tasks(plan, resolve_data or resolve_named)
         models = [resolve_model(entry.name, entry.revision) for entry in plan.models]
+        forgetting = _resolve_forgetting(plan)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     cells: dict[str, Cell] = {}
@@ -242,7 +243,7 @@ def build_cells(
         for subject in subjects:
             for name, entry in plan.methods.items():
                 for cell in _entry_cells(
-                    f"{where}: methods.{name}", plan, name, entry, model_entry, model, subject
+                    f"{where}: methods.{name}", plan, name, entry, model_entry, model, subject | {"forgetting": forgetting}
                 ):
                     if cell.key in cells:
                         raise UserError(
@@ -258,3 +259,11 @@ def _report_seeds(plan: Plan, cls: type[Method]) -> tuple[int, ...]:
     if plan.demonstrations and not cls.trains:
         changing -= {"data"}
     return plan.report.seeds if changing & set(plan.report.vary) else plan.report.seeds[:1]
+
+
+def _resolve_forgetting(plan: Plan) -> ForgettingSpec | None:
+    if plan.forgetting is None:
+        return None
+    from llmft.forgetting import resolve_forgetting  # imports torch
+
+    return resolve_forgetting(**dict(plan.forgetting), data_dir=plan.data_dir)
