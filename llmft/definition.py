@@ -124,8 +124,12 @@ class TaskDefinition(Spec):
         for name in sets:
             if name in RESERVED or sets.count(name) > 1 or not re.match(NAME, name):
                 raise ValueError(f"a test set cannot be called {name!r} here; choose another name")
-        if self.train in (self.test.in_domain, *self.test.out_of_domain.values()):
+        reported = (self.test.in_domain, *self.test.out_of_domain.values())
+        if self.train in reported:
             raise ValueError(f"test: {self.train} is also the training pool; a score on it would say nothing")
+        if self.dev in (self.train, *reported):
+            other = "the training pool; leave dev out, and it is drawn from there" if self.dev == self.train else "reported"
+            raise ValueError(f"dev: {self.dev} selects checkpoints and hyper-parameters, and is also {other}")
         for name, entry in self.patterns.items():
             if self.columns and (unknown := [field for field in FIELD.findall(entry.template) if field not in self.columns]):
                 raise ValueError(

@@ -160,7 +160,8 @@ def draw_examples(
     Raises:
         UserError: the pool has too few examples of a label, or none with such an id.
     """
-    named = {example.id: example for example in data.pool if example.id in set(fixed)} if fixed else {}
+    wanted = frozenset(fixed)
+    named = {example.id: example for example in data.pool if example.id in wanted}
     if missing := [name for name in fixed if name not in named]:
         raise UserError(
             f"demonstrations: no example of the training pool has the id {missing[0]!r}; one is {data.pool[0].id!r}."

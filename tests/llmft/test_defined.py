@@ -22,12 +22,13 @@ OTHER = [row | {"s1": row["s1"].upper()} for row in ROWS]
 
 @pytest.fixture
 def folder(tmp_path):
-    """train.csv, test.csv and other.jsonl."""
+    """train.csv, test.csv, other.jsonl and dev.jsonl."""
     for name, rows in (("train.csv", ROWS), ("test.csv", [row | {"s2": f"{row['s2']} saw"} for row in ROWS])):
         (tmp_path / name).write_text(
             "".join(",".join(map(str, line)) + "\n" for line in [rows[0], *(row.values() for row in rows)])
         )
     (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in OTHER))
+    (tmp_path / "dev.jsonl").write_bytes((tmp_path / "other.jsonl").read_bytes())
     return tmp_path
 
 
@@ -175,6 +176,8 @@ def test_files_and_columns_that_do_not_fit(folder, changed, said):
      ({"test": {"in_domain": "a.csv", "out_of_domain": {"dev": "b.csv"}}}, "a test set cannot be called 'dev'"),
      ({"test": {"in_domain": "a.csv", "out_of_domain": {"mine": "b.csv"}}}, "a test set cannot be called 'mine'"),
      ({"train": "a.csv", "test": {"in_domain": "a.csv"}}, "test: a.csv is also the training pool"),
+     ({"dev": "a.csv", "test": {"in_domain": "a.csv"}}, "dev: a.csv selects checkpoints and hyper-parameters, and is also reported"),
+     ({"dev": "a.csv", "train": "a.csv"}, "and is also the training pool; leave dev out"),
      ({"name": "train"}, "a test set cannot be called 'train'"), ({"kind": "regression"}, "kind: "), ({"name": "a/b"}, "name: ")],
 )  # fmt: skip
 def test_a_wrong_definition_is_one_line(folder, changed, said):
@@ -234,7 +237,7 @@ def test_the_digest_is_of_what_counts(own_spec, folder, tmp_path):
     other = [
         {"patterns": {"minimal": "{premise} {hypothesis}"}}, {"verbalizers": {"yes-no": ["No", "Yes"]}}, {"groups": None},
         {"labels": {"entailment": "no", "not_entailment": "yes"}}, {"labels": {"not_entailment": "no", "entailment": "yes"}}, {"columns": {"premise": "s2", "hypothesis": "s1"}},
-        {"dev": f"{folder}/other.jsonl"}, {"test": {"in_domain": f"{folder}/test.csv"}},
+        {"dev": f"{folder}/dev.jsonl"}, {"test": {"in_domain": f"{folder}/test.csv"}},
     ]  # fmt: skip
     assert len({own_spec(changed=changed).digest for changed in other} | {base}) == len(other) + 1
     edit(folder / "train.csv", "doctor 0,", "doctor zero,")
@@ -243,7 +246,7 @@ def test_the_digest_is_of_what_counts(own_spec, folder, tmp_path):
 
 def test_dev_of_its_own_and_rows_that_stand_in_training_and_test(own_spec, folder):
     (folder / "test.csv").write_bytes((folder / "train.csv").read_bytes())
-    record = run_trial(own_spec("in_context", {"dev": f"{folder}/other.jsonl"}, n_test=None), CPU).record
+    record = run_trial(own_spec("in_context", {"dev": f"{folder}/dev.jsonl"}, n_test=None), CPU).record
     assert {name.split("/")[0] for name in record.draws.dev} == {"dev"}
     assert {(finding.code, finding.set) for finding in record.findings} >= {("train_test_overlap", "mine")}
 
