@@ -36,6 +36,8 @@ DROPOUT = {  # the names of the hidden dropout, by architecture: OPT ignores `hi
     "falcon": ("hidden_dropout",),
     "phi": ("resid_pdrop", "embd_pdrop"),
     "stablelm": ("hidden_dropout",),
+    **dict.fromkeys(("t5", "mt5", "umt5", "longt5", "switch_transformers"), ("dropout_rate",)),
+    **dict.fromkeys(("bart", "mbart", "pegasus", "pegasus_x", "led"), ("dropout",)),
 }
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SAMPLE = 1 << 20  # bytes from either end of a weights file that its fingerprint reads
@@ -133,11 +135,48 @@ def load_config(ref: ModelRef):
 
 
 def context_length(config) -> int:
-    """The longest text, in tokens, that the model's positions reach; a large number where there is no bound."""
-    for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
-        if isinstance(value := getattr(config, name, None), int):
-            return value
+    """The longest text, in tokens, that the model's positions reach (an encoder's, where there is one); a large number where there
+    is no bound. T5's relative positions have none, although its configuration may say how long it was trained."""
+    names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_encoder_position_embeddings")
+    if not hasattr(config, "relative_attention_num_buckets"):
+        for name in names:
+            if isinstance(value := getattr(config, name, None), int):
+                return value
     return 1 << 30
+
+
+def language_model(config):
+    """The class of transformers that loads the model: with an encoder where its configuration says so, else causal."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def decoder_start(config, name: str) -> int | None:
+    """The token that the decoder of the encoder-decoder model `name` begins with; None for a causal model.
+
+    Raises:
+        UserError: the configuration does not say.
+    """
+    if not config.is_encoder_decoder:
+        return None
+    if (start := getattr(config, "decoder_start_token_id", None)) is None:
+        raise UserError(
+            f"model: the config.json of {name} has an encoder and a decoder, but no decoder_start_token_id. Add the token that its "
+            "decoder was trained to begin with (T5: that of <pad>)."
+        )
+    return start
+
+
+def shares_prefix(config) -> bool:
+    """Whether what opens every prompt can be encoded once, as keys and values.
+
+    Not where an encoder reads to both sides, nor where a recurrent state stands for the past (Mamba, RWKV, hybrids).
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    network = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return not (config.is_encoder_decoder or getattr(network, "_is_stateful", False))
 
 
 @dataclass
@@ -145,7 +184,7 @@ class BorrowedModel:
     """A network in a trial's hands.
 
     Attributes:
-        network: a causal language model of transformers; methods may add modules to it.
+        network: a language model of transformers, causal or with an encoder; methods may add modules to it.
         device, precision: where it computes, and "fp32", "bf16" or "fp16".
         plain_head: whether the logits are just the output embedding times the last hidden state (a few architectures scale or cap
             them; then the network's own forward is used).
@@ -155,6 +194,11 @@ class BorrowedModel:
     device: torch.device
     precision: str
     plain_head: bool
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether an encoder reads the prompt, and a decoder of its own says the answer."""
+        return self.network.config.is_encoder_decoder
 
     @property
     def width(self) -> int:
@@ -185,12 +229,10 @@ def _load_base(ref: ModelRef, dropout: float | None) -> tuple[torch.nn.Module, b
     if key in _BASE:
         _BASE[key] = _BASE.pop(key)
     else:
-        from transformers import AutoModelForCausalLM
         from transformers.utils import logging as transformers_logging
 
-        changed = {}
+        config, changed = load_config(ref), {}
         if dropout is not None:
-            config = load_config(ref)
             if config.model_type not in DROPOUT:
                 raise UserError(
                     f"train.dropout: the name of the dropout of {config.model_type!r} models is not known. Set it to null to keep the "
@@ -199,7 +241,7 @@ def _load_base(ref: ModelRef, dropout: float | None) -> tuple[torch.nn.Module, b
             changed = dict.fromkeys(DROPOUT[config.model_type], dropout)
         transformers_logging.disable_progress_bar()  # of the weights' loading; downloads show theirs
         network, loading = _load_from_folder(
-            ref, AutoModelForCausalLM.from_pretrained, "weights", dtype=torch.float32, output_loading_info=True, **changed
+            ref, language_model(config).from_pretrained, "weights", dtype=torch.float32, output_loading_info=True, **changed
         )
         if missing := sorted(loading["missing_keys"]):  # transformers would go on with random numbers in their place
             raise UserError(
@@ -228,8 +270,21 @@ def _has_plain_head(network) -> bool:
     head, ids = network.get_output_embeddings(), torch.tensor([[5, 6, 7]])
     if head is None:
         return False
-    hidden = network.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    return bool(torch.allclose(head(hidden), network(input_ids=ids, use_cache=False).logits, atol=1e-5, rtol=1e-5))
+    return bool(torch.allclose(head(last_states(network, ids)), own_logits(network, ids), atol=1e-5, rtol=1e-5))
+
+
+def last_states(network, ids: torch.Tensor) -> torch.Tensor:
+    """The last hidden states, [rows, length, width], of plain token ids, which encoder and decoder both read."""
+    if not network.config.is_encoder_decoder:
+        return network.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    encoded = network.get_encoder()(input_ids=ids).last_hidden_state
+    return network.get_decoder()(input_ids=ids, encoder_hidden_states=encoded, use_cache=False).last_hidden_state
+
+
+def own_logits(network, ids: torch.Tensor) -> torch.Tensor:
+    """The logits, [rows, length, vocabulary], that the network's own forward makes of the same."""
+    decoder = {"decoder_input_ids": ids} if network.config.is_encoder_decoder else {}
+    return network(input_ids=ids, use_cache=False, **decoder).logits
 
 
 def choose_device(name: str | None) -> torch.device:

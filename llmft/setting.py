@@ -8,7 +8,7 @@ from functools import lru_cache
 from llmft import registry
 from llmft.errors import UserError, unknown_name
 from llmft.method import Method
-from llmft.model import context_length, load_config, load_tokenizer
+from llmft.model import context_length, decoder_start, load_config, load_tokenizer, shares_prefix
 from llmft.seeds import stream
 from llmft.spec import DataRef, TrialSpec
 from llmft.task import Draw, Task, TaskData, TestSet, draw_examples, subsample
@@ -67,9 +67,9 @@ def settle(spec: TrialSpec) -> Setting:
     if spec.max_length is not None and spec.max_length > context_length(config):
         raise UserError(f"max_length: {spec.max_length} is more than this model's context of {context_length(config)} tokens.")
     words = task.verbalizers[pattern.verbalizer if spec.verbalizer == "default" else spec.verbalizer]
-    return Setting(
-        task, data, method, tests, draw, resolve_label_words(load_tokenizer(spec.model), pattern, words, data.pool[0].fields)
-    )
+    start = decoder_start(config, spec.model.name)
+    resolved = resolve_label_words(load_tokenizer(spec.model), pattern, words, data.pool[0].fields, start)
+    return Setting(task, data, method, tests, draw, resolved)
 
 
 def _check_selections(spec: TrialSpec, domains: set[str]) -> None:
@@ -92,6 +92,7 @@ def encode_prompts(spec: TrialSpec, setting: Setting) -> EncodedTrial:
         sets[DEV] = setting.draw.dev
     if setting.method.trains:
         sets[SHOTS] = setting.draw.shots
+    config = load_config(spec.model)
     return encode_trial(
         load_tokenizer(spec.model),
         setting.task.patterns[spec.pattern],
@@ -99,6 +100,7 @@ def encode_prompts(spec: TrialSpec, setting: Setting) -> EncodedTrial:
         spec.separator,
         setting.method.context(setting.draw.shots),
         sets,
-        spec.max_length or context_length(load_config(spec.model)),
+        spec.max_length or context_length(config),
         stream(spec.order_seed, "demonstrations"),
+        shares_prefix(config),
     )

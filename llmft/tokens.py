@@ -19,10 +19,14 @@ CANDIDATES = 8  # longest queries that are tried when demonstrations must be dro
 
 @dataclass(frozen=True)
 class LabelWords:
-    """The label words of a trial: their texts and, for each, the token ids that follow the prompt."""
+    """The label words of a trial: their texts and, for each, the token ids that follow the prompt.
+
+    With an encoder, which reads the prompt, they follow `start` in the decoder instead; it is empty for causal models.
+    """
 
     words: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
+    start: tuple[int, ...] = ()
 
     @property
     def single(self) -> bool:
@@ -34,34 +38,55 @@ class LabelWords:
         return max(len(ids) for ids in self.ids)
 
 
-def encode(tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, with the tokenizer's own opening token and without a closing one."""
+def encode(tokenizer, texts: Sequence[str], closed: bool = False) -> list[list[int]]:
+    """Token ids of each text, with the tokenizer's own opening token; with its closing one only if `closed`, as encoders read it."""
     encoded = tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
+    if closed:
+        return encoded
     sample = tokenizer("a")["input_ids"]
     if len(sample) > 1 and sample[-1] == tokenizer.eos_token_id:
         encoded = [ids[:-1] for ids in encoded]
     return encoded
 
 
-def resolve_label_words(tokenizer, pattern: Pattern, words: Sequence[str], sample: Mapping[str, str]) -> LabelWords:
+def encode_answer(tokenizer, text: str, decoder_start: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What a decoder reads before an answer, and the answer's own token ids.
+
+    As transformers trains encoder-decoder models: the text is tokenised alone, as a target, and follows the start token and
+    whatever opens the tokenizer's texts (BART: `</s><s>`; T5: `<pad>`). What closes them is left out.
+    """
+    encoded = tokenizer(text_target=text, return_special_tokens_mask=True, truncation=False, verbose=False)
+    ids, is_added = encoded["input_ids"], encoded["special_tokens_mask"]
+    answer = tuple(token for token, added in zip(ids, is_added, strict=True) if not added)
+    n_opening = next((place for place, added in enumerate(is_added) if not added), 0)
+    return (decoder_start, *ids[:n_opening]), answer
+
+
+def resolve_label_words(
+    tokenizer, pattern: Pattern, words: Sequence[str], sample: Mapping[str, str], decoder_start: int | None = None
+) -> LabelWords:
     """The token ids of each label word after a prompt.
 
     Args:
         sample: the fields of any example, to see the words in their place.
+        decoder_start: the token that a decoder of its own begins with; None for causal models.
 
     Raises:
         UserError: a word is unknown to the tokenizer, melts into the prompt's last token, or two words have the same tokens.
     """
     prompt = pattern.render(sample)
-    (before,), ids = encode(tokenizer, [prompt]), []
+    (before,), ids, start = encode(tokenizer, [prompt]), [], ()
     for word in words:
-        (whole,) = encode(tokenizer, [prompt + pattern.label_prefix + word])
-        answer = tuple(whole[len(before) :])
-        if whole[: len(before)] != before:
-            raise UserError(
-                f"verbalizer: label word {word!r} cannot be scored after the pattern {pattern.template!r}: this tokenizer joins it "
-                "with the text before. Choose a pattern that does not end in a space, or another word."
-            )
+        if decoder_start is not None:
+            start, answer = encode_answer(tokenizer, word, decoder_start)
+        else:
+            (whole,) = encode(tokenizer, [prompt + pattern.label_prefix + word])
+            answer = tuple(whole[len(before) :])
+            if whole[: len(before)] != before:
+                raise UserError(
+                    f"verbalizer: label word {word!r} cannot be scored after the pattern {pattern.template!r}: this tokenizer "
+                    "joins it with the text before. Choose a pattern that does not end in a space, or another word."
+                )
         if not answer or (tokenizer.unk_token_id in answer and tokenizer.unk_token_id != tokenizer.bos_token_id):
             raise UserError(f"verbalizer: label word {word!r} is unknown to this model's tokenizer. Choose another verbalizer.")
         ids.append(answer)
@@ -69,7 +94,7 @@ def resolve_label_words(tokenizer, pattern: Pattern, words: Sequence[str], sampl
         raise UserError(
             f"verbalizer: two of the label words {', '.join(map(repr, words))} have the same tokens. Choose other words."
         )
-    return LabelWords(tuple(words), tuple(ids))
+    return LabelWords(tuple(words), tuple(ids), start)
 
 
 @dataclass(frozen=True)
@@ -105,6 +130,7 @@ def encode_trial(
     sets: Mapping[str, Sequence[Example]],
     max_length: int,
     order=None,
+    share_prefix: bool = True,
 ) -> EncodedTrial:
     """Tokenise every prompt of a trial.
 
@@ -113,8 +139,9 @@ def encode_trial(
 
     Args:
         demonstrations: in the order of the draw (labels interleaved).
-        max_length: tokens that a prompt and its label word may take together.
+        max_length: tokens that a prompt and its label word may take together; with an encoder, the prompt alone.
         order: a generator that shuffles the demonstrations in the prompt (None: as drawn).
+        share_prefix: whether what all prompts begin with shall be taken apart (`llmft.model.shares_prefix`).
 
     Raises:
         TrialFailure: a query does not fit even without demonstrations (QUERY_TOO_LONG).
@@ -124,12 +151,14 @@ def encode_trial(
         labelled = [(example.fields, words.words[example.label]) for example in shown]
         return [render_prompt(pattern, labelled, example.fields, separator) for example in examples]
 
-    limit = max_length - words.longest + 1  # the last token of a label word is never fed to the model
+    closed = bool(words.start)
+    # the last token of a label word is never fed to the model
+    limit = max_length if words.start else max_length - words.longest + 1
     queries = [example for examples in sets.values() for example in examples]
     lengths = [
         len(ids)
         for start in range(0, len(queries), CHUNK)
-        for ids in encode(tokenizer, texts(queries[start : start + CHUNK], ()))
+        for ids in encode(tokenizer, texts(queries[start : start + CHUNK], ()), closed)
     ]
     if max(lengths) > limit:
         example = queries[lengths.index(max(lengths))]
@@ -139,11 +168,12 @@ def encode_trial(
         )
     longest = [queries[i] for i in sorted(range(len(queries)), key=lengths.__getitem__)[-CANDIDATES:]]
     kept, n_labels = list(demonstrations), len(words.words)
-    while kept and max(map(len, encode(tokenizer, texts(longest, kept)))) > limit:
+    while kept and max(map(len, encode(tokenizer, texts(longest, kept), closed))) > limit:
         kept = kept[:-n_labels]
     while True:
         shown = [kept[i] for i in order.permutation(len(kept))] if order is not None and kept else kept
-        prefix, rows = _encode_all(tokenizer, [(name, texts, examples, shown) for name, examples in sets.items()])
+        jobs = [(name, texts, examples, shown) for name, examples in sets.items()]
+        prefix, rows = _encode_all(tokenizer, jobs, closed, share_prefix)
         if not kept or len(prefix) + max(len(ids) for encoded in rows.values() for ids in encoded) <= limit:
             break
         kept = kept[:-n_labels]
@@ -153,16 +183,21 @@ def encode_trial(
     return EncodedTrial(prefix, encoded, tuple(shown), len(demonstrations) - len(kept))
 
 
-def _encode_all(tokenizer, jobs) -> tuple[tuple[int, ...], dict[str, list[tuple[int, ...]]]]:
-    """The longest common prefix of all prompts that leaves each at least one token, and the rest of each prompt, by set."""
+def _encode_all(
+    tokenizer, jobs, closed: bool, share_prefix: bool
+) -> tuple[tuple[int, ...], dict[str, list[tuple[int, ...]]]]:
+    """The longest common prefix of all prompts that leaves each at least one token, and the rest of each prompt, by set.
+
+    Without `share_prefix` it is empty.
+    """
     first: list[int] = []  # the first prompt; every prompt begins with first[:common]
     common: int | None = None
     chunks: list[tuple[str, int, list[list[int]]]] = []
     for name, texts, examples, shown in jobs:
         for start in range(0, len(examples), CHUNK):
-            ids = encode(tokenizer, texts(examples[start : start + CHUNK], shown))
+            ids = encode(tokenizer, texts(examples[start : start + CHUNK], shown), closed)
             if common is None:
-                first, common = ids[0], len(ids[0]) - 1
+                first, common = ids[0], len(ids[0]) - 1 if share_prefix else 0
             for row in ids:
                 common = _n_common(first, row, min(common, len(row) - 1))
             chunks.append((name, common, [row[common:] for row in ids]))
