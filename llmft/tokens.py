@@ -183,9 +183,7 @@ def encode_trial(
     return EncodedTrial(prefix, encoded, tuple(shown), len(demonstrations) - len(kept))
 
 
-def _encode_all(
-    tokenizer, jobs, closed: bool, share_prefix: bool
-) -> tuple[tuple[int, ...], dict[str, list[tuple[int, ...]]]]:
+def _encode_all(tokenizer, jobs, closed: bool, share_prefix: bool) -> tuple[tuple[int, ...], dict[str, list[tuple[int, ...]]]]:
     """The longest common prefix of all prompts that leaves each at least one token, and the rest of each prompt, by set.
 
     Without `share_prefix` it is empty.
