@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -132,6 +133,12 @@ def load_config(ref: ModelRef):
     from transformers import AutoConfig
 
     return _load_from_folder(ref, AutoConfig.from_pretrained, "configuration")
+
+
+def tuned_from(ref: ModelRef) -> str | None:
+    """The model that this one was tuned from, where its config.json says so (transformers before 5 wrote it there)."""
+    folder = Path(ref.path or fetch_model(ref.name, ref.revision, weights=False))
+    return json.loads((folder / "config.json").read_text()).get("_name_or_path")
 
 
 def context_length(config) -> int:
