@@ -100,17 +100,17 @@ def make_batch(
     """
     endings = [()] if words.single else [ids[:-1] for ids in words.ids]
     read = [(*opening, *queries.suffixes[i]) for i in indices]
-    before = [words.start] * len(read) if words.start else read  # what a word follows
+    before = [queries.start] * len(read) if queries.start else read  # what a word follows
     answer_at = [len(row) - 1 for row in before for _ in endings]
     full = [row + ending for row in before for ending in endings]
-    ids, mask = _pad(read if words.start else full)
+    ids, mask = _pad(read if queries.start else full)
     if prefix:
         mask = np.concatenate([np.ones((len(full), prefix.length), dtype=np.int64), mask], axis=1)
 
     def tensor(values) -> torch.Tensor:
         return torch.as_tensor(values, device=model.device)
 
-    labels, decoder = tensor([queries.labels[i] for i in indices]), tensor(_pad(full)[0]) if words.start else None
+    labels, decoder = tensor([queries.labels[i] for i in indices]), tensor(_pad(full)[0]) if queries.start else None
     return QueryBatch(tensor(ids), tensor(mask), tensor(answer_at), labels, tensor(list(indices)), words, prefix, decoder)
 
 

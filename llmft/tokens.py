@@ -19,14 +19,10 @@ CANDIDATES = 8  # longest queries that are tried when demonstrations must be dro
 
 @dataclass(frozen=True)
 class LabelWords:
-    """The label words of a trial: their texts and, for each, the token ids that follow the prompt.
-
-    With an encoder, which reads the prompt, they follow `start` in the decoder instead; it is empty for causal models.
-    """
+    """The label words of a trial: their texts and, for each, the token ids that follow the prompt (or a decoder's start)."""
 
     words: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
-    start: tuple[int, ...] = ()
 
     @property
     def single(self) -> bool:
@@ -49,36 +45,37 @@ def encode(tokenizer, texts: Sequence[str], closed: bool = False) -> list[list[i
     return encoded
 
 
-def encode_answer(tokenizer, text: str, decoder_start: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What a decoder reads before an answer, and the answer's own token ids.
+def encode_answer(tokenizer, text: str) -> tuple[int, ...]:
+    """The token ids of an answer that a decoder of its own says: tokenised alone, as a target, without what the tokenizer adds."""
+    return tuple(tokenizer(text_target=text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    As transformers trains encoder-decoder models: the text is tokenised alone, as a target, and follows the start token and
-    whatever opens the tokenizer's texts (BART: `</s><s>`; T5: `<pad>`). What closes them is left out.
+
+def decoder_start(tokenizer, token: int) -> tuple[int, ...]:
+    """What a decoder reads before an answer: its start `token`, and whatever opens the tokenizer's texts.
+
+    As transformers trains encoder-decoder models. T5: `<pad>`; BART: `</s><s>`.
     """
-    encoded = tokenizer(text_target=text, return_special_tokens_mask=True, truncation=False, verbose=False)
-    ids, is_added = encoded["input_ids"], encoded["special_tokens_mask"]
-    answer = tuple(token for token, added in zip(ids, is_added, strict=True) if not added)
-    n_opening = next((place for place, added in enumerate(is_added) if not added), 0)
-    return (decoder_start, *ids[:n_opening]), answer
+    sample = tokenizer(text_target="a", return_special_tokens_mask=True)
+    return (token, *sample["input_ids"][: sample["special_tokens_mask"].index(0)])
 
 
 def resolve_label_words(
-    tokenizer, pattern: Pattern, words: Sequence[str], sample: Mapping[str, str], decoder_start: int | None = None
+    tokenizer, pattern: Pattern, words: Sequence[str], sample: Mapping[str, str], in_decoder: bool = False
 ) -> LabelWords:
     """The token ids of each label word after a prompt.
 
     Args:
         sample: the fields of any example, to see the words in their place.
-        decoder_start: the token that a decoder of its own begins with; None for causal models.
+        in_decoder: whether a decoder of its own says them, so that they stand alone and not behind the prompt.
 
     Raises:
         UserError: a word is unknown to the tokenizer, melts into the prompt's last token, or two words have the same tokens.
     """
     prompt = pattern.render(sample)
-    (before,), ids, start = encode(tokenizer, [prompt]), [], ()
+    (before,), ids = encode(tokenizer, [prompt]), []
     for word in words:
-        if decoder_start is not None:
-            start, answer = encode_answer(tokenizer, word, decoder_start)
+        if in_decoder:
+            answer = encode_answer(tokenizer, word)
         else:
             (whole,) = encode(tokenizer, [prompt + pattern.label_prefix + word])
             answer = tuple(whole[len(before) :])
@@ -94,15 +91,19 @@ def resolve_label_words(
         raise UserError(
             f"verbalizer: two of the label words {', '.join(map(repr, words))} have the same tokens. Choose other words."
         )
-    return LabelWords(tuple(words), tuple(ids), start)
+    return LabelWords(tuple(words), tuple(ids))
 
 
 @dataclass(frozen=True)
 class EncodedQueries:
-    """The prompts of one set: what follows the trial's common prefix, and the labels. Lists of the same length."""
+    """The prompts of one set: what follows the trial's common prefix, and the labels. Lists of the same length.
+
+    Where an encoder reads the prompts, `start` is what the decoder reads before an answer; it is empty for causal models.
+    """
 
     suffixes: tuple[tuple[int, ...], ...]
     labels: tuple[int, ...]
+    start: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -130,6 +131,7 @@ def encode_trial(
     sets: Mapping[str, Sequence[Example]],
     max_length: int,
     order=None,
+    start: tuple[int, ...] = (),
     share_prefix: bool = True,
 ) -> EncodedTrial:
     """Tokenise every prompt of a trial.
@@ -141,6 +143,7 @@ def encode_trial(
         demonstrations: in the order of the draw (labels interleaved).
         max_length: tokens that a prompt and its label word may take together; with an encoder, the prompt alone.
         order: a generator that shuffles the demonstrations in the prompt (None: as drawn).
+        start: as of `EncodedQueries`; prompts for an encoder keep the tokenizer's closing token.
         share_prefix: whether what all prompts begin with shall be taken apart (`llmft.model.shares_prefix`).
 
     Raises:
@@ -151,14 +154,13 @@ def encode_trial(
         labelled = [(example.fields, words.words[example.label]) for example in shown]
         return [render_prompt(pattern, labelled, example.fields, separator) for example in examples]
 
-    closed = bool(words.start)
-    # the last token of a label word is never fed to the model
-    limit = max_length if words.start else max_length - words.longest + 1
+    closed = bool(start)
+    limit = max_length if start else max_length - words.longest + 1  # the last token of a label word is never fed to the model
     queries = [example for examples in sets.values() for example in examples]
     lengths = [
         len(ids)
-        for start in range(0, len(queries), CHUNK)
-        for ids in encode(tokenizer, texts(queries[start : start + CHUNK], ()), closed)
+        for first in range(0, len(queries), CHUNK)
+        for ids in encode(tokenizer, texts(queries[first : first + CHUNK], ()), closed)
     ]
     if max(lengths) > limit:
         example = queries[lengths.index(max(lengths))]
@@ -178,7 +180,8 @@ def encode_trial(
             break
         kept = kept[:-n_labels]
     encoded = {
-        name: EncodedQueries(tuple(rows[name]), tuple(example.label for example in examples)) for name, examples in sets.items()
+        name: EncodedQueries(tuple(rows[name]), tuple(example.label for example in examples), start)
+        for name, examples in sets.items()
     }
     return EncodedTrial(prefix, encoded, tuple(shown), len(demonstrations) - len(kept))
 

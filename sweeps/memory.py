@@ -19,9 +19,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from llmft.architecture import DROPOUT, language_model, last_states, own_logits
 from llmft.batches import Prefix, QueryBatch, encode_prefix, make_batch, split_by_tokens
 from llmft.method import Method
-from llmft.model import DROPOUT, BorrowedModel, language_model, last_states, load_config, own_logits
+from llmft.model import BorrowedModel, load_config
 from llmft.registry import build_method, load_task
 from llmft.runtime import Runtime
 from llmft.spec import TrialSpec
@@ -249,7 +250,7 @@ def _has_plain_head(network: torch.nn.Module) -> bool:
 
 def _batch(work: Workload, model: BorrowedModel, lengths: Sequence[int], prefix: Prefix | None = None) -> QueryBatch:
     """A batch of prompts of these lengths; which tokens they have does not matter."""
-    queries = EncodedQueries(tuple((0,) * length for length in lengths), (0,) * len(lengths))
+    queries = EncodedQueries(tuple((0,) * length for length in lengths), (0,) * len(lengths), work.start)
     return make_batch(queries, range(len(lengths)), work.words, model, prefix)
 
 

@@ -11,7 +11,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, T5Tokenizer
 
-from llmft.model import language_model
+from llmft.architecture import language_model
 from llmft.runtime import Runtime
 from llmft.toy.language import toy_data
 

@@ -20,7 +20,7 @@ from llmft.prompts import Pattern, render_prompt
 from llmft.registry import build_method
 from llmft.scoring import NO_LABEL, label_word_scores
 from llmft.setting import encode_prompts, settle
-from llmft.tokens import EncodedQueries, LabelWords, encode, resolve_label_words
+from llmft.tokens import EncodedQueries, LabelWords, decoder_start, encode, resolve_label_words
 from llmft.trial import run_trial
 
 FAMILIES = {"t5": ("t5", {}), "flan": ("t5", FLAN), "bart": ("bart", {})}
@@ -49,12 +49,13 @@ def borrowed(ref, precision: str = "fp32"):
 
 
 def resolved(ref, words) -> LabelWords:
-    start = load_config(ref).decoder_start_token_id
-    return resolve_label_words(load_tokenizer(ref), Pattern("{text} ?"), words, {"text": "a"}, start)
+    return resolve_label_words(load_tokenizer(ref), Pattern("{text} ?"), words, {"text": "a"}, in_decoder=True)
 
 
 def batch_of(model, ref, words: LabelWords, indices=range(len(TEXTS))):
-    queries = EncodedQueries(tuple(map(tuple, encode(load_tokenizer(ref), TEXTS, closed=True))), (0,) * len(TEXTS))
+    tokenizer = load_tokenizer(ref)
+    start = decoder_start(tokenizer, load_config(ref).decoder_start_token_id)
+    queries = EncodedQueries(tuple(map(tuple, encode(tokenizer, TEXTS, closed=True))), (0,) * len(TEXTS), start)
     return make_batch(queries, list(indices), words, model)
 
 
@@ -131,7 +132,7 @@ def test_the_encoder_reads_each_query_once(refs):
 @pytest.mark.parametrize(("family", "start"), [("t5", (0,)), ("bart", (2, 0))])
 def test_words_are_tokenised_alone_behind_the_decoders_start(refs, family, start):
     words, tokenizer = resolved(refs[family], ("Yes", "No")), load_tokenizer(refs[family])
-    assert words.start == start
+    assert decoder_start(tokenizer, load_config(refs[family]).decoder_start_token_id) == start
     assert [tokenizer.decode(ids) for ids in words.ids] == ["Yes", "No"]
     assert words.ids[0] == tuple(tokenizer("Yes", add_special_tokens=False)["input_ids"])
 
@@ -197,7 +198,7 @@ def test_the_vanilla_head_reads_the_decoders_first_state(spec):
         method = build_method("vanilla", given.settings)
         method.prepare(model, 2, torch.Generator().manual_seed(0))
         predictions = Evaluator(Adapted(method, model), encoded, setting.words, CPU).predict("toy")
-        start = torch.tensor([setting.words.start])
+        start = torch.tensor([setting.start])
         for row, ids in zip(predictions.log_probabilities, encoded.sets["toy"].suffixes, strict=True):
             states = model.network.get_encoder()(torch.tensor([ids])).last_hidden_state
             last = model.network.get_decoder()(input_ids=start, encoder_hidden_states=states).last_hidden_state[0, -1]
