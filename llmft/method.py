@@ -50,7 +50,11 @@ class Method:
         search: what a sweep searches, by the name of a setting or of a `TrainSpec` field.
         trains: whether weights are changed at all.
         uses_shots: whether labelled examples are used at all.
+        has_own_head: whether a new head answers in place of the language model's, so that there are no words.
         paper: where the method comes from.
+
+    Attributes:
+        n_virtual_tokens: places that the method takes in front of every prompt.
     """
 
     class Settings(Spec):
@@ -60,7 +64,9 @@ class Method:
     search: ClassVar[dict[str, Range]] = {}
     trains: ClassVar[bool] = True
     uses_shots: ClassVar[bool] = True
+    has_own_head: ClassVar[bool] = False
     paper: ClassVar[str] = ""
+    n_virtual_tokens: int = 0
 
     def __init__(self, settings: Spec | None = None):
         self.settings = settings if settings is not None else self.Settings()
