@@ -1,4 +1,8 @@
-"""What differs between the architectures of transformers, as a configuration or a network tells it."""
+"""What differs between the architectures of transformers, as a configuration or a network tells it.
+
+Of T5 one should know besides: it overflows in fp16 (bf16 works); its tokenizer reads all white space alike, so that a newline in a
+pattern or a separator becomes a space; nothing but `max_length` bounds its prompts, although it was trained on 512 tokens.
+"""
 
 from __future__ import annotations
 

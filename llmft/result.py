@@ -13,7 +13,6 @@ from llmft.contamination import contamination_findings
 from llmft.errors import Cause
 from llmft.evaluate import Predictions
 from llmft.metrics import set_metrics
-from llmft.model import tuned_from
 from llmft.record import Cost, Draws, TrialRecord
 from llmft.runtime import Runtime
 from llmft.setting import Setting
@@ -48,8 +47,8 @@ def finished_record(spec: TrialSpec, setting: Setting, encoded: EncodedTrial, re
     }
     found = findings.word_findings(setting.words)
     found += findings.prompt_findings(encoded, len(setting.method.context(setting.draw.shots)))
-    models, sets = [spec.model.name, tuned_from(spec.model)], [spec.task, *(test.name for test in setting.tests)]
-    found += contamination_findings(models, sets)
+    sets = [spec.task, *(test.name for test in setting.tests)]
+    found += contamination_findings([spec.model.name, setting.tuned_from], sets)
     found += findings.overlap_findings(setting.draw.shots + setting.draw.dev, setting.data)
     if setting.method.trains:
         found += findings.training_findings(result.first_loss, result.last_loss, result.n_steps, result.n_skipped_steps)

@@ -9,7 +9,7 @@ from llmft import registry
 from llmft.architecture import decoder_start_token, shares_prefix
 from llmft.errors import UserError, unknown_name
 from llmft.method import Method
-from llmft.model import context_length, load_config, load_tokenizer
+from llmft.model import context_length, load_config, load_tokenizer, tuned_from
 from llmft.seeds import stream
 from llmft.spec import DataRef, TrialSpec
 from llmft.task import Draw, Task, TaskData, TestSet, draw_examples, subsample
@@ -20,7 +20,10 @@ SHOTS, DEV = "shots", "dev"  # names of these sets among a trial's encoded sets
 
 @dataclass(frozen=True)
 class Setting:
-    """What a spec names; nothing of it depends on the weights. `start` is what a decoder of its own reads before an answer."""
+    """What a spec names; nothing of it depends on the weights.
+
+    `start` is what a decoder of its own reads before an answer; `tuned_from` the model that this one began as, where it says so.
+    """
 
     task: Task
     data: TaskData
@@ -29,6 +32,7 @@ class Setting:
     draw: Draw
     words: LabelWords
     start: tuple[int, ...] = ()
+    tuned_from: str | None = None
 
 
 @lru_cache(maxsize=4)
@@ -72,7 +76,7 @@ def settle(spec: TrialSpec) -> Setting:
     tokenizer, token = load_tokenizer(spec.model), decoder_start_token(config, spec.model.name)
     start = () if token is None else decoder_start(tokenizer, token)
     resolved = resolve_label_words(tokenizer, pattern, words, data.pool[0].fields, in_decoder=bool(start))
-    return Setting(task, data, method, tests, draw, resolved, start)
+    return Setting(task, data, method, tests, draw, resolved, start, tuned_from(spec.model))
 
 
 def _check_selections(spec: TrialSpec, domains: set[str]) -> None:

@@ -144,7 +144,7 @@ def encode_trial(
         max_length: tokens that a prompt and its label word may take together; with an encoder, the prompt alone.
         order: a generator that shuffles the demonstrations in the prompt (None: as drawn).
         start: as of `EncodedQueries`; prompts for an encoder keep the tokenizer's closing token.
-        share_prefix: whether what all prompts begin with shall be taken apart (`llmft.model.shares_prefix`).
+        share_prefix: whether what all prompts begin with shall be taken apart (`llmft.architecture.shares_prefix`).
 
     Raises:
         TrialFailure: a query does not fit even without demonstrations (QUERY_TOO_LONG).

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -60,17 +62,14 @@ def metaspace_tokenizer(text: Iterable[str], vocabulary_size: int = 600) -> PreT
     )
 
 
-def t5_tokenizer(text: Iterable[str], vocabulary_size: int = 600) -> T5Tokenizer:
-    """T5's own: `▁` stands for any white space, `</s>` closes every text."""
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
-    special = ["<pad>", "</s>", "<unk>"]
-    trainer = trainers.UnigramTrainer(
-        vocab_size=vocabulary_size, special_tokens=special, unk_token="<unk>", show_progress=False
-    )
-    tokenizer.train_from_iterator(text, trainer)
-    pieces = json.loads(tokenizer.to_str())["model"]["vocab"]
-    return T5Tokenizer(vocab=[*map(tuple, pieces), ("▁Yes", -5.0)], extra_ids=0)  # which is one piece in T5's own, too
+def t5_tokenizer(text: Iterable[str], vocabulary_size: int = 400) -> T5Tokenizer:
+    """T5's own: `▁` stands for any white space, `</s>` closes every text. Its pieces are frequent words and single characters."""
+    text = list(text)
+    n_words, characters = Counter(" ".join(text).split()), sorted({*"".join(text)} - {" ", "\n"})
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((character, -12.0) for character in ["▁", *characters])]
+    frequent = sorted(n_words, key=lambda word: (-n_words[word], word))[: vocabulary_size - len(pieces)]
+    pieces += [(f"▁{word}", math.log(n_words[word] / n_words.total())) for word in frequent]
+    return T5Tokenizer(vocab=pieces, extra_ids=0)
 
 
 def config(architecture: str, n_words: int, width: int = 32, n_positions: int = 512, std: float = 0.3, **changed):

@@ -28,7 +28,7 @@ def test_what_a_mixture_is_known_to_hold(model, sets, held):
     found = contamination_findings([model, None], sets)
     assert [(each.code, each.severity) for each in found] == [("known_training_task", "warning")] * len(held)
     for finding, dataset in zip(found, held, strict=True):
-        assert f"trained on {dataset} (" in finding.message and "et al. 20" in finding.message
+        assert f"held {dataset} (" in finding.message and "et al. 20" in finding.message
 
 
 def test_the_model_that_another_was_tuned_from_counts_too(tmp_path, small_opt, spec_of, rte):
