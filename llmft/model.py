@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,23 +21,13 @@ from typing import Any
 
 import torch
 
+from llmft.architecture import DROPOUT, language_model, last_states, own_logits
 from llmft.errors import UserError
 from llmft.hub import fetch_model, hub_access, pin
 from llmft.spec import ModelRef
 
 TOY = Path(__file__).parent / "toy" / "model"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-DROPOUT = {  # the names of the hidden dropout, by architecture: OPT ignores `hidden_dropout_prob`
-    "opt": ("dropout",),
-    "gpt2": ("resid_pdrop", "embd_pdrop"),
-    "gpt_neo": ("resid_dropout", "embed_dropout"),
-    "gpt_neox": ("hidden_dropout",),
-    "gptj": ("resid_pdrop", "embd_pdrop"),
-    "bloom": ("hidden_dropout",),
-    "falcon": ("hidden_dropout",),
-    "phi": ("resid_pdrop", "embd_pdrop"),
-    "stablelm": ("hidden_dropout",),
-}
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SAMPLE = 1 << 20  # bytes from either end of a weights file that its fingerprint reads
 
@@ -132,11 +123,20 @@ def load_config(ref: ModelRef):
     return _load_from_folder(ref, AutoConfig.from_pretrained, "configuration")
 
 
+def tuned_from(ref: ModelRef) -> str | None:
+    """The model that this one was tuned from, where its config.json says so (transformers before 5 wrote it there)."""
+    folder = Path(ref.path or fetch_model(ref.name, ref.revision, weights=False))
+    return json.loads((folder / "config.json").read_text()).get("_name_or_path")
+
+
 def context_length(config) -> int:
-    """The longest text, in tokens, that the model's positions reach; a large number where there is no bound."""
-    for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
-        if isinstance(value := getattr(config, name, None), int):
-            return value
+    """The longest text, in tokens, that the model's positions reach (an encoder's, where there is one); a large number where there
+    is no bound. T5's relative positions have none, although its configuration may say how long it was trained."""
+    names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_encoder_position_embeddings")
+    if not hasattr(config, "relative_attention_num_buckets"):
+        for name in names:
+            if isinstance(value := getattr(config, name, None), int):
+                return value
     return 1 << 30
 
 
@@ -145,7 +145,7 @@ class BorrowedModel:
     """A network in a trial's hands.
 
     Attributes:
-        network: a causal language model of transformers; methods may add modules to it.
+        network: a language model of transformers, causal or with an encoder; methods may add modules to it.
         device, precision: where it computes, and "fp32", "bf16" or "fp16".
         plain_head: whether the logits are just the output embedding times the last hidden state (a few architectures scale or cap
             them; then the network's own forward is used).
@@ -155,6 +155,11 @@ class BorrowedModel:
     device: torch.device
     precision: str
     plain_head: bool
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether an encoder reads the prompt, and a decoder of its own says the answer."""
+        return self.network.config.is_encoder_decoder
 
     @property
     def width(self) -> int:
@@ -185,12 +190,10 @@ def _load_base(ref: ModelRef, dropout: float | None) -> tuple[torch.nn.Module, b
     if key in _BASE:
         _BASE[key] = _BASE.pop(key)
     else:
-        from transformers import AutoModelForCausalLM
         from transformers.utils import logging as transformers_logging
 
-        changed = {}
+        config, changed = load_config(ref), {}
         if dropout is not None:
-            config = load_config(ref)
             if config.model_type not in DROPOUT:
                 raise UserError(
                     f"train.dropout: the name of the dropout of {config.model_type!r} models is not known. Set it to null to keep the "
@@ -199,7 +202,7 @@ def _load_base(ref: ModelRef, dropout: float | None) -> tuple[torch.nn.Module, b
             changed = dict.fromkeys(DROPOUT[config.model_type], dropout)
         transformers_logging.disable_progress_bar()  # of the weights' loading; downloads show theirs
         network, loading = _load_from_folder(
-            ref, AutoModelForCausalLM.from_pretrained, "weights", dtype=torch.float32, output_loading_info=True, **changed
+            ref, language_model(config).from_pretrained, "weights", dtype=torch.float32, output_loading_info=True, **changed
         )
         if missing := sorted(loading["missing_keys"]):  # transformers would go on with random numbers in their place
             raise UserError(
@@ -228,8 +231,7 @@ def _has_plain_head(network) -> bool:
     head, ids = network.get_output_embeddings(), torch.tensor([[5, 6, 7]])
     if head is None:
         return False
-    hidden = network.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    return bool(torch.allclose(head(hidden), network(input_ids=ids, use_cache=False).logits, atol=1e-5, rtol=1e-5))
+    return bool(torch.allclose(head(last_states(network, ids)), own_logits(network, ids), atol=1e-5, rtol=1e-5))
 
 
 def choose_device(name: str | None) -> torch.device:

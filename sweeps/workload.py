@@ -39,7 +39,7 @@ class Workload:
 
     Attributes:
         spec: with the values of its search ranges that need the most, and of its seeds the one with the longest draw.
-        words: the label words.
+        words, start: the label words, and what a decoder of its own reads before them.
         prefix: tokens that open every prompt: the demonstrations, and what their pattern begins with.
         shots: tokens of each example that is trained on; empty where nothing is trained.
         dev, tests: what is scored besides.
@@ -51,6 +51,7 @@ class Workload:
     shots: tuple[int, ...]
     dev: Lengths | None
     tests: Mapping[str, Lengths]
+    start: tuple[int, ...] = ()
 
     @property
     def shares_prefix(self) -> bool:
@@ -114,6 +115,7 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
         lengths.get(SHOTS, ()),
         Lengths(len(longest.dev), lengths[DEV]) if longest.dev else None,
         {test.name: Lengths(len(test.examples), lengths[test.name]) for test in setting.tests},
+        setting.start,
     )
 
 

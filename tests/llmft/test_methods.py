@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 import torch
-from small_models import CPU, save_model
+from small_models import CPU, OPT_350M, save_model
 from transformers import AutoModelForCausalLM
 
 from llmft.adapted import Adapted
@@ -189,6 +189,16 @@ def test_the_vanilla_head_reads_the_last_real_token(spec_of):
             last = model.network.base_model(torch.tensor([[*encoded.prefix, *suffix]])).last_hidden_state[0, -1]
             torch.testing.assert_close(torch.tensor(row), (head @ last).log_softmax(0), atol=1e-5, rtol=0)
     assert predictions.free is None
+
+
+def test_the_vanilla_head_is_as_wide_as_the_output_embedding_reads(tmp_path, tokenizer, spec_of):
+    ref = resolve_model(save_model(tmp_path / "opt-350m", "opt", tokenizer, **OPT_350M))
+    with borrowed(ref) as model:
+        prepared("vanilla", {"head": "linear"}, model)
+        assert (model.width, model.network.config.hidden_size) == (16, 32)
+        assert model.network.classifier.weight.shape == (2, 16)
+    record = run_trial(spec_of("vanilla", model=ref, epochs=1, n_test=2), CPU).record
+    assert record.finished, record.message
 
 
 @pytest.mark.parametrize("architecture", ["opt", "gpt2", "llama", "gpt_neox"])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_models import FLAN, save_model, t5_tokenizer, toy_text
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GraniteConfig, OPTConfig
 
@@ -69,6 +70,18 @@ def test_an_estimate_is_what_a_real_trial_takes(tiny_model, method, changes):
     assert beside_base <= 1.03 * max(peaks) + estimated.checkpoint_bytes  # which is not there where the last epoch is the best
     assert (estimated.n_parameters, estimated.n_trainable) == (cost[0].n_parameters, cost[0].n_trainable_parameters)
     assert estimated.checkpoint_bytes in (0, cost[0].stored_bytes)
+
+
+@pytest.fixture(scope="module")
+def tiny_flan(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("models") / "flan", "t5", t5_tokenizer(toy_text()), **FLAN)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"), [("in_context", {}), ("lora", {}), ("pattern", {"train": {"gradient_checkpointing": True}})]
+)
+def test_an_encoder_and_its_decoder_take_what_is_estimated(tiny_flan, method, changes):
+    test_an_estimate_is_what_a_real_trial_takes(tiny_flan, method, changes)
 
 
 def test_activations_are_what_autograd_saves(tiny_model):
