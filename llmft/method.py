@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmft.spec import Spec
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftConfig
 
     from llmft.model import BorrowedModel
     from llmft.scoring import QueryBatch, Scores
@@ -50,6 +51,7 @@ class Method:
         search: what a sweep searches, by the name of a setting or of a `TrainSpec` field.
         trains: whether weights are changed at all.
         uses_shots: whether labelled examples are used at all.
+        base_weights: how the base model's linear layers are held: "fp32", or in 4 bits, "nf4".
         paper: where the method comes from.
     """
 
@@ -60,6 +62,7 @@ class Method:
     search: ClassVar[dict[str, Range]] = {}
     trains: ClassVar[bool] = True
     uses_shots: ClassVar[bool] = True
+    base_weights: ClassVar[Literal["fp32", "nf4"]] = "fp32"
     paper: ClassVar[str] = ""
 
     def __init__(self, settings: Spec | None = None):
@@ -87,3 +90,7 @@ class Method:
         import torch.nn.functional as F
 
         return F.cross_entropy(self.scores(model, batch).labels.float(), batch.labels)
+
+    def peft_config(self, network: torch.nn.Module) -> PeftConfig | None:
+        """The method in peft's words, for `llmft.export`; None where peft has none for it, or where nothing is added to `network`."""
+        return None

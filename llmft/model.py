@@ -22,6 +22,7 @@ import torch
 
 from llmft.errors import UserError
 from llmft.hub import fetch_model, hub_access, pin
+from llmft.quantised import nf4
 from llmft.spec import ModelRef
 
 TOY = Path(__file__).parent / "toy" / "model"
@@ -179,9 +180,9 @@ KEPT_SHARE = (
 _BASE: dict[tuple, tuple[torch.nn.Module, bool]] = {}  # the one used last at the end
 
 
-def _load_base(ref: ModelRef, dropout: float | None) -> tuple[torch.nn.Module, bool]:
-    """The untouched network on the CPU in fp32; from this process's memory if it was used lately."""
-    key = (ref.name, ref.revision, ref.fingerprint, dropout)
+def _load_base(ref: ModelRef, dropout: float | None, base_weights: str = "fp32") -> tuple[torch.nn.Module, bool]:
+    """The untouched network on the CPU, in fp32 or quantised; from this process's memory if it was used lately."""
+    key = (ref.name, ref.revision, ref.fingerprint, dropout, base_weights)
     if key in _BASE:
         _BASE[key] = _BASE.pop(key)
     else:
@@ -197,6 +198,8 @@ def _load_base(ref: ModelRef, dropout: float | None) -> tuple[torch.nn.Module, b
                     f"model's own. Known: {', '.join(sorted(DROPOUT))}."
                 )
             changed = dict.fromkeys(DROPOUT[config.model_type], dropout)
+        if base_weights == "nf4":
+            changed |= {"quantization_config": nf4(), "device_map": {"": "cpu"}}
         transformers_logging.disable_progress_bar()  # of the weights' loading; downloads show theirs
         network, loading = _load_from_folder(
             ref, AutoModelForCausalLM.from_pretrained, "weights", dtype=torch.float32, output_loading_info=True, **changed
@@ -239,7 +242,13 @@ def choose_device(name: str | None) -> torch.device:
 
 @contextmanager
 def borrow_model(
-    ref: ModelRef, precision: str, device: torch.device, dropout: float | None = None, copied: bool = True, kept: bool = True
+    ref: ModelRef,
+    precision: str,
+    device: torch.device,
+    dropout: float | None = None,
+    copied: bool = True,
+    kept: bool = True,
+    base_weights: str = "fp32",
 ) -> Iterator[BorrowedModel]:
     """A network to work with, every parameter frozen. It lies on the CPU, for `Runtime.wrap` to put where it shall be.
 
@@ -249,11 +258,12 @@ def borrow_model(
             stored in half as well.
         kept: whether this process will need the base model again. If not, the caller gets the base itself: one copy in memory
             instead of two.
+        base_weights: `Method.base_weights`.
 
     Raises:
         UserError: the weights cannot be loaded.
     """
-    network, plain_head = _load_base(ref, dropout)
+    network, plain_head = _load_base(ref, dropout, base_weights)
     if not kept:
         _BASE.clear()
     elif copied or precision in HALF or device.type != "cpu":
@@ -266,6 +276,11 @@ def borrow_model(
         del network
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def n_parameters(network: torch.nn.Module) -> int:
+    """How many numbers a network has; where they are held in 4 bits, a byte holds two."""
+    return sum(parameter.numel() * (2 if parameter.dtype is torch.uint8 else 1) for parameter in network.parameters())
 
 
 def checksum(network: torch.nn.Module) -> str:
