@@ -7,8 +7,6 @@ name or class, whatever the architecture, and the adapter lies inside of the blo
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import nn
 

@@ -17,6 +17,16 @@ def check_bitsandbytes(what: str) -> None:
         raise UserError(f"{what} needs bitsandbytes, which is not installed here: pip install 'llmft[qlora]'.")
 
 
+def keep_packing(network) -> None:
+    """Have bitsandbytes leave the weights in the order in which it packed them.
+
+    On some CPUs it would put them into another one in the first forward pass without gradients, which a GPU cannot read.
+    """
+    for module in network.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def nf4():
     """What transformers shall do with the linear layers: NF4 in blocks of 64, scales quantised again, products in bf16."""
     import torch

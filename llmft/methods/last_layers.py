@@ -26,7 +26,9 @@ class LastLayers(PatternBased):
         network, n = model.network, self.settings.n_layers
         blocks = find_blocks(network)
         if n > len(blocks):
-            raise UserError(f"method 'last_layers': settings.n_layers is {n}, and this model has {len(blocks)} blocks. Use fewer.")
+            raise UserError(
+                f"method 'last_layers': settings.n_layers is {n}, and this model has {len(blocks)} blocks. Use fewer."
+            )
         network.requires_grad_(False)
         inside = {module for block in blocks for module in block.modules()}
         norms = [module for module in network.modules() if is_norm(module) and module not in inside]

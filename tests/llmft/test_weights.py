@@ -78,5 +78,5 @@ def test_weights_of_another_shape_or_place_are_refused(tmp_path, spec_of):
         with pytest.raises(UserError, match="differ in 8 parameters"):
             load_weights(model, tmp_path / WEIGHTS_FILE)
         for name in ("none", "torn"):
-            with pytest.raises(UserError, match="weights: cannot read"):
+            with pytest.raises(UserError, match="cannot read|no weights"):
                 load_weights(model, tmp_path / name)
