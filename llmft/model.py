@@ -268,8 +268,8 @@ def borrow_model(
         _BASE.clear()
     elif copied or precision in HALF or device.type != "cpu":
         network = copy.deepcopy(network)
-    if not copied:
-        network.to(dtype=HALF.get(precision))
+    if not copied and precision in HALF:
+        network.to(dtype=HALF[precision])
     try:
         yield BorrowedModel(network, device, precision, plain_head)
     finally:

@@ -31,8 +31,11 @@ def prepared(spec, model, seed: int | None = None):
     return method
 
 
-@pytest.mark.parametrize("selections", [("last",), ("last", "best_dev"), ("best_dev", "best_in_domain")])
-@pytest.mark.parametrize("name", [name for name in METHODS if method_class(name).trains])
+@pytest.mark.parametrize(
+    ("name", "selections"),
+    [(name, ("last", "best_dev")) for name in METHODS if method_class(name).trains]
+    + [(name, chosen) for name in ("pattern", "lora") for chosen in (("last",), ("best_dev", "best_in_domain"))],
+)
 def test_kept_weights_predict_what_the_trial_did(tmp_path, spec_of, name, selections):
     spec = spec_of(name, selections=selections, **EARLY)
     result = run_trial(spec, KEEPING)
@@ -40,7 +43,7 @@ def test_kept_weights_predict_what_the_trial_did(tmp_path, spec_of, name, select
     record, rows = read_record(tmp_path), parquet.read_table(tmp_path / "predictions.parquet").to_pylist()
     assert record.weights_sha256 == hashlib.sha256((tmp_path / WEIGHTS_FILE).read_bytes()).hexdigest()
     setting = settle(spec)
-    with borrow_model(spec.model, "fp32", torch.device("cpu")) as model:
+    with borrow_model(spec.model, "fp32", torch.device("cpu"), base_weights=method_class(name).base_weights) as model:
         adapted = Adapted(prepared(spec, model, seed=77), model)  # what is drawn at the start does not matter any more
         load_weights(model, tmp_path / WEIGHTS_FILE)
         evaluator = Evaluator(adapted, encode_prompts(spec, setting), setting.words, CPU)

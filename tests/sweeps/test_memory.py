@@ -43,7 +43,7 @@ def cells_of(model, method, resolve_model=None, train=None, **changes):
 
 def peak_of_trial(spec):
     """Bytes of the tensors alive at the worst moment of a real trial whose base model is loaded already."""
-    base, _ = _load_base(spec.model, spec.train.dropout)
+    base, _ = _load_base(spec.model, spec.train.dropout, method_class(spec.method).base_weights)
     with Meter() as meter:
         for tensor in [*base.parameters(), *base.buffers()]:
             tensor.detach()  # so that the meter knows it
