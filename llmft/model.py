@@ -22,7 +22,7 @@ import torch
 
 from llmft.errors import UserError
 from llmft.hub import fetch_model, hub_access, pin
-from llmft.quantised import keep_packing, nf4
+from llmft.quantised import check_quantised, nf4
 from llmft.spec import ModelRef
 
 TOY = Path(__file__).parent / "toy" / "model"
@@ -208,7 +208,7 @@ def _load_base(ref: ModelRef, dropout: float | None, base_weights: str = "fp32")
             raise UserError(
                 f"model: the weights of {ref.name} lack {len(missing)} tensors ({', '.join(missing[:3])} ...). Fetch them again."
             )
-        keep_packing(network.requires_grad_(False).eval())
+        check_quantised(network.requires_grad_(False).eval())
         _make_room(_n_bytes(network))
         _BASE[key] = network, _has_plain_head(network)
     return _BASE[key]

@@ -6,6 +6,9 @@ import importlib.util
 
 from llmft.errors import UserError
 
+BLOCK = 64
+"""Numbers that share a scale; bitsandbytes' default and the paper's."""
+
 
 def check_bitsandbytes(what: str) -> None:
     """Find out early whether bitsandbytes is there.
@@ -17,13 +20,21 @@ def check_bitsandbytes(what: str) -> None:
         raise UserError(f"{what} needs bitsandbytes, which is not installed here: pip install 'llmft[qlora]'.")
 
 
-def keep_packing(network) -> None:
-    """Have bitsandbytes leave the weights in the order in which it packed them.
+def check_quantised(network) -> None:
+    """Make sure of layers that bitsandbytes holds in 4 bits, where there are any, before their first forward pass.
 
-    On some CPUs it would put them into another one in the first forward pass without gradients, which a GPU cannot read.
+    They keep the order in which they were packed: on some CPUs bitsandbytes would change it in a pass without gradients, and a GPU
+    could not read them then.
+
+    Raises:
+        UserError: a layer reads a width that is no multiple of a block's 64 numbers; on CPUs bitsandbytes unpacks it wrongly.
     """
-    for module in network.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
+    for name, module in network.named_modules():
+        if type(module).__name__ == "Linear4bit":
+            if module.in_features % BLOCK:
+                raise UserError(
+                    f"model: {name} reads {module.in_features} numbers, and in 4 bits that must be a multiple of {BLOCK}. Use lora."
+                )
             module.support_avx512bf16_for_cpu = False
 
 
