@@ -103,7 +103,7 @@ def test_without_the_library_it_is_refused_before_anything_is_loaded(monkeypatch
 def test_a_width_that_is_no_multiple_of_a_block_is_refused(spec_of, small_opt):
     """Of which bitsandbytes makes other numbers on a CPU."""
     record = run_trial(spec_of("qlora", model=small_opt), CPU).record
-    assert record.cause is Cause.USER_ERROR and "q_proj reads 32 numbers" in record.message.replace("k_proj", "q_proj")
+    assert record.cause is Cause.USER_ERROR and "reads 32 numbers" in record.message
 
 
 @bitsandbytes
