@@ -48,6 +48,12 @@ _T5 = Names(
     "k",
     "v",
 )
+_BART = Names(
+    (("self_attn.q_proj", "self_attn.out_proj"), ("encoder_attn.q_proj", "encoder_attn.out_proj")),
+    (("fc1", "fc2"),),
+    "k_proj",
+    "v_proj",
+)
 FAMILIES = {
     "opt": _OPT,
     "gpt2": Names((("attn.c_attn", "attn.c_proj"),), (("mlp.c_fc", "mlp.c_proj"),), "attn.c_attn", "attn.c_attn"),
@@ -60,6 +66,7 @@ FAMILIES = {
     **dict.fromkeys(("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "granite", "olmo", "olmo2",
                      "stablelm", "smollm3"), _LLAMA),
     **dict.fromkeys(("t5", "mt5"), _T5),
+    **dict.fromkeys(("bart", "mbart"), _BART),
 }  # fmt: skip
 
 
@@ -95,8 +102,7 @@ def find_sublayers(network, method: str) -> list[Sublayer]:
     Raises:
         UserError: the family is not known, or a block has other layers than its family's; the line names `method`.
     """
-    names, found = names_in(network, method), []
-    blocks = find_blocks(network)
+    names, found, blocks = names_in(network, method), [], find_blocks(network)
     for block in blocks:
         layers = dict(block.named_modules())
         parts = [
@@ -111,6 +117,8 @@ def find_sublayers(network, method: str) -> list[Sublayer]:
                 f"{names.attention} and {names.feed_forward}. Choose another model or method."
             )
         found += parts
+    if not blocks:
+        raise UserError(f"method '{method}': transformers does not name the blocks of {network.config.model_type!r} models.")
     return found
 
 

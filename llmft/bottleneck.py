@@ -12,7 +12,7 @@ from torch import nn
 
 from llmft.blocks import find_sublayers
 
-ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "swish": nn.SiLU, "tanh": nn.Tanh}
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 
 class Bottleneck(nn.Module):

@@ -29,7 +29,9 @@ def export_adapter(spec: TrialSpec, weights: bytes, folder: Path) -> None:
     with borrow_model(ref, "fp32", torch.device("cpu")) as model:
         adapted = _with_adapter(spec, model, weights, ref)
         if adapted is None:
-            raise UserError(f"export: method '{spec.method}' has no form in peft. --merge writes a whole model.")
+            raise UserError(
+                f"export: method '{spec.method}' has no form in peft. --merge writes a whole model, if it adds nothing."
+            )
         adapted.save_pretrained(folder, save_embedding_layers=False)
 
 

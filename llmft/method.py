@@ -92,5 +92,8 @@ class Method:
         return F.cross_entropy(self.scores(model, batch).labels.float(), batch.labels)
 
     def peft_config(self, network: torch.nn.Module) -> PeftConfig | None:
-        """The method in peft's words, for `llmft.export`; None where peft has none for it, or where nothing is added to `network`."""
+        """The method in peft's words, for `llmft.export`; None where peft has none for it, or where nothing is added to `network`.
+
+        In the model that peft makes of it, what is trained must have the names that it has here, behind "base_model.model.".
+        """
         return None

@@ -115,7 +115,9 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
     encoded = encode_prompts(spec, setting)
     domains = {test.name: test.domain for test in setting.tests}
     dropout = spec.train.dropout if method.trains else None
-    with borrow_model(spec.model, spec.precision, device, dropout, method.trains, alone, method.base_weights) as model:
+    with borrow_model(
+        spec.model, spec.precision, device, dropout, copied=method.trains, kept=alone, base_weights=method.base_weights
+    ) as model:
         n_in_all = n_parameters(model.network)
         if method.trains:
             method.prepare(model, len(setting.task.labels), torch.Generator().manual_seed(derive(spec.init_seed, "init")))

@@ -232,16 +232,21 @@ def trial(
     out: Annotated[
         _Place, typer.Option(parser=open_folder, metavar="FOLDER", help="keep the record in this folder, or URL, of results")
     ] = None,
+    keep_weights: Annotated[
+        bool, typer.Option("--keep-weights", help="keep what is trained in --out too, for llmft export")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the whole record")] = False,
 ) -> int:
     """Run one trial and print its record."""
     from sweeps.one_trial import run_one, trial_plan
 
+    if keep_weights and out is None:
+        raise UserError("--keep-weights needs a folder to keep them in: give --out.")
     short = {"learning_rate": lr, "epochs": epochs, "batch_size": batch_size}
     content = trial_plan(
         method, assignments or [], {name: value for name, value in short.items() if value is not None}, n_shots=shots, task=task,
         model=model, revision=revision, pattern=pattern, verbalizer=verbalizer, n_dev=n_dev, n_test=n_test, max_length=max_length,
-        precision=precision, data_dir=data_dir,
+        precision=precision, data_dir=data_dir, keep_weights=keep_weights,
     )  # fmt: skip
     record = run_one(content, seed, device, out)
     if as_json:
@@ -272,7 +277,7 @@ def export(
         bool, typer.Option("--merge", help="a whole model for transformers, in place of an adapter for peft")
     ] = False,
 ) -> int:
-    """Write what a trial has trained so that peft or transformers loads it. The plan must say keep_weights: true."""
+    """Write what a trial has trained so that peft or transformers loads it. Its plan says keep_weights: true."""
     from sweeps.exports import export_trial
 
     print(export_trial(results, digest, folder, merge))

@@ -31,8 +31,12 @@ class LastLayers(PatternBased):
             )
         network.requires_grad_(False)
         inside = {module for block in blocks for module in block.modules()}
-        norms = [module for module in network.modules() if is_norm(module) and module not in inside]
-        for module in (*blocks[-n:], *norms[-1:]):  # the last: some models have another one behind the embeddings
+        norms = [
+            module
+            for name, module in network.named_modules()
+            if is_norm(module) and module not in inside and "embed" not in name
+        ]
+        for module in (*blocks[-n:], *norms[-1:]):  # the last, for an encoder may have one too; some models have none
             module.requires_grad_(True)
 
 

@@ -3,8 +3,8 @@
 The base is quantised by bitsandbytes (`pip install 'llmft[qlora]'`) in blocks of 64, the blocks' scales quantised again, and
 computes in bf16; adapters, norms and embeddings stay fp32. Of the paper's training the settings here differ in the optimiser, which
 is AdamW unless the plan says `train: {optimizer: adamw_8bit}`, and in gradient checkpointing, off unless it is asked for.
-bitsandbytes quantises on CPUs too, to the same answers up to rounding but without fast kernels: right for tests and small models,
-no saving of time anywhere. Several GPUs for one trial are refused.
+bitsandbytes computes on CPUs too, unpacking every matrix in every pass: right for small models and tests, slow for others. Several
+processes for one trial are refused.
 """
 
 from typing import Literal

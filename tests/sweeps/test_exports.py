@@ -47,3 +47,20 @@ def test_what_is_not_there_is_said(results, tmp_path):
     for beginning in ("zzz", ""):
         with pytest.raises(UserError, match="trials begin with .* Give the digest of one"):
             export_trial(results, beginning, tmp_path / "new", merge=False)
+
+
+def test_one_trial_keeps_its_weights_where_it_is_asked_to(tiny_model, tmp_path):
+    trial = [
+        "trial",
+        "--task",
+        "toy",
+        "--method",
+        "ia3",
+        "--model",
+        tiny_model,
+        *"--shots 4 --epochs 1 --n-test 4 --n-dev 4".split(),
+    ]
+    assert _run([*trial, "--keep-weights"]) == 2
+    assert _run([*trial, "--keep-weights", "--out", str(tmp_path / "out")]) == 0
+    assert _run(["export", str(tmp_path / "out"), "", str(tmp_path / "adapter")]) == 0
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
