@@ -17,7 +17,15 @@ def build_optimizer(train: TrainSpec, parameters: Iterable[torch.nn.Parameter]) 
     `adamw` is Loshchilov & Hutter 2019; `adamw_8bit` keeps its moments in 8 bits (Dettmers et al. 2022); `adafactor` (Shazeer &
     Stern 2018) is PyTorch's, with the learning rate as given and none of `beta1`, `beta2` and `epsilon`; `sgd` has `beta1` as its
     momentum.
+
+    Raises:
+        UserError: the parameters are shards, and the optimiser needs whole ones.
     """
+    parameters = list(parameters)
+    if train.optimizer not in ("adamw", "sgd") and any(hasattr(parameter, "to_local") for parameter in parameters):
+        raise UserError(
+            f"train.optimizer: {train.optimizer} does not step on the shards of a model. Use adamw or sgd, or parallel: ddp."
+        )
     rate = {"lr": train.learning_rate, "weight_decay": train.weight_decay}
     adam = rate | {"betas": (train.beta1, train.beta2), "eps": train.epsilon}
     match train.optimizer:
