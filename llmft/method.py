@@ -52,7 +52,11 @@ class Method:
         trains: whether weights are changed at all.
         uses_shots: whether labelled examples are used at all.
         base_weights: how the base model's linear layers are held: "fp32", or in 4 bits, "nf4".
+        has_own_head: whether a new head answers in place of the language model's, so that there are no words.
         paper: where the method comes from.
+
+    Attributes:
+        n_virtual_tokens: places that the method takes in front of every prompt.
     """
 
     class Settings(Spec):
@@ -63,7 +67,9 @@ class Method:
     trains: ClassVar[bool] = True
     uses_shots: ClassVar[bool] = True
     base_weights: ClassVar[Literal["fp32", "nf4"]] = "fp32"
+    has_own_head: ClassVar[bool] = False
     paper: ClassVar[str] = ""
+    n_virtual_tokens: int = 0
 
     def __init__(self, settings: Spec | None = None):
         self.settings = settings if settings is not None else self.Settings()

@@ -41,7 +41,11 @@ def build(family: str) -> torch.nn.Module:
                 (("layers", 2), ("attention_heads", 4), ("ffn_dim", 64))}  # fmt: skip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return BartForConditionalGeneration(BartConfig(vocab_size=600, d_model=32, init_std=0.2, **each)).eval().requires_grad_(False)
+            return (
+                BartForConditionalGeneration(BartConfig(vocab_size=600, d_model=32, init_std=0.2, **each))
+                .eval()
+                .requires_grad_(False)
+            )
     if family == "gpt_neo":
         from transformers import GPTNeoConfig
 
