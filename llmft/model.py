@@ -24,6 +24,7 @@ import torch
 from llmft.architecture import DROPOUT, language_model, last_states, own_logits
 from llmft.errors import UserError
 from llmft.hub import fetch_model, hub_access, pin
+from llmft.quantised import check_quantised, nf4
 from llmft.spec import ModelRef
 
 TOY = Path(__file__).parent / "toy" / "model"
@@ -184,9 +185,9 @@ KEPT_SHARE = (
 _BASE: dict[tuple, tuple[torch.nn.Module, bool]] = {}  # the one used last at the end
 
 
-def _load_base(ref: ModelRef, dropout: float | None) -> tuple[torch.nn.Module, bool]:
-    """The untouched network on the CPU in fp32; from this process's memory if it was used lately."""
-    key = (ref.name, ref.revision, ref.fingerprint, dropout)
+def _load_base(ref: ModelRef, dropout: float | None, base_weights: str = "fp32") -> tuple[torch.nn.Module, bool]:
+    """The untouched network on the CPU, in fp32 or quantised; from this process's memory if it was used lately."""
+    key = (ref.name, ref.revision, ref.fingerprint, dropout, base_weights)
     if key in _BASE:
         _BASE[key] = _BASE.pop(key)
     else:
@@ -200,6 +201,8 @@ def _load_base(ref: ModelRef, dropout: float | None) -> tuple[torch.nn.Module, b
                     f"model's own. Known: {', '.join(sorted(DROPOUT))}."
                 )
             changed = dict.fromkeys(DROPOUT[config.model_type], dropout)
+        if base_weights == "nf4":
+            changed |= {"quantization_config": nf4(), "device_map": {"": "cpu"}}
         transformers_logging.disable_progress_bar()  # of the weights' loading; downloads show theirs
         network, loading = _load_from_folder(
             ref, language_model(config).from_pretrained, "weights", dtype=torch.float32, output_loading_info=True, **changed
@@ -208,7 +211,7 @@ def _load_base(ref: ModelRef, dropout: float | None) -> tuple[torch.nn.Module, b
             raise UserError(
                 f"model: the weights of {ref.name} lack {len(missing)} tensors ({', '.join(missing[:3])} ...). Fetch them again."
             )
-        network.requires_grad_(False).eval()
+        check_quantised(network.requires_grad_(False).eval())
         _make_room(_n_bytes(network))
         _BASE[key] = network, _has_plain_head(network)
     return _BASE[key]
@@ -241,7 +244,13 @@ def choose_device(name: str | None) -> torch.device:
 
 @contextmanager
 def borrow_model(
-    ref: ModelRef, precision: str, device: torch.device, dropout: float | None = None, copied: bool = True, kept: bool = True
+    ref: ModelRef,
+    precision: str,
+    device: torch.device,
+    dropout: float | None = None,
+    copied: bool = True,
+    kept: bool = True,
+    base_weights: str = "fp32",
 ) -> Iterator[BorrowedModel]:
     """A network to work with, every parameter frozen. It lies on the CPU, for `Runtime.wrap` to put where it shall be.
 
@@ -251,23 +260,29 @@ def borrow_model(
             stored in half as well.
         kept: whether this process will need the base model again. If not, the caller gets the base itself: one copy in memory
             instead of two.
+        base_weights: `Method.base_weights`.
 
     Raises:
         UserError: the weights cannot be loaded.
     """
-    network, plain_head = _load_base(ref, dropout)
+    network, plain_head = _load_base(ref, dropout, base_weights)
     if not kept:
         _BASE.clear()
     elif copied or precision in HALF or device.type != "cpu":
         network = copy.deepcopy(network)
-    if not copied:
-        network.to(dtype=HALF.get(precision))
+    if not copied and precision in HALF:
+        network.to(dtype=HALF[precision])
     try:
         yield BorrowedModel(network, device, precision, plain_head)
     finally:
         del network
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def n_parameters(network: torch.nn.Module) -> int:
+    """How many numbers a network has; where they are held in 4 bits, a byte holds two."""
+    return sum(parameter.numel() * (2 if parameter.dtype is torch.uint8 else 1) for parameter in network.parameters())
 
 
 def checksum(network: torch.nn.Module) -> str:

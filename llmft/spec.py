@@ -72,6 +72,7 @@ class TrainSpec(Spec):
     learning_rate: float = Field(1e-5, gt=0)
     epochs: int = Field(40, ge=1)
     batch_size: int = Field(32, ge=1, description="examples per optimiser step")
+    optimizer: Literal["adamw", "adafactor", "sgd", "adamw_8bit"] = "adamw"
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_ratio: float = Field(0.1, ge=0, le=1, description="share of the steps; rounds up to whole steps")
     weight_decay: float = Field(0.0, ge=0)

@@ -105,7 +105,7 @@ def sweep(
     if serial and (address or workers):
         raise UserError("--serial runs without Ray: leave out --address and --workers.")
     plan, cells, where = _load(plan_name, models, data_dir)
-    check_cells(cells, where)
+    check_cells(cells, where, here=address is None)
     root = out or Path("results") / plan.name
     try:
         outcome = run_sweep(
@@ -167,7 +167,7 @@ def plan(
     from sweeps.views import count_by_stage, outlook_view, plan_table
 
     the_plan, cells, where = _load(plan_name, models, data_dir)
-    check_cells(cells, where)
+    check_cells(cells, where, here=not (device_memory or the_plan.device_memory))
     store = Store(out or Path("results") / the_plan.name)
     records, machine = store.load(), local_machine(device_memory or the_plan.device_memory)
     outlook = look_ahead(Schedule(cells), records, machine, gpus_per_trial, workers)
@@ -232,16 +232,21 @@ def trial(
     out: Annotated[
         _Place, typer.Option(parser=open_folder, metavar="FOLDER", help="keep the record in this folder, or URL, of results")
     ] = None,
+    keep_weights: Annotated[
+        bool, typer.Option("--keep-weights", help="keep what is trained in --out too, for llmft export")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the whole record")] = False,
 ) -> int:
     """Run one trial and print its record."""
     from sweeps.one_trial import run_one, trial_plan
 
+    if keep_weights and out is None:
+        raise UserError("--keep-weights needs a folder to keep them in: give --out.")
     short = {"learning_rate": lr, "epochs": epochs, "batch_size": batch_size}
     content = trial_plan(
         method, assignments or [], {name: value for name, value in short.items() if value is not None}, n_shots=shots, task=task,
         model=model, revision=revision, pattern=pattern, verbalizer=verbalizer, n_dev=n_dev, n_test=n_test, max_length=max_length,
-        precision=precision, data_dir=data_dir,
+        precision=precision, data_dir=data_dir, keep_weights=keep_weights,
     )  # fmt: skip
     record = run_one(content, seed, device, out)
     if as_json:
@@ -260,6 +265,22 @@ def report(
 ) -> int:
     """Compare what lies in a folder of results: the table here, and the report as HTML. Needs neither torch nor Ray."""
     _show_report(open_folder(results), rule)
+    return 0
+
+
+@app.command()
+def export(
+    results: Annotated[str, typer.Argument(help="a folder of results, or its URL")],
+    digest: Annotated[str, typer.Argument(help="the trial: the name of its folder in trials/, or how that begins")],
+    folder: Annotated[Path, typer.Argument(help="where to write; must be empty or not there")],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="a whole model for transformers, in place of an adapter for peft")
+    ] = False,
+) -> int:
+    """Write what a trial has trained so that peft or transformers loads it. Its plan says keep_weights: true."""
+    from sweeps.exports import export_trial
+
+    print(export_trial(results, digest, folder, merge))
     return 0
 
 

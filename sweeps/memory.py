@@ -23,10 +23,12 @@ from llmft.architecture import DROPOUT, language_model, last_states, own_logits
 from llmft.batches import Prefix, QueryBatch, encode_prefix, make_batch, split_by_tokens
 from llmft.method import Method
 from llmft.model import BorrowedModel, load_config
+from llmft.optimizers import state_bytes
 from llmft.registry import build_method, load_task
 from llmft.runtime import Runtime
 from llmft.spec import TrialSpec
 from llmft.tokens import EncodedQueries
+from sweeps.packed import hold_in_4_bits
 from sweeps.slots import Strategy
 from sweeps.workload import Workload
 
@@ -134,6 +136,9 @@ def estimate_memory(
     network = _build(spec, on_gpu)
     halved = max(map(_n_bytes, network.parameters())) // 2  # tensor by tensor
     n_parameters, base_bytes = sum(parameter.numel() for parameter in network.parameters()), _stored_bytes(network)
+    if method.base_weights == "nf4":
+        hold_in_4_bits(network)
+        base_bytes = _stored_bytes(network)
     if method.trains:
         without_data = BorrowedModel(network, torch.device("meta"), spec.precision, plain_head=True)
         method.prepare(without_data, n_labels, torch.Generator().manual_seed(0))
@@ -165,7 +170,7 @@ def estimate_memory(
         n_trainable=n_trainable,
         weight_bytes=0 if itself and n_workers == 1 else weights // share,
         gradient_bytes=gradients // share,
-        optimizer_bytes=2 * gradients // share,
+        optimizer_bytes=sum(state_bytes(spec.train, parameter) for parameter in trainable) // share,
         gathered_bytes=gathered,
         training_bytes=training,
         scoring_bytes=scoring,

@@ -55,6 +55,8 @@ def runs(spec_of, tmp_path_factory):
         "vanilla": run("vanilla"),
         "pattern": run("pattern", weight_decay=0.01, clip_norm=0.5),
         "lora": run("lora"),
+        "ia3": run("ia3"),
+        "adapter": run("adapter_parallel", {"micro_batch_tokens": 80}, batch_size=16, gradient_checkpointing=True),
         "in context": run("in_context"),
         "encoder and decoder": run("pattern", {"micro_batch_tokens": 300}, model=resolve_model(t5)),
         "a last batch of one": run("pattern", n_shots=6, batch_size=5),
