@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmft.spec import Spec
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftConfig
 
     from llmft.generate import Decoding
     from llmft.model import BorrowedModel
@@ -52,6 +53,7 @@ class Method:
         trains: whether weights are changed at all.
         uses_shots: whether labelled examples are used at all.
         kinds: the kinds of task that it serves; without a language-model head, no text can be generated.
+        base_weights: how the base model's linear layers are held: "fp32", or in 4 bits, "nf4".
         has_own_head: whether a new head answers in place of the language model's, so that there are no words.
         paper: where the method comes from.
 
@@ -67,6 +69,7 @@ class Method:
     trains: ClassVar[bool] = True
     uses_shots: ClassVar[bool] = True
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "generation")
+    base_weights: ClassVar[Literal["fp32", "nf4"]] = "fp32"
     has_own_head: ClassVar[bool] = False
     paper: ClassVar[str] = ""
     n_virtual_tokens: int = 0
@@ -110,3 +113,10 @@ class Method:
         from llmft.generate import generate
 
         return generate(model, batch, decoding)
+
+    def peft_config(self, network: torch.nn.Module) -> PeftConfig | None:
+        """The method in peft's words, for `llmft.export`; None where peft has none for it, or where nothing is added to `network`.
+
+        In the model that peft makes of it, what is trained must have the names that it has here, behind "base_model.model.".
+        """
+        return None

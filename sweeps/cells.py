@@ -11,10 +11,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from llmft.errors import UserError, unknown_name
-from llmft.method import Range
+from llmft.method import Method, Range
 from llmft.registry import check_kinds, complete_settings, load_task, method_class
-from llmft.spec import DataRef, ForgettingSpec, GenerationSpec, ModelRef, TrainSpec, TrialSpec, error_lines
+from llmft.spec import STREAMS, DataRef, ForgettingSpec, GenerationSpec, ModelRef, TrainSpec, TrialSpec, error_lines
+from llmft.task import Task
 from sweeps.plan import MethodEntry, ModelEntry, Plan, SearchPlan
+from sweeps.plan_tasks import resolve_named, resolve_tasks
 from sweeps.space import Params, Space, among, can_be, ordered
 
 
@@ -29,6 +31,7 @@ class Cell:
         ranges: what is searched; empty where the defaults are used.
         search: budget and seeds of the search; None where nothing is searched.
         report_seeds: seeds that are reported; one where no seed changes the answer.
+        vary: the streams that have these seeds; the others have the first.
         model_entry: what the plan says about the model, and so about what a trial gets.
     """
 
@@ -38,6 +41,7 @@ class Cell:
     ranges: Mapping[str, Range]
     search: SearchPlan | None
     report_seeds: tuple[int, ...]
+    vary: tuple[str, ...]
     model_entry: ModelEntry
 
     @cached_property
@@ -71,7 +75,7 @@ class Cell:
 
     def report_spec(self, params: Params, seed: int) -> TrialSpec:
         """One reported trial."""
-        return _with_params(self.base, params).with_seed(seed)
+        return _with_params(self.base, params).with_seed(self.report_seeds[0]).with_seed(seed, self.vary)
 
     def __str__(self) -> str:
         return f"{self.base.model.name} {self.base.task} {self.entry} {self.base.n_shots} shots ({self.base.pattern})"
@@ -96,10 +100,9 @@ def _train_spec(where: str, values: Params) -> TrainSpec:
         raise UserError(error_lines(error, where, {"": TrainSpec.model_fields})) from None
 
 
-def _generation_spec(where: str, task: str, values: Params) -> GenerationSpec | None:
+def _generation_spec(where: str, task: Task, values: Params) -> GenerationSpec | None:
     """How a task's texts are generated; None for classification."""
-    default = load_task(task).generation
-    if default is None:
+    if (default := task.generation) is None:
         return None
     try:
         return GenerationSpec.model_validate_json(
@@ -184,10 +187,10 @@ def _check_ranges(where: str, cell: Cell) -> None:
 
 
 def _entry_cells(
-    where: str, plan: Plan, name: str, entry: MethodEntry, model_entry: ModelEntry, model: ModelRef, task: str, data: DataRef,
-    forgetting: ForgettingSpec | None,
-) -> list[Cell]:  # fmt: skip
-    method = entry.method or name
+    where: str, plan: Plan, name: str, entry: MethodEntry, model_entry: ModelEntry, model: ModelRef, subject: Mapping[str, Any]
+) -> list[Cell]:
+    """The cells of one method entry; `subject` are the fields of its specs that hold for the whole task."""
+    method, task = entry.method or name, load_task(subject["task"], subject.get("definition"))
     try:
         cls = method_class(method)
         settings = complete_settings(method, entry.settings)
@@ -198,29 +201,30 @@ def _entry_cells(
     if not cls.trains and (entry.train or entry.search):
         raise UserError(f"{where}: the method {method!r} trains nothing; remove {'train' if entry.train else 'search'}.")
     try:
-        check_kinds(method, task)
+        check_kinds(method, subject["task"], task.kind)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     _train_spec(f"{where}.train", entry.train)
     train = TrainSpec.model_validate({**cls.train_defaults, **plan.train, **entry.train}) if cls.trains else TrainSpec()
     ranges = _ranges(where, plan, entry, cls, _values(train, settings)) if cls.trains and plan.search else {}
     generation = _generation_spec(f"{where.split(': ')[0]}: generation", task, plan.generation)
-    draws = cls.uses_shots or cls.trains or (generation is not None and generation.temperature > 0)
     cells = []
     for n_shots in (entry.n_shots or plan.n_shots) if cls.uses_shots else (0,):
         if cls.uses_shots and n_shots < 1:
             raise UserError(f"{where}: n_shots: must be at least 1 for a method that uses shots (got {n_shots}).")
         base = _trial_spec(
-            where, model=model, task=task, data=data, method=method, settings=settings, n_shots=n_shots,
+            where, model=model, **subject, method=method, settings=settings, n_shots=n_shots,
             shots_unit=plan.shots_unit if n_shots else "total", pattern=entry.pattern or plan.pattern,
-            verbalizer=entry.verbalizer or plan.verbalizer, train=train, n_dev=plan.n_dev, test_sets=plan.test_sets,
+            verbalizer=entry.verbalizer or plan.verbalizer, separator=plan.separator,
+            instruction=plan.instruction if entry.instruction is None else entry.instruction, draw=plan.draw if n_shots else "balanced",
+            demonstrations=plan.demonstrations if n_shots else (), train=train, n_dev=plan.n_dev,
             n_test=plan.n_test, max_length=plan.max_length, precision=plan.precision,
-            selections=plan.selections if cls.trains else ("none",), generation=generation, forgetting=forgetting,
+            selections=plan.selections if cls.trains else ("none",), generation=generation,
         )  # fmt: skip
         search_base = base.model_copy(update={"selections": (plan.search_selection,), "test_sets": (), "forgetting": None})
         cell = Cell(
             entry=name, base=base, search_base=search_base, ranges=ranges, search=plan.search if ranges else None,
-            report_seeds=plan.report.seeds if draws else plan.report.seeds[:1], model_entry=model_entry,
+            report_seeds=_report_seeds(plan, cls, generation), vary=plan.report.vary, model_entry=model_entry,
         )  # fmt: skip
         _check_ranges(where, cell)
         cells.append(cell)
@@ -246,23 +250,22 @@ def build_cells(
     """
     if resolve_model is None:
         from llmft.model import resolve_model  # imports torch
-    if resolve_data is None:
-        resolve_data = _resolve_data
     _train_spec(f"{where}: train", plan.train)
-    if plan.generation and not any(load_task(task).kind == "generation" for task in plan.tasks):
-        raise UserError(f"{where}: generation: none of the tasks {', '.join(plan.tasks)} generates text; remove the key.")
     try:
-        sources = {task: resolve_data(task, plan.data_dir) for task in plan.tasks}
+        subjects = resolve_tasks(plan, resolve_data or resolve_named)
         models = [resolve_model(entry.name, entry.revision) for entry in plan.models]
         forgetting = _resolve_forgetting(plan)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+    kinds = {subject["task"]: load_task(subject["task"], subject.get("definition")).kind for subject in subjects}
+    if plan.generation and "generation" not in kinds.values():
+        raise UserError(f"{where}: generation: none of the tasks {', '.join(kinds)} generates text; remove the key.")
     cells: dict[str, Cell] = {}
     for model_entry, model in zip(plan.models, models, strict=True):
-        for task in plan.tasks:
+        for subject in subjects:
             for name, entry in plan.methods.items():
                 for cell in _entry_cells(
-                    f"{where}: methods.{name}", plan, name, entry, model_entry, model, task, sources[task], forgetting
+                    f"{where}: methods.{name}", plan, name, entry, model_entry, model, subject | {"forgetting": forgetting}
                 ):
                     if cell.key in cells:
                         raise UserError(
@@ -272,8 +275,14 @@ def build_cells(
     return list(cells.values())
 
 
-def _resolve_data(task: str, directory: str | None) -> DataRef:
-    return load_task(task).resolve_data(directory)
+def _report_seeds(plan: Plan, cls: type[Method], generation: GenerationSpec | None) -> tuple[int, ...]:
+    """The plan's seeds, or the first alone where nothing that they vary changes the method's answer."""
+    changing = set(STREAMS) if cls.trains else {"data", "order"} if cls.uses_shots else set()
+    if plan.demonstrations and not cls.trains:
+        changing -= {"data"}
+    if generation and generation.temperature:
+        changing.add("dropout")  # which what is drawn hangs on
+    return plan.report.seeds if changing & set(plan.report.vary) else plan.report.seeds[:1]
 
 
 def _resolve_forgetting(plan: Plan) -> ForgettingSpec | None:

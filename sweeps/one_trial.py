@@ -65,7 +65,8 @@ def run_one(content: dict[str, Any], seed: int, device: str | None, root: Place 
     Raises:
         UserError: a name or value is not known or not allowed.
     """
-    (cell,) = build_cells(parse_plan(content, WHERE), WHERE)
+    plan = parse_plan(content, WHERE)
+    (cell,) = build_cells(plan, WHERE)
     spec = cell.report_spec({}, seed)
     store = Store(root) if root is not None else None
     if store and (stored := store.get(spec.digest)) and stored.finished:
@@ -77,6 +78,6 @@ def run_one(content: dict[str, Any], seed: int, device: str | None, root: Place 
     if store is None:
         return run_trial(spec, Runtime(device=device)).record
     with store.locked():
-        result = run_trial(spec, Runtime(device=device))
-        store.put(result.record, result.predictions)
+        result = run_trial(spec, Runtime(device=device, keep_weights=plan.keep_weights))
+        store.put(result.record, result.predictions, result.weights)
     return result.record

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from llmft.errors import UserError
@@ -122,14 +123,19 @@ class Ledger:
         self._written = time.monotonic()
 
 
-def check_cells(cells: list[Cell], where: str, check_spec: Callable[[Any], None] | None = None) -> None:
+def check_cells(cells: list[Cell], where: str, check_spec: Callable[[Any], None] | None = None, here: bool = True) -> None:
     """Find what would make every trial of a cell fail, before any trial starts.
+
+    Args:
+        here: whether the trials will run on this machine.
 
     Raises:
         UserError: as `llmft.trial.check_spec`; the line begins with the plan's file, `where`, and the method's entry.
     """
     if check_spec is None:
-        from llmft.trial import check_spec
+        from llmft import trial
+
+        check_spec = partial(trial.check_spec, here=here)
     for cell in cells:
         try:
             check_spec(cell.base)

@@ -1,5 +1,7 @@
 """Vanilla fine-tuning (Devlin et al. 2019): a new classification head on the right-most real token; every weight is trained.
 
+Where an encoder reads the prompt, the head stands on the decoder's first state, from which the label word would be said.
+
 The head is linear, or fully connected as in Mosbach et al. 2023: Linear(d, d), ReLU, dropout, Linear(d, labels), weights from
 N(0, 0.02), biases 0.
 """

@@ -16,8 +16,8 @@ from llmft.task import Example, GenerationTask, TaskData, TestSet
 
 HUB = "deepmind/narrativeqa"
 COLUMNS = ("document.summary.text", "question.text", "answers")  # without the books
-TRAIN = Source(("narrativeqa_train.parquet",), (HUB, None, "train", "main"), COLUMNS)
-VALIDATION = Source(("narrativeqa_validation.parquet",), (HUB, None, "validation", "main"), COLUMNS)
+TRAIN = Source(("narrativeqa_train.parquet",), (HUB, None, "train", "main"), hub_columns=COLUMNS)
+VALIDATION = Source(("narrativeqa_validation.parquet",), (HUB, None, "validation", "main"), hub_columns=COLUMNS)
 ASKED = "Answer the question as concisely as you can, using a single phrase if possible. Do not provide any explanation."
 
 
