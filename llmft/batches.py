@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from llmft.model import BorrowedModel
 from llmft.tokens import EncodedQueries, LabelWords
-
-SHORTEST_PREFIX = 8  # tokens; below that a cache costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -47,12 +45,13 @@ class QueryBatch:
     otherwise one row.
 
     Attributes:
-        input_ids, attention_mask: [rows, length]; the mask also covers the prefix, [rows, prefix + length].
-        answer_at: [rows], the place in `input_ids` whose next token is the (first token of the) label word.
+        input_ids, attention_mask: [rows, length]; the mask also covers what precedes the text, [rows, prefix + soft prompt + length].
+        answer_at: [rows], the place behind the prefix whose next token is the (first token of the) label word.
         labels: [queries], gold labels.
         indices: [queries], their places in the set.
         words: the label words.
         prefix: what precedes every row, already encoded; None where the rows hold everything.
+        soft_prompt: [virtual tokens, embedding width], embeddings that open every row; None where there are none.
     """
 
     input_ids: torch.Tensor
@@ -62,17 +61,39 @@ class QueryBatch:
     indices: torch.Tensor
     words: LabelWords
     prefix: Prefix | None = None
+    soft_prompt: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]
 
     @property
     def position_ids(self) -> torch.Tensor:
-        """[rows, length]; a padded place repeats the last position."""
+        """[rows, soft prompt + length]; a padded place repeats the last position."""
         start = self.prefix.length if self.prefix else 0
-        positions = torch.arange(self.input_ids.shape[1], device=self.input_ids.device) + start
+        positions = torch.arange(start, self.attention_mask.shape[1], device=self.input_ids.device)
         last = self.attention_mask.sum(1, keepdim=True) - 1
         return torch.minimum(positions[None], last)
+
+
+def with_soft_prompt(batch: QueryBatch, embeddings: torch.Tensor) -> QueryBatch:
+    """The batch with `embeddings` [virtual tokens, embedding width] in front of every row."""
+    if batch.prefix is not None:
+        raise ValueError("a soft prompt opens the text: it cannot stand behind a prefix that was encoded without it")
+    n = embeddings.shape[0]
+    return replace(
+        batch, attention_mask=_opened(batch.attention_mask, n), answer_at=batch.answer_at + n, soft_prompt=embeddings
+    )
+
+
+def with_prefix(batch: QueryBatch, prefix: Prefix) -> QueryBatch:
+    """The batch with the keys and values of `prefix` in front of every row."""
+    if batch.prefix is not None:
+        raise ValueError("learned keys and values open the text: they cannot stand behind a prefix that was encoded without them")
+    return replace(batch, attention_mask=_opened(batch.attention_mask, prefix.length), prefix=prefix)
+
+
+def _opened(mask: torch.Tensor, n: int) -> torch.Tensor:
+    return torch.cat([mask.new_ones(mask.shape[0], n), mask], 1)
 
 
 def make_batch(

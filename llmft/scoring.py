@@ -27,9 +27,9 @@ class Scores:
     free: torch.Tensor | None = None
 
 
-def _inputs(batch: QueryBatch) -> dict[str, Any]:
+def _inputs(model: BorrowedModel, batch: QueryBatch) -> dict[str, Any]:
     return {
-        "input_ids": batch.input_ids,
+        **_text(model, batch),
         "attention_mask": batch.attention_mask,
         "position_ids": batch.position_ids,
         "past_key_values": batch.prefix.cache(batch.input_ids.shape[0]) if batch.prefix else None,
@@ -37,9 +37,17 @@ def _inputs(batch: QueryBatch) -> dict[str, Any]:
     }
 
 
+def _text(model: BorrowedModel, batch: QueryBatch) -> dict[str, torch.Tensor]:
+    if batch.soft_prompt is None:
+        return {"input_ids": batch.input_ids}
+    embedded = model.network.get_input_embeddings()(batch.input_ids)
+    opening = batch.soft_prompt.to(embedded.dtype).expand(embedded.shape[0], -1, -1)
+    return {"inputs_embeds": torch.cat([opening, embedded], 1)}  # [rows, soft prompt + length, embedding width]
+
+
 def hidden_states(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
     """The last layer's states, [rows, length, width]."""
-    return model.network.base_model(**_inputs(batch)).last_hidden_state
+    return model.network.base_model(**_inputs(model, batch)).last_hidden_state
 
 
 def answer_hidden(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
@@ -53,7 +61,7 @@ def _logits_at(model: BorrowedModel, batch: QueryBatch):
     if model.plain_head:
         hidden, head = hidden_states(model, batch), model.network.get_output_embeddings()
         return lambda rows, places: head(hidden[rows, places])
-    logits = model.network(**_inputs(batch)).logits
+    logits = model.network(**_inputs(model, batch)).logits
     return lambda rows, places: logits[rows, places]
 
 
@@ -77,6 +85,12 @@ def label_word_scores(model: BorrowedModel, batch: QueryBatch) -> Scores:
         scores.append(total)
         is_best.append(agrees)
     return Scores(torch.stack(scores, 1), _best_label(torch.stack(is_best, 1)))
+
+
+def next_word_log_probabilities(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
+    """What the model expects behind every query: log-probabilities of all words, [queries, vocabulary]."""
+    rows = torch.arange(len(batch), device=model.device) * (batch.input_ids.shape[0] // len(batch))
+    return _logits_at(model, batch)(rows, batch.answer_at[rows]).float().log_softmax(-1)
 
 
 def _best_label(is_best: torch.Tensor) -> torch.Tensor:

@@ -11,10 +11,10 @@ from llmft.method import Method
 from llmft.model import context_length, load_config, load_tokenizer
 from llmft.seeds import stream
 from llmft.spec import DataRef, TrialSpec
-from llmft.task import Draw, Task, TaskData, TestSet, draw_examples, subsample
+from llmft.task import Draw, Example, Task, TaskData, TestSet, draw_examples, subsample
 from llmft.tokens import EncodedTrial, LabelWords, encode_trial, resolve_label_words
 
-SHOTS, DEV = "shots", "dev"  # names of these sets among a trial's encoded sets
+SHOTS, DEV, CONTENT_FREE = "shots", "dev", "content_free"  # names of these sets among a trial's encoded sets
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,11 @@ def settle(spec: TrialSpec) -> Setting:
     config = load_config(spec.model)
     if spec.max_length is not None and spec.max_length > context_length(config):
         raise UserError(f"max_length: {spec.max_length} is more than this model's context of {context_length(config)} tokens.")
-    words = task.verbalizers[pattern.verbalizer if spec.verbalizer == "default" else spec.verbalizer]
-    return Setting(
-        task, data, method, tests, draw, resolve_label_words(load_tokenizer(spec.model), pattern, words, data.pool[0].fields)
-    )
+    tokenizer = load_tokenizer(spec.model)
+    verbalizer = task.verbalizers[pattern.verbalizer if spec.verbalizer == "default" else spec.verbalizer]
+    words = resolve_label_words(tokenizer, pattern, verbalizer, data.pool[0].fields)
+    method.read(spec, tokenizer, words)
+    return Setting(task, data, method, tests, draw, words)
 
 
 def _check_selections(spec: TrialSpec, domains: set[str]) -> None:
@@ -87,18 +88,26 @@ def encode_prompts(spec: TrialSpec, setting: Setting) -> EncodedTrial:
     Raises:
         TrialFailure: a query does not fit (QUERY_TOO_LONG).
     """
-    sets = {test.name: test.examples for test in setting.tests}
+    sets, method = {test.name: test.examples for test in setting.tests}, setting.method
     if setting.draw.dev:
         sets[DEV] = setting.draw.dev
-    if setting.method.trains:
-        sets[SHOTS] = setting.draw.shots
+    if method.trains:
+        sets[SHOTS] = method.training_shots(setting.draw.shots)
+    if method.content_free:
+        fields = setting.data.pool[0].fields
+        sets[CONTENT_FREE] = tuple(
+            Example(f"{CONTENT_FREE}/{number}", dict.fromkeys(fields, text), label=0)
+            for number, text in enumerate(method.content_free)
+        )
     return encode_trial(
         load_tokenizer(spec.model),
         setting.task.patterns[spec.pattern],
         setting.words,
         spec.separator,
-        setting.method.context(setting.draw.shots),
+        method.context(setting.draw.shots),
         sets,
         spec.max_length or context_length(load_config(spec.model)),
         stream(spec.order_seed, "demonstrations"),
+        bare=[SHOTS] if method.trains and method.trains_bare else [],
+        n_virtual_tokens=method.n_virtual_tokens,
     )

@@ -15,7 +15,7 @@ from llmft.batches import smaller_budget
 from llmft.distributed import is_lost_peer
 from llmft.errors import Cause, OutOfMemory, TrialFailure, UserError
 from llmft.evaluate import Evaluator
-from llmft.model import borrow_model, choose_device
+from llmft.model import borrow_model, choose_device, load_tokenizer
 from llmft.record import Cost
 from llmft.result import TrialResult, failed_record, finished_record, predictions_file
 from llmft.runtime import Runtime
@@ -106,7 +106,7 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
         n_parameters = sum(parameter.numel() for parameter in model.network.parameters())
         if method.trains:
             method.prepare(model, len(setting.task.labels), torch.Generator().manual_seed(derive(spec.init_seed, "init")))
-        trainable = [(p.numel(), p.element_size()) for p in model.network.parameters() if p.requires_grad]
+        n_trainable = sum(p.numel() for p in model.network.parameters() if p.requires_grad)
         adapted = Adapted(method, model)
         module, evaluator = runtime.wrap(adapted), Evaluator(adapted, encoded, setting.words, runtime)
         started = time.perf_counter()
@@ -121,6 +121,10 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
             smaller = smaller_budget(_passes(spec, encoded, runtime), runtime.micro_batch_tokens)
             raise OutOfMemory(_reason(error)[1], smaller) from error
         finished = time.perf_counter()
+        if method.trains:
+            method.fold(adapted)
+            result.virtual_tokens = adapted("virtual_tokens", load_tokenizer(spec.model))
+        stored = [(p.numel(), p.element_size()) for p in model.network.parameters() if p.requires_grad]
         weights = gather_weights(model, runtime) if method.trains and runtime.keep_weights else None
         spent = Cost(
             wall_s=finished - began,
@@ -131,8 +135,8 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
             tokens_trained=result.n_tokens,
             tokens_evaluated=evaluator.n_tokens,
             n_parameters=n_parameters,
-            n_trainable_parameters=sum(n for n, _ in trainable),
-            stored_bytes=sum(n * size for n, size in trainable),
+            n_trainable_parameters=n_trainable,
+            stored_bytes=sum(n * size for n, size in stored),
             tokens_per_query=_tokens_per_query(encoded, domains),
             flops=cost.flops(n_parameters, result.n_tokens, evaluator.n_tokens),
             n_steps=result.n_steps,
@@ -146,6 +150,8 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
 
 def _score(evaluator: Evaluator, domains: Mapping[str, str], result: Fit) -> None:
     """The result of a method that trains nothing: one 'checkpoint', the model as it is."""
+    if evaluator.content_free is not None:
+        result.content_free = evaluator.content_free.tolist()
     dev = evaluator.predict(DEV) if DEV in evaluator.encoded.sets else None
     result.checkpoints["none"] = Checkpoint(
         0, dev.score if dev else None, dev.loss if dev else None, predictions=evaluator.predict_all(list(domains))
@@ -155,12 +161,12 @@ def _score(evaluator: Evaluator, domains: Mapping[str, str], result: Fit) -> Non
 def _passes(spec: TrialSpec, encoded: EncodedTrial, runtime: Runtime) -> list[list[int]]:
     """The lengths of the longest queries that one process gets at once, by set."""
     sets = []
-    for name, queries in encoded.sets.items():
-        lengths = sorted((len(encoded.prefix) + len(ids) for ids in queries.suffixes), reverse=True)
+    for name in encoded.sets:
+        lengths = sorted(encoded.lengths(name), reverse=True)
         sets.append(lengths[: spec.train.batch_size if name == SHOTS else None][:: runtime.world_size])
     return sets
 
 
 def _tokens_per_query(encoded: EncodedTrial, names: Mapping[str, str]) -> float:
-    lengths = [len(ids) for name in list(names) or [DEV] for ids in encoded.sets[name].suffixes]
-    return len(encoded.prefix) + sum(lengths) / max(1, len(lengths))
+    lengths = [length for name in list(names) or [DEV] for length in encoded.lengths(name)]
+    return sum(lengths) / max(1, len(lengths))

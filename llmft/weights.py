@@ -30,9 +30,10 @@ def load_weights(model: BorrowedModel, path: Path | str) -> None:
     """Put a trial's `weights.safetensors` into a model that the trial's method has prepared.
 
     ```python
-    method = build_method(spec.method, spec.settings)
+    method = settle(spec).method
     with borrow_model(spec.model, spec.precision, device, spec.train.dropout) as model:
         method.prepare(model, n_labels, torch.Generator().manual_seed(derive(spec.init_seed, "init")))
+        method.fold(Adapted(method, model))
         load_weights(model, path)
         model.network.to(device).eval()
     ```

@@ -19,11 +19,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from llmft.batches import Prefix, QueryBatch, encode_prefix, make_batch, split_by_tokens
-from llmft.method import Method
+from llmft.adapted import Adapted
+from llmft.batches import Prefix, QueryBatch, make_batch, split_by_tokens
 from llmft.model import DROPOUT, BorrowedModel, load_config
-from llmft.registry import build_method, load_task
+from llmft.registry import load_task
 from llmft.runtime import Runtime
+from llmft.setting import settle
 from llmft.spec import TrialSpec
 from llmft.tokens import EncodedQueries
 from sweeps.slots import Strategy
@@ -129,7 +130,7 @@ def estimate_memory(
     """
     budget = micro_batch_tokens or Runtime().micro_batch_tokens
     spec, sharded = work.spec, strategy == "fsdp"
-    method, n_labels = build_method(spec.method, spec.settings), len(load_task(spec.task).labels)
+    method, n_labels = settle(spec).method, len(load_task(spec.task).labels)
     network = _build(spec, on_gpu)
     halved = max(map(_n_bytes, network.parameters())) // 2  # tensor by tensor
     n_parameters, base_bytes = sum(parameter.numel() for parameter in network.parameters()), _stored_bytes(network)
@@ -149,8 +150,9 @@ def estimate_memory(
     with FakeTensorMode(allow_non_fake_inputs=True), Meter() as meter:
         _fake(network)
         model = BorrowedModel(network, torch.device("cpu"), spec.precision, _has_plain_head(network))
-        training = _train(work, method, model, meter, budget, n_workers)
-        prefix, scoring = _score(work, method, model, meter, budget)
+        adapted = Adapted(method, model)
+        training = _train(work, adapted, meter, budget, n_workers)
+        prefix, scoring = _score(work, adapted, meter, budget)
     if strategy == "ddp":
         training += gradients  # its buckets stay for the whole training
     elif on_gpu:
@@ -253,21 +255,23 @@ def _batch(work: Workload, model: BorrowedModel, lengths: Sequence[int], prefix:
     return make_batch(queries, range(len(lengths)), work.words, model, prefix)
 
 
-def _train(work: Workload, method: Method, model: BorrowedModel, meter: Meter, budget: int, n_workers: int) -> int:
+def _train(work: Workload, adapted: Adapted, meter: Meter, budget: int, n_workers: int) -> int:
     """Forward and backward on the longest batch that a process may get, as in `llmft.train`; gives what is alive at the worst
     moment beyond weights and gradients. The optimiser's step is not run."""
+    method, model = adapted.method, adapted.model
     if not method.trains:
         return 0
+    groups = split_by_tokens(work.shots, budget)
+    with torch.no_grad():
+        method.begin(adapted, (_batch(work, model, [work.shots[i] - work.n_virtual_tokens for i in group]) for group in groups))
     if work.spec.train.gradient_checkpointing:
         model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.network.train()
-    longest = [work.prefix + length for length in sorted(work.shots, reverse=True)[: work.spec.train.batch_size]]
-    mine = longest[::n_workers]
+    mine = sorted(work.shots, reverse=True)[: work.spec.train.batch_size][::n_workers]
     before = meter.peak = meter.now
     for group in split_by_tokens(mine, budget)[:2]:  # in the second pass the gradients are there already
-        batch = _batch(work, model, [mine[i] for i in group])
-        with model.autocast():
-            loss = method.loss(model, batch)
+        batch = _batch(work, model, [mine[i] - work.n_virtual_tokens for i in group])
+        loss = adapted("loss", batch)
         loss.backward()
         del loss, batch
     gradients = [parameter.grad for parameter in model.network.parameters() if parameter.grad is not None]
@@ -278,14 +282,14 @@ def _train(work: Workload, method: Method, model: BorrowedModel, meter: Meter, b
 
 
 @torch.no_grad()
-def _score(work: Workload, method: Method, model: BorrowedModel, meter: Meter, budget: int) -> tuple[int, int]:
+def _score(work: Workload, adapted: Adapted, meter: Meter, budget: int) -> tuple[int, int]:
     """Score as in `llmft.evaluate`; gives the bytes of the shared prefix, and all that is alive at the worst moment beyond weights."""
-    model.network.eval()
+    adapted.network.eval()
     before, prefix = meter.now, None
     meter.peak = before
-    with model.autocast():
-        if work.shares_prefix:
-            prefix = encode_prefix(model, (0,) * work.prefix)
-        for n, length in work.largest_batches(budget):
-            method.scores(model, _batch(work, model, [length - (work.prefix if prefix else 0)] * n, prefix))
+    if work.shares_prefix:
+        prefix = adapted("prefix", (0,) * work.prefix)
+    for n, length in work.largest_batches(budget):
+        text = length - work.n_virtual_tokens - (work.prefix if prefix else 0)
+        adapted("scores", _batch(work, adapted.model, [text] * n, prefix))
     return sum(_n_bytes(tensor) for layer in (prefix.layers if prefix else ()) for tensor in layer), meter.peak - before

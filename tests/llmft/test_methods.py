@@ -128,8 +128,23 @@ def expected_trainable(name: str, settings: dict, network, n_labels: int) -> int
             return whole + width * n_labels
         case "vanilla":
             return whole + width * width + width + width * n_labels + n_labels
-        case "pattern":
+        case "pattern" | "regularised" | "finetuned_in_context":
             return whole
+        case "prompt_tuning":
+            return settings["n_virtual_tokens"] * network.get_input_embeddings().weight.shape[1]
+        case "p_tuning":
+            e = network.get_input_embeddings().weight.shape[1]
+            h, k = settings["encoder_width"] or e, settings["n_virtual_tokens"]
+            if settings["encoder"] == "mlp":
+                return k * e + (e * h + h) + (h * h + h) + (h * e + e)
+            first, second = (2 * 4 * h * (n + h + 2) for n in (e, 2 * h))  # two directions, four gates, two biases
+            return k * e + first + second + (2 * h * 2 * h + 2 * h) + (2 * h * e + e)
+        case "prefix_tuning":
+            k, out = settings["n_virtual_tokens"], network.config.num_hidden_layers * 2 * width
+            if not settings["reparametrise"]:
+                return k * out
+            m = settings["encoder_width"]
+            return k * width + (width * m + m) + (m * out + out)
         case "lora":
             targets = settings["targets"] or ["q_proj", "v_proj"]  # the paper's, section 4.2
             return sum(settings["r"] * (n_in + n_out) for n_in, n_out in linear_sizes(network, targets))
@@ -139,7 +154,9 @@ def expected_trainable(name: str, settings: dict, network, n_labels: int) -> int
 VARIANTS = [
     *[(name, {}) for name in TRAINED],
     ("vanilla", {"head": "linear"}), ("lora", {"r": 3}), ("lora", {"targets": ["k_proj", "out_proj", "fc1"]}),
-    ("pattern", {"loss": "restricted"}),
+    ("pattern", {"loss": "restricted"}), ("prompt_tuning", {"n_virtual_tokens": 3, "initialisation": "random"}),
+    ("p_tuning", {"encoder_width": 20}), ("p_tuning", {"encoder": "lstm", "encoder_width": 20}),
+    ("prefix_tuning", {"n_virtual_tokens": 5}), ("prefix_tuning", {"reparametrise": True, "encoder_width": 24}),
 ]  # fmt: skip
 
 
