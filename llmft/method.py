@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llmft.record import VirtualToken
     from llmft.scoring import Scores
     from llmft.spec import TrialSpec
-    from llmft.task import Example
+    from llmft.task import Draw, Example
     from llmft.tokens import LabelWords
 
 
@@ -95,9 +95,9 @@ class Method:
         """The demonstrations that stand in every prompt (none unless the method is in-context learning)."""
         return ()
 
-    def training_shots(self, shots: tuple[Example, ...]) -> tuple[Example, ...]:
-        """The shots that are trained on."""
-        return shots
+    def inputs(self, draw: Draw) -> tuple[Example, ...]:
+        """What is trained on."""
+        return draw.shots
 
     def prepare(self, model: BorrowedModel, n_labels: int, generator: torch.Generator) -> None:
         """Change `model.network` in place: add modules, and leave `requires_grad` only where training shall go.

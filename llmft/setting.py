@@ -92,7 +92,7 @@ def encode_prompts(spec: TrialSpec, setting: Setting) -> EncodedTrial:
     if setting.draw.dev:
         sets[DEV] = setting.draw.dev
     if method.trains:
-        sets[SHOTS] = method.training_shots(setting.draw.shots)
+        sets[SHOTS] = method.inputs(setting.draw)
     if method.content_free:
         fields = setting.data.pool[0].fields
         sets[CONTENT_FREE] = tuple(

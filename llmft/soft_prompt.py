@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from dataclasses import replace
+
 import torch
 from torch import nn
 
+from llmft.batches import encode_prefix
+from llmft.errors import UserError
 from llmft.model import BorrowedModel
 from llmft.record import VirtualToken
 
 N_NEAREST = 3
+N_FREQUENT = 5000  # Lester et al. 2021; subword vocabularies list frequent words first
 
 
 class SoftPrompt(nn.Module):
@@ -29,6 +35,13 @@ class EncodedPrompt(nn.Module):
         super().__init__()
         self.encoder, self.n_virtual_tokens = encoder, n_virtual_tokens
 
+    @classmethod
+    def seeded(cls, build: Callable[[], nn.Module], n_virtual_tokens: int, generator: torch.Generator) -> EncodedPrompt:
+        """One whose encoder takes its random numbers from `generator`."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+            return cls(build(), n_virtual_tokens)
+
     def forward(self) -> torch.Tensor:
         places = torch.arange(self.n_virtual_tokens, device=self.encoder.embedding.weight.device)
         return self.encoder(places[None])[0]
@@ -38,6 +51,35 @@ def trained_alone(model: BorrowedModel, prompt: nn.Module) -> None:
     """Hang `prompt` into the network; nothing else is trained."""
     model.network.requires_grad_(False)
     model.network.soft_prompt = prompt.requires_grad_(True)
+
+
+def sample_words(n_words: int, special_ids: Collection[int], n: int, generator: torch.Generator) -> torch.Tensor:
+    """[n] ids of frequent words, none twice while there are enough.
+
+    Args:
+        n_words: the vocabulary's size.
+        special_ids: what is no word.
+    """
+    frequent = torch.tensor([i for i in range(min(N_FREQUENT, n_words)) if i not in special_ids])
+    rounds = -(-n // len(frequent))
+    return torch.cat([frequent[torch.randperm(len(frequent), generator=generator)] for _ in range(rounds)])[:n]
+
+
+@torch.no_grad()
+def cached_words(model: BorrowedModel, ids: torch.Tensor) -> torch.Tensor:
+    """The keys and values that the words `ids` leave in the cache, [words, layers, 2, heads, size].
+
+    Raises:
+        UserError: the layers keep keys and values of different shapes.
+    """
+    here = replace(model, device=next(model.network.parameters()).device, precision="fp32")
+    layers = encode_prefix(here, ids.tolist()).layers  # each [1, heads, words, size]
+    if len({tensor.shape for layer in layers for tensor in layer}) > 1:
+        raise UserError(
+            f"method 'prefix_tuning': the layers of {model.network.config.model_type!r} models keep keys and values of different "
+            "shapes. Use prompt_tuning."
+        )
+    return torch.stack([torch.cat(layer) for layer in layers]).permute(3, 0, 1, 2, 4).contiguous()
 
 
 @torch.no_grad()

@@ -47,7 +47,8 @@ class Memory:
         prefix_bytes: of that, the keys and values of the shared prefix.
         base_bytes: the untouched model in fp32, in the host's memory.
         copying_bytes: its copy for the trial, in fp32 and in the host's memory until it is where and what it shall be.
-        checkpoint_bytes: a copy of the trained weights in the host's memory, where one is selected on dev.
+        start_bytes: a copy of the trained weights as they began, in the host's memory.
+        checkpoint_bytes: another of them, where one is selected on dev.
         n_workers: processes.
     """
 
@@ -62,6 +63,7 @@ class Memory:
     prefix_bytes: int
     base_bytes: int
     copying_bytes: int
+    start_bytes: int
     checkpoint_bytes: int
     n_workers: int = 1
 
@@ -78,14 +80,14 @@ class Memory:
     @property
     def host_bytes(self) -> int:
         """In the host's memory, for each process of a trial on GPUs; a better checkpoint is copied before the old one goes."""
-        return self.base_bytes + self.copying_bytes + 2 * self.checkpoint_bytes
+        return self.base_bytes + self.copying_bytes + self.start_bytes + 2 * self.checkpoint_bytes
 
     @property
     def cpu_bytes(self) -> int:
         """In the host's memory, for each process of a trial on CPUs."""
         second_checkpoint = self.checkpoint_bytes - self.gradient_bytes
         at_work = max(self.training_bytes, self.scoring_bytes - self.gradient_bytes, second_checkpoint)
-        at_work += self.held_bytes + self.checkpoint_bytes
+        at_work += self.held_bytes + self.start_bytes + self.checkpoint_bytes
         return (0 if self.n_workers > 1 else self.base_bytes) + max(at_work, self.copying_bytes)
 
 
@@ -173,6 +175,7 @@ def estimate_memory(
         prefix_bytes=prefix,
         base_bytes=base_bytes,
         copying_bytes=0 if itself else base_bytes + (halved if spec.precision in HALF and not method.trains else 0),
+        start_bytes=gradients // share,
         checkpoint_bytes=gradients // share if "best_dev" in spec.selections else 0,
         n_workers=n_workers,
     )

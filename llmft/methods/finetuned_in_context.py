@@ -49,8 +49,8 @@ class FinetunedInContext(PatternBased):
             )
         return shots[:n]
 
-    def training_shots(self, shots):
-        return shots[self.settings.n_demonstrations :] if self.settings.train_on == "others" else shots
+    def inputs(self, draw):
+        return draw.shots[self.settings.n_demonstrations :] if self.settings.train_on == "others" else draw.shots
 
 
 METHOD = FinetunedInContext

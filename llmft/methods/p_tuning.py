@@ -25,7 +25,6 @@ class PTuning(SoftPromptMethod):
     paper = "Liu et al. 2021"
 
     def prepare(self, model, n_labels, generator):
-        import torch
         from peft import PromptEncoder, PromptEncoderConfig
 
         from llmft.soft_prompt import EncodedPrompt, trained_alone
@@ -35,10 +34,8 @@ class PTuning(SoftPromptMethod):
             task_type="CAUSAL_LM", num_virtual_tokens=settings.n_virtual_tokens, num_transformer_submodules=1, token_dim=width,
             encoder_reparameterization_type=settings.encoder.upper(), encoder_hidden_size=settings.encoder_width or width,
         )  # fmt: skip
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
-            encoder = PromptEncoder(config)
-        trained_alone(model, EncodedPrompt(encoder, settings.n_virtual_tokens))
+        prompt = EncodedPrompt.seeded(lambda: PromptEncoder(config), settings.n_virtual_tokens, generator)
+        trained_alone(model, prompt)
 
 
 METHOD = PTuning

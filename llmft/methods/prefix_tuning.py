@@ -1,12 +1,16 @@
 """Prefix tuning (Li & Liang 2021): k trained keys and values in every layer, which every token of the prompt attends to.
 
-No weight is changed, and no token goes through the network for them. `reparametrise` computes them, as the paper does, from one
-embedding a place by a network of two layers with a tanh between (peft's), which training needs and the saved prefix does not:
-keys and values take its place at the end. Without it they begin near zero, N(0, 0.02). An attention that has more to look at is
-another one even then: there is no identity to begin with. Text begins at position k.
+No weight is changed, and no token goes through the network for them. They begin as what k words, sampled from the 5,000 first of
+the vocabulary, leave in the cache (`initialisation: vocabulary`; the paper finds words much better than chance where examples are
+few), or near zero, N(0, 0.02) (`random`). `reparametrise` computes them instead, as the paper does where examples are many, from
+one embedding a place by a network of two layers with a tanh between (peft's); training needs it, and keys and values take its
+place at the end. An attention that has more to look at is another one: there is no identity to begin with. Text begins at
+position k.
 
 Gradient checkpointing is refused: transformers drops the cache that holds the prefix where it is on.
 """
+
+from typing import Literal
 
 from pydantic import Field
 
@@ -18,17 +22,19 @@ INIT_STD = 0.02
 
 
 class PrefixSettings(SoftPromptSettings):
+    initialisation: Literal["vocabulary", "random"] = "vocabulary"
     reparametrise: bool = False
     encoder_width: int = Field(512, ge=1)
 
 
 class PrefixTuning(SoftPromptMethod):
     Settings = PrefixSettings
-    train_defaults = {"learning_rate": 1e-2}
+    train_defaults = {"learning_rate": 0.03}
     search = {"learning_rate": Range(1e-4, 1.0, log=True)}
     paper = "Li & Liang 2021"
 
     def read(self, spec, tokenizer, words):
+        super().read(spec, tokenizer, words)
         if spec.train.gradient_checkpointing:
             raise UserError(
                 "train.gradient_checkpointing: 'prefix_tuning' cannot have it, since transformers drops the keys and values that are "
@@ -37,42 +43,34 @@ class PrefixTuning(SoftPromptMethod):
 
     def prepare(self, model, n_labels, generator):
         import torch
-        from peft import PrefixEncoder, PrefixTuningConfig
 
-        from llmft.soft_prompt import EncodedPrompt, SoftPrompt, trained_alone
+        from llmft.soft_prompt import EncodedPrompt, SoftPrompt, cached_words, sample_words, trained_alone
 
-        settings, (n_layers, n_heads, size) = self.settings, cache_shape(model.network.config)
+        settings, n_words = self.settings, len(model.network.get_input_embeddings().weight)
+        vectors = cached_words(model, sample_words(n_words, self.special_ids, settings.n_virtual_tokens, generator))
+        self.shape = vectors.shape[1:]  # layers, keys and values, heads, size
+        vectors = vectors.flatten(1)  # as peft keeps them
+        if settings.initialisation == "random":
+            vectors = torch.empty(vectors.shape).normal_(0, INIT_STD, generator=generator)
+        prompt = SoftPrompt(vectors)
         if settings.reparametrise:
+            from peft import PrefixEncoder, PrefixTuningConfig
+
+            n_layers, _, n_heads, size = self.shape
             config = PrefixTuningConfig(
                 num_virtual_tokens=settings.n_virtual_tokens, token_dim=n_heads * size, num_layers=n_layers,
                 encoder_hidden_size=settings.encoder_width, prefix_projection=True,
             )  # fmt: skip
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
-                prompt = EncodedPrompt(PrefixEncoder(config), settings.n_virtual_tokens)
-        else:
-            vectors = torch.empty(settings.n_virtual_tokens, n_layers * 2 * n_heads * size)
-            prompt = SoftPrompt(vectors.normal_(0, INIT_STD, generator=generator))
+            prompt = EncodedPrompt.seeded(lambda: PrefixEncoder(config), settings.n_virtual_tokens, generator)
         trained_alone(model, prompt)
-
-    def begin(self, adapted, batches):
-        wanted = cache_shape(adapted.network.config)
-        layers = adapted("prefix", (0,)).layers
-        found = (len(layers), *layers[0][0].shape[1::2])
-        if found != wanted:
-            raise UserError(
-                f"method 'prefix_tuning': {adapted.network.config.model_type!r} models keep keys of (layers, heads, size) {found}, and "
-                f"their configuration says {wanted}. Use prompt_tuning."
-            )
 
     def condition(self, model, batch):
         from llmft.batches import Prefix, with_prefix
         from llmft.model import HALF
 
-        n_layers, n_heads, size = cache_shape(model.network.config)
-        vectors = self.soft_prompt(model).to(HALF.get(model.precision))  # [virtual tokens, layers x 2 x heads x size]
-        pairs = vectors.view(len(vectors), n_layers, 2, n_heads, size).permute(1, 2, 3, 0, 4)  # [layers, 2, heads, tokens, size]
-        return with_prefix(batch, Prefix(tuple((keys[None], values[None]) for keys, values in pairs), len(vectors)))
+        vectors = self.soft_prompt(model).to(HALF.get(model.precision))
+        layers = vectors.unflatten(1, self.shape).permute(1, 2, 3, 0, 4)  # [layers, 2, heads, virtual tokens, size]
+        return with_prefix(batch, Prefix(tuple((keys[None], values[None]) for keys, values in layers), len(vectors)))
 
     def virtual_tokens(self, model, tokenizer):
         return []  # keys and values are no embeddings
@@ -80,19 +78,12 @@ class PrefixTuning(SoftPromptMethod):
     def peft_adapter(self, model):
         from peft import PrefixTuningConfig
 
-        vectors, (n_layers, n_heads, size) = self.soft_prompt(model).detach(), cache_shape(model.network.config)
+        n_layers, _, n_heads, size = self.shape
         config = PrefixTuningConfig(
-            task_type="CAUSAL_LM", num_virtual_tokens=len(vectors), token_dim=n_heads * size, num_layers=n_layers,
+            task_type="CAUSAL_LM", num_virtual_tokens=self.settings.n_virtual_tokens, token_dim=n_heads * size, num_layers=n_layers,
             num_attention_heads=n_heads, inference_mode=True,
         )  # fmt: skip
-        return config, {"prompt_embeddings": vectors}
-
-
-def cache_shape(config) -> tuple[int, int, int]:
-    """(layers, heads, size): how many keys of which size the model keeps for each token."""
-    n_heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // n_heads
-    return config.num_hidden_layers, getattr(config, "num_key_value_heads", None) or n_heads, size
+        return config, {"prompt_embeddings": self.soft_prompt(model).detach()}
 
 
 METHOD = PrefixTuning

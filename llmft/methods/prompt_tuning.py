@@ -15,8 +15,6 @@ from pydantic import Field, model_validator
 from llmft.method import Range
 from llmft.methods.pattern import PatternBased, PatternSettings
 
-N_FREQUENT = 5000
-
 
 class SoftPromptSettings(PatternSettings):
     n_virtual_tokens: int = Field(20, ge=1)
@@ -37,6 +35,10 @@ class SoftPromptMethod(PatternBased):
     """What the methods that learn embeddings in front of the prompt share; `network.soft_prompt()` gives them."""
 
     Settings = SoftPromptSettings
+    special_ids: tuple[int, ...] = ()
+
+    def read(self, spec, tokenizer, words):
+        self.special_ids = tuple(tokenizer.all_special_ids)
 
     @property
     def n_virtual_tokens(self):
@@ -80,11 +82,10 @@ class PromptTuning(SoftPromptMethod):
     search = {"learning_rate": Range(1e-3, 1.0, log=True)}
     paper = "Lester et al. 2021"
 
-    special_ids: tuple[int, ...] = ()
     words_to_copy: tuple[tuple[int, ...], ...] = ()
 
     def read(self, spec, tokenizer, words):
-        self.special_ids = tuple(tokenizer.all_special_ids)
+        super().read(spec, tokenizer, words)
         if self.settings.initialisation == "labels":
             self.words_to_copy = words.ids
         elif self.settings.initialisation == "text":
@@ -95,16 +96,13 @@ class PromptTuning(SoftPromptMethod):
     def prepare(self, model, n_labels, generator):
         import torch
 
-        from llmft.soft_prompt import SoftPrompt, trained_alone
+        from llmft.soft_prompt import SoftPrompt, sample_words, trained_alone
 
         words, k = model.network.get_input_embeddings().weight.detach(), self.settings.n_virtual_tokens
         if self.settings.initialisation == "random":
             vectors = torch.rand(k, words.shape[1], generator=generator) - 0.5
         else:
-            frequent = torch.tensor([i for i in range(min(N_FREQUENT, len(words))) if i not in self.special_ids])
-            drawn = frequent[torch.arange(k) % len(frequent)] if k > len(frequent) else frequent
-            drawn = drawn[torch.randperm(len(drawn), generator=generator)[:k]].to(words.device)
-            vectors = words[drawn].clone()
+            vectors = words[sample_words(len(words), self.special_ids, k, generator).to(words.device)].clone()
             for place, ids in enumerate(self.words_to_copy[:k]):
                 vectors[place] = words[list(ids)].mean(0)
         trained_alone(model, SoftPrompt(vectors))
