@@ -106,6 +106,11 @@ SETTINGS = {  # method: shots, learning rate
     "pattern": (128, 1e-3),
     "lora": (128, 5e-3),
     "vanilla": (128, 1e-3),
+    "prompt_tuning": (128, 0.03),
+    "prefix_tuning": (128, 0.05),
+    "p_tuning": (128, 1e-3),
+    "regularised": (128, 1e-3),
+    "finetuned_in_context": (128, 1e-3),
 }
 
 
