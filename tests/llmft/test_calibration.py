@@ -12,7 +12,7 @@ from small_models import CPU
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmft.evaluate import Predictions
-from llmft.model import resolve_model
+from llmft.model import TOY, resolve_model
 from llmft.registry import load_task
 from llmft.trial import run_trial
 
@@ -60,13 +60,21 @@ def test_the_order_of_two_queries_stays_and_the_boundary_moves():
     assert np.argsort(ratio).tolist() == [1, 0, 2]
 
 
-def test_a_constant_predictor_is_cured_and_its_bias_told(spec_of):
-    """Words of which one is far more probable than the other, whatever the query."""
-    toy = {"model": resolve_model("toy"), "n_dev": 0, "n_test": 100, "selections": ("last",), "pattern": "eval-harness"}
-    plain, calibrated = (run_trial(spec_of("zero_shot", {"calibration": kind}, **toy), CPU).record for kind in ("none", "contextual"))
-    shares = [max(record.metrics["none"]["toy"].predicted_shares.values()) for record in (plain, calibrated)]
-    print(shares, calibrated.content_free)
-    assert shares[0] > shares[1]
+def test_a_constant_predictor_is_cured_and_its_bias_told(spec_of, tmp_path):
+    """The toy model, to which one label word is made far more probable than the other, whatever it reads."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(TOY), AutoTokenizer.from_pretrained(TOY)
+    yes, no = (model.get_input_embeddings().weight[tokenizer(w, add_special_tokens=False)["input_ids"][0]] for w in (" Yes", " No"))
+    with torch.no_grad():
+        model.model.decoder.final_layer_norm.bias += 12 * (yes - no) / (yes - no).square().sum()  # 12 nats
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    biased = {"model": resolve_model(str(tmp_path)), "n_dev": 0, "n_test": 100, "selections": ("last",)}
+    plain, calibrated = (run_trial(spec_of("in_context", {"calibration": c}, **biased), CPU).record for c in ("none", "contextual"))
+    assert "constant_prediction" in {finding.code for finding in plain.findings if finding.set == "toy"}
+    (finding,) = (finding for finding in calibrated.findings if finding.code == "label_bias")
+    assert finding.value == calibrated.content_free["entailment"] > 0.99 and "entailment" in finding.message
+    assert plain.metrics["none"]["toy"].accuracy == 0.5
+    assert calibrated.metrics["none"]["toy"].accuracy > 0.7
 
 
 def test_nothing_is_recorded_where_nothing_is_calibrated(spec_of):
