@@ -63,7 +63,7 @@ class Method:
         n_virtual_tokens: places that `condition` takes in front of every prompt.
         trains_bare: whether the prompts of the training leave the demonstrations out.
         pull_to_start: alpha; training adds alpha / 2 times the squared distance of the weights from their start to the loss.
-        content_free: texts without content; where there are any, the label words' probabilities are divided by those that they
+        calibration_texts: texts without content; where there are any, the label words' probabilities are divided by those that they
             have, on average, after a query of which each field is such a text (`llmft.evaluate.Predictions.calibrated`).
     """
 
@@ -79,7 +79,7 @@ class Method:
     n_virtual_tokens: int = 0
     trains_bare: bool = False
     pull_to_start: float = 0.0
-    content_free: tuple[str, ...] = ()
+    calibration_texts: tuple[str, ...] = ()
 
     def __init__(self, settings: Spec | None = None):
         self.settings = settings if settings is not None else self.Settings()

@@ -93,11 +93,11 @@ def encode_prompts(spec: TrialSpec, setting: Setting) -> EncodedTrial:
         sets[DEV] = setting.draw.dev
     if method.trains:
         sets[SHOTS] = method.inputs(setting.draw)
-    if method.content_free:
+    if method.calibration_texts:
         fields = setting.data.pool[0].fields
         sets[CONTENT_FREE] = tuple(
             Example(f"{CONTENT_FREE}/{number}", dict.fromkeys(fields, text), label=0)
-            for number, text in enumerate(method.content_free)
+            for number, text in enumerate(method.calibration_texts)
         )
     return encode_trial(
         load_tokenizer(spec.model),

@@ -26,7 +26,7 @@ class ZeroShot(Method):
     Settings = PromptingSettings
 
     @property
-    def content_free(self):
+    def calibration_texts(self):
         return CONTENT_FREE if self.settings.calibration == "contextual" else ()
 
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 import torch
+from safetensors.torch import load
 from small_models import CPU
 
 from llmft.errors import UserError
@@ -62,10 +64,6 @@ def test_too_few_shots_for_both_are_refused(spec_of, settings, n_shots):
 
 def test_what_is_scored_is_the_trained_model_with_the_whole_prompt(spec_of):
     """Through the network's own forward, a prompt at a time, with the weights that the trial kept; the shared prefix is on."""
-    from dataclasses import replace
-
-    from safetensors.torch import load
-
     spec = spec_of("finetuned_in_context", {"n_demonstrations": 8}, n_shots=16, n_test=6, selections=("last",))
     result = run_trial(spec, replace(CPU, keep_weights=True))
     encoded, setting = encode_prompts(spec, settle(spec)), settle(spec)

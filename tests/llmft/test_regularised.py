@@ -15,6 +15,7 @@ from llmft.batches import make_batch
 from llmft.evaluate import Evaluator
 from llmft.model import borrow_model
 from llmft.registry import METHODS, build_method, method_class
+from llmft.seeds import derive
 from llmft.setting import SHOTS, encode_prompts, settle
 from llmft.start import Start
 from llmft.trial import run_trial
@@ -37,7 +38,7 @@ def test_the_pull_is_the_gradient_of_l2_sp():
     for weight, gradient in zip(weights.values(), expected, strict=True):
         torch.testing.assert_close(weight.grad, 1 + gradient)
     assert frozen.grad is None
-    assert start.distance() == pytest.approx(float((2 * penalty / 0.3).sqrt()), rel=1e-6)
+    assert start.distance() == pytest.approx(float((2 * penalty.detach() / 0.3).sqrt()), rel=1e-6)
 
 
 def test_kl_to_base_by_hand(spec_of):
@@ -93,8 +94,6 @@ def test_the_distance_from_the_start_is_in_every_record(spec_of, name):
     assert set(result.record.weight_distance) == {"last"}
     setting, kept = settle(spec), load(result.weights)
     with borrow_model(spec.model, "fp32", torch.device("cpu")) as model:
-        from llmft.seeds import derive
-
         setting.method.prepare(model, 2, torch.Generator().manual_seed(derive(spec.init_seed, "init")))
         start = {name: parameter.detach() for name, parameter in model.network.named_parameters()}
         if kept.keys() <= start.keys():  # else it was folded

@@ -58,7 +58,7 @@ def peak_of_trial(spec):
     [*((name, {}) for name in METHODS)]
     + [("pattern", {"train": {"gradient_checkpointing": True}}), ("pattern", {"selections": ["last"]})]
     + [(name, {"precision": "bf16"}) for name in ("zero_shot", "in_context", "pattern", "lora")]
-    + [("lora", {"train": {"batch_size": 4}})],
+    + [("lora", {"train": {"batch_size": 4}}), ("prompt_tuning", {"precision": "bf16"})],
 )
 def test_an_estimate_is_what_a_real_trial_takes(tiny_model, method, changes):
     (cell,) = cells_of(tiny_model, method, **changes)
