@@ -126,7 +126,7 @@ class Evaluator:
         return Predictions(np.asarray(queries.labels), labels, free if is_free else None)
 
     def _shared(self) -> Prefix | None:
-        if not self.encoded.shares_prefix:
+        if not self.encoded.shares_prefix or self.adapted.method.n_virtual_tokens:
             return None
         if self._prefix is None or self.adapted.method.trains:  # weights that move make another of it
             self._prefix = self.adapted("prefix", self.encoded.prefix)

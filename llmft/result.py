@@ -71,7 +71,7 @@ def finished_record(spec: TrialSpec, setting: Setting, encoded: EncodedTrial, re
         **_progress(result, result.checkpoints),
         findings=found,
         draws=draws,
-        weight_distance=result.weight_distance,
+        trained_distance=result.trained_distance,
         virtual_tokens=result.virtual_tokens,
         content_free=content_free,
         cost=spent,

@@ -65,6 +65,11 @@ def _logits_at(model: BorrowedModel, batch: QueryBatch):
     return lambda rows, places: logits[rows, places]
 
 
+def all_logits(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
+    """The logits of every word at every place of the rows, [rows, length, words], for what must be read beyond the answer."""
+    return model.network(**_inputs(model, batch)).logits[:, -batch.input_ids.shape[1] :]
+
+
 def label_word_scores(model: BorrowedModel, batch: QueryBatch) -> Scores:
     """The log-probability of every label word after every query, and which word is the best of all."""
     logits_at, words, n = _logits_at(model, batch), batch.words, len(batch)

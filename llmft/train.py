@@ -36,7 +36,7 @@ class Fit:
     """What a trial leaves: the selected checkpoints, the curve, the cost, and what else is worth knowing about the adapted model.
 
     Attributes:
-        weight_distance: L2 distance of the trained weights from their start.
+        trained_distance: L2 distance of the trained weights from their start.
         virtual_tokens: what the tokens of a learned prompt resemble.
         content_free: the label words' mean probabilities for queries without content, by which scores are calibrated.
     """
@@ -48,7 +48,7 @@ class Fit:
     n_tokens: int = 0
     n_steps: int = 0
     n_skipped_steps: int = 0
-    weight_distance: dict[Selection, float] = field(default_factory=dict)
+    trained_distance: dict[Selection, float] = field(default_factory=dict)
     virtual_tokens: list[VirtualToken] = field(default_factory=list)
     content_free: list[float] | None = None
 
@@ -243,7 +243,7 @@ class _Keeper:
                     self._measure(oracle)
 
     def _measure(self, selection: Selection) -> None:
-        self.result.weight_distance[selection] = self.start.distance()
+        self.result.trained_distance[selection] = self.start.distance()
 
     def _wins(self, selection: Selection, score: tuple) -> bool:
         if selection in self.best and score <= self.best[selection]:

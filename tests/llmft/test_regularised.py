@@ -75,7 +75,7 @@ def test_a_strength_of_zero_is_pattern_based_fine_tuning(spec_of, penalty):
         for name, settings in (("regularised", {"penalty": penalty, "strength": 0.0}), ("pattern", {}))
     )
     assert [p.train_loss for p in ours.curve] == pytest.approx([p.train_loss for p in plain.curve], abs=1e-5)
-    assert ours.weight_distance["last"] == pytest.approx(plain.weight_distance["last"], rel=1e-3)
+    assert ours.trained_distance["last"] == pytest.approx(plain.trained_distance["last"], rel=1e-3)
 
 
 @pytest.mark.parametrize(("penalty", "strength"), [("l2_sp", 100.0), ("kl_to_base", 10.0)])
@@ -83,7 +83,7 @@ def test_a_strong_penalty_keeps_the_model_near(spec_of, penalty, strength):
     near, far = (
         run_trial(spec_of("regularised", {"penalty": penalty, "strength": s}, epochs=6), CPU).record for s in (strength, 0.0)
     )
-    assert near.weight_distance["last"] < 0.8 * far.weight_distance["last"]
+    assert near.trained_distance["last"] < 0.8 * far.trained_distance["last"]
     assert near.curve[-1].train_loss > far.curve[-1].train_loss
 
 
@@ -91,19 +91,19 @@ def test_a_strong_penalty_keeps_the_model_near(spec_of, penalty, strength):
 def test_the_distance_from_the_start_is_in_every_record(spec_of, name):
     spec = spec_of(name, selections=("last",))
     result = run_trial(spec, replace(CPU, keep_weights=True))
-    assert set(result.record.weight_distance) == {"last"}
+    assert set(result.record.trained_distance) == {"last"}
     setting, kept = settle(spec), load(result.weights)
     with borrow_model(spec.model, "fp32", torch.device("cpu")) as model:
         setting.method.prepare(model, 2, torch.Generator().manual_seed(derive(spec.init_seed, "init")))
         start = {name: parameter.detach() for name, parameter in model.network.named_parameters()}
         if kept.keys() <= start.keys():  # else it was folded
             expected = sum(float((kept[name] - start[name]).double().square().sum()) for name in kept) ** 0.5
-            assert result.record.weight_distance["last"] == pytest.approx(expected, rel=1e-5)
-    assert result.record.weight_distance["last"] > 0
+            assert result.record.trained_distance["last"] == pytest.approx(expected, rel=1e-5)
+    assert result.record.trained_distance["last"] > 0
 
 
 def test_each_checkpoint_has_its_distance(spec_of):
     spec = spec_of("pattern", selections=("last", "best_dev"), epochs=8, learning_rate=1e-2, n_dev=10).with_seed(1)
     record = run_trial(spec, CPU).record
     assert record.selected_step["best_dev"] < record.selected_step["last"]
-    assert 0 < record.weight_distance["best_dev"] < record.weight_distance["last"]
+    assert 0 < record.trained_distance["best_dev"] < record.trained_distance["last"]
