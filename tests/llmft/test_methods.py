@@ -68,7 +68,7 @@ def test_no_setting_has_the_name_of_a_training_field(name):
 
 @each_method
 def test_a_new_head_is_declared_and_has_no_words(spec_of, name):
-    spec = spec_of(name, n_shots=0 if name == "zero_shot" else 4)
+    spec = spec_of(name, n_shots=0 if name == "zero_shot" else 8)
     setting = settle(spec)
     with borrowed(spec.model) as model:
         method = prepared(name, spec.settings, model)
