@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from llmft import registry
+from llmft.definition import TaskDefinition
 from llmft.errors import UserError, unknown_name
 from llmft.method import Method
 from llmft.model import context_length, load_config, load_tokenizer
@@ -30,9 +31,19 @@ class Setting:
 
 
 @lru_cache(maxsize=4)
-def load_data(task: str, data: DataRef) -> TaskData:
+def load_data(task: str, data: DataRef, definition: TaskDefinition | None = None) -> TaskData:
     """A task's rows, kept for the next trial."""
-    return registry.load_task(task).load(data)
+    return registry.load_task(task, definition).load(data)
+
+
+def draw(spec: TrialSpec, task: Task, data: TaskData, method: Method) -> Draw:
+    """The trial's examples.
+
+    Raises:
+        UserError: as `draw_examples`.
+    """
+    n_shots, fixed = (spec.n_shots, spec.demonstrations) if method.uses_shots else (0, ())
+    return draw_examples(data, len(task.labels), n_shots, spec.shots_unit, spec.n_dev, spec.data_seed, spec.draw, fixed)
 
 
 def settle(spec: TrialSpec) -> Setting:
@@ -41,7 +52,7 @@ def settle(spec: TrialSpec) -> Setting:
     Raises:
         UserError: something that is not there or not allowed.
     """
-    task, method = registry.load_task(spec.task), registry.build_method(spec.method, spec.settings)
+    task, method = registry.load_task(spec.task, spec.definition), registry.build_method(spec.method, spec.settings)
     for kind, name, known in (
         ("pattern", spec.pattern, task.patterns),
         ("verbalizer", spec.verbalizer, {"default": None, **task.verbalizers}),
@@ -52,7 +63,7 @@ def settle(spec: TrialSpec) -> Setting:
         raise UserError(
             f"n_shots: the method '{spec.method}' needs at least one example a label. Use method 'zero_shot' for 0 shots."
         )
-    data, pattern = load_data(spec.task, spec.data), task.patterns[spec.pattern]
+    data, pattern = load_data(spec.task, spec.data, spec.definition), task.patterns[spec.pattern]
     known_tests = {test.name: test for test in data.tests}
     for name in spec.test_sets or ():
         if name not in known_tests:
@@ -60,9 +71,7 @@ def settle(spec: TrialSpec) -> Setting:
     tests = tuple(subsample(test, spec.n_test) for test in data.tests if spec.test_sets is None or test.name in spec.test_sets)
     if method.trains:
         _check_selections(spec, {test.domain for test in tests})
-    draw = draw_examples(
-        data, len(task.labels), spec.n_shots if method.uses_shots else 0, spec.shots_unit, spec.n_dev, spec.data_seed
-    )
+    drawn = draw(spec, task, data, method)
     config = load_config(spec.model)
     if spec.max_length is not None and spec.max_length > context_length(config):
         raise UserError(f"max_length: {spec.max_length} is more than this model's context of {context_length(config)} tokens.")
@@ -70,7 +79,7 @@ def settle(spec: TrialSpec) -> Setting:
     verbalizer = task.verbalizers[pattern.verbalizer if spec.verbalizer == "default" else spec.verbalizer]
     words = resolve_label_words(tokenizer, pattern, verbalizer, data.pool[0].fields)
     method.read(spec, tokenizer, words)
-    return Setting(task, data, method, tests, draw, words)
+    return Setting(task, data, method, tests, drawn, words)
 
 
 def _check_selections(spec: TrialSpec, domains: set[str]) -> None:
@@ -108,6 +117,7 @@ def encode_prompts(spec: TrialSpec, setting: Setting) -> EncodedTrial:
         sets,
         spec.max_length or context_length(load_config(spec.model)),
         stream(spec.order_seed, "demonstrations"),
+        spec.instruction,
         bare=[SHOTS] if method.trains and method.trains_bare else [],
         n_virtual_tokens=method.n_virtual_tokens,
     )

@@ -123,6 +123,7 @@ def encode_trial(
     sets: Mapping[str, Sequence[Example]],
     max_length: int,
     order=None,
+    instruction: str = "",
     bare: Collection[str] = (),
     n_virtual_tokens: int = 0,
 ) -> EncodedTrial:
@@ -135,6 +136,7 @@ def encode_trial(
         demonstrations: in the order of the draw (labels interleaved).
         max_length: tokens that a prompt and its label word may take together.
         order: a generator that shuffles the demonstrations in the prompt (None: as drawn).
+        instruction: text that opens every prompt.
         bare: names of sets whose prompts get no demonstrations.
         n_virtual_tokens: places of `max_length` that the method takes.
 
@@ -144,7 +146,7 @@ def encode_trial(
 
     def texts(examples: Sequence[Example], shown: Sequence[Example]) -> list[str]:
         labelled = [(example.fields, words.words[example.label]) for example in shown]
-        return [render_prompt(pattern, labelled, example.fields, separator) for example in examples]
+        return [render_prompt(pattern, labelled, example.fields, separator, instruction) for example in examples]
 
     limit = max_length - n_virtual_tokens - words.longest + 1  # the last token of a label word is never fed to the model
     queries = [example for examples in sets.values() for example in examples]

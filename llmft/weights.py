@@ -32,7 +32,7 @@ def restored(spec: TrialSpec, path: Path | str | None, device: torch.device) -> 
     with borrow_model(spec.model, spec.precision, device, spec.train.dropout if method.trains else None) as model:
         adapted = Adapted(method, model)
         if method.trains:
-            n_labels = len(load_task(spec.task).labels)
+            n_labels = len(load_task(spec.task, spec.definition).labels)
             method.prepare(model, n_labels, torch.Generator().manual_seed(derive(spec.init_seed, "init")))
             method.fold(adapted)
             load_weights(model, path)
