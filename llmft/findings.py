@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from llmft.record import Finding, SetMetrics
 from llmft.task import Example, TaskData, TestSet
@@ -23,11 +23,13 @@ CODES = {
     "train_test_overlap": "drawn examples also stand in a test set",
     "loss_did_not_fall": "the training loss ended no lower than it began",
     "skipped_steps": "optimiser steps were skipped because fp16 gradients overflowed",
+    "label_bias": "one label word is almost certain for queries without content; calibration divides by these probabilities",
     "few_rows": "fewer rows than the task's full test set were scored",
 }
 """Every code that a trial can raise, with its meaning. (The analysis adds those that concern several trials.)"""
 
 NEAR_CONSTANT = 0.95
+BIASED = 0.9
 MOSTLY_OTHER = 0.5
 
 
@@ -129,6 +131,19 @@ def coverage_findings(tests: Sequence[TestSet], data: TaskData) -> list[Finding]
         for test in tests
         if (n := len(test.examples)) < whole[test.name]
     ]
+
+
+def bias_findings(content_free: Mapping[str, float]) -> list[Finding]:
+    """A label that queries without content get with near certainty.
+
+    Args:
+        content_free: label -> mean probability of its word for such queries; empty where scores are not calibrated.
+    """
+    label, share = max(content_free.items(), key=lambda item: item[1], default=("", 0.0))
+    if share <= BIASED:
+        return []
+    message = f"queries without content get the label {label} with a mean probability of {share:.1%}; the calibration takes this away"
+    return [Finding(code="label_bias", severity="note", message=message, value=share)]
 
 
 def training_findings(first_loss: float, last_loss: float, n_steps: int, n_skipped: int) -> list[Finding]:
