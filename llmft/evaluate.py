@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from llmft.adapted import Adapted
-from llmft.batches import SHORTEST_PREFIX, Prefix, deal, make_batch
+from llmft.batches import Prefix, QueryBatch, deal, make_batch, split_by_tokens
 from llmft.errors import Cause, TrialFailure
 from llmft.generate import Decoding, end_tokens
 from llmft.runtime import Runtime
+from llmft.setting import CONTENT_FREE
 from llmft.text_metrics import example_scores
 from llmft.tokens import EncodedQueries, EncodedTrial, LabelWords
 
@@ -52,6 +53,17 @@ class Predictions:
     def rank(self) -> tuple[float, ...]:
         """What a checkpoint is chosen by: of equal scores the surer."""
         return self.score, -self.loss
+
+    def calibrated(self, content_free: np.ndarray) -> Predictions:
+        """Contextual calibration (Zhao et al. 2021, section 5): p becomes diag(p_cf)^-1 p, scaled to a sum of one.
+
+        Only the restricted rule changes; `free` stays the best of all words as the model has it.
+
+        Args:
+            content_free: p_cf, [labels], the mean probabilities of the label words for queries without content.
+        """
+        scaled = self.log_probabilities - np.log(content_free)
+        return replace(self, log_probabilities=scaled - np.logaddexp.reduce(scaled, axis=1, keepdims=True))
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,7 @@ class Evaluator:
         self.adapted, self.encoded, self.words, self.runtime, self.decoding = adapted, encoded, words, runtime, decoding
         self.n_tokens = 0
         self._prefix: Prefix | None = None
+        self._content_free: np.ndarray | None = None
 
     def predict(self, name: str) -> Predictions | Generated:
         """The predictions for the set `name`, shared out over the processes and gathered in each.
@@ -110,13 +123,32 @@ class Evaluator:
         """
         self.adapted.network.eval()
         with torch.no_grad():
-            return (self._generate if self.decoding else self._predict)(self.encoded.sets[name])
+            if self.decoding:
+                return self._generate(self.encoded.sets[name])
+            found = self._predict(self.encoded.sets[name])
+            return found if self.content_free is None else found.calibrated(self.content_free)
+
+    @property
+    def content_free(self) -> np.ndarray | None:
+        """[labels], the mean restricted probabilities for the content-free queries; None where scores are not calibrated."""
+        if CONTENT_FREE in self.encoded.sets and self._content_free is None:
+            with torch.no_grad():
+                found = self._predict(self.encoded.sets[CONTENT_FREE])
+            self._content_free = np.exp(found.log_probabilities.astype(np.float64)).mean(0)
+        return self._content_free
+
+    def every(self, name: str) -> Iterator[QueryBatch]:
+        """The set `name` in batches, all of it in every process."""
+        encoded, model = self.encoded, self.adapted.model
+        for group in split_by_tokens(encoded.lengths(name), self.runtime.micro_batch_tokens):
+            yield make_batch(encoded.sets[name], group, self.words, model, opening=encoded.opening(name))
 
     def _predict(self, queries: EncodedQueries) -> Predictions:
         runtime, prefix, opening = self.runtime, self._shared(), self.encoded.prefix
         if prefix:
             opening = ()
-        lengths = [len(opening) + len(ids) for ids in queries.suffixes]
+        before = len(opening) + self.encoded.n_virtual_tokens
+        lengths = [before + len(ids) for ids in queries.suffixes]
         labels, free = torch.zeros(len(queries), len(self.words.words)), torch.zeros(len(queries), dtype=torch.int64)
         groups = deal(
             lengths, runtime.micro_batch_tokens, runtime.rank, runtime.world_size, overhead=prefix.length if prefix else 0
@@ -144,7 +176,8 @@ class Evaluator:
         runtime, prefix, opening, decoding = self.runtime, self._shared(), self.encoded.prefix, self.decoding
         if prefix:
             opening = ()
-        lengths, n_new = [len(opening) + len(ids) for ids in queries.suffixes], decoding.spec.max_new_tokens
+        before, n_new = len(opening) + self.encoded.n_virtual_tokens, decoding.spec.max_new_tokens
+        lengths = [before + len(ids) for ids in queries.suffixes]
         overhead = n_new + (prefix.length if prefix else 0)
         budget = runtime.micro_batch_tokens // decoding.spec.num_beams
         ids = torch.zeros(len(queries), n_new, dtype=torch.int64)
@@ -162,11 +195,11 @@ class Evaluator:
         return Generated(texts, queries.references, np.asarray(finished), decoding.metric)
 
     def _shared(self) -> Prefix | None:
-        if self.adapted.method.trains or len(self.encoded.prefix) < SHORTEST_PREFIX:
+        if not self.encoded.shares_prefix or self.adapted.method.n_virtual_tokens:
             return None
         if self.decoding and getattr(self.adapted.network.config, "sliding_window", None):
             return None  # padding between prefix and query would count as distance
-        if self._prefix is None:
+        if self._prefix is None or self.adapted.method.trains:  # weights that move make another of it
             self._prefix = self.adapted("prefix", self.encoded.prefix)
             self.n_tokens += len(self.encoded.prefix) * self.runtime.world_size
         return self._prefix

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from llmft.record import Finding, SetMetrics
 from llmft.task import Example, TaskData, TestSet
@@ -28,6 +28,7 @@ CODES = {
     "cut_outputs": "generated texts did not end within the most tokens allowed",
     "same_output": "(almost) every query got the same text",
     "copied_prompt": "generated texts copy a demonstration or a long part of the query",
+    "label_bias": "one label word is almost certain for queries without content; calibration divides by these probabilities",
     "few_rows": "fewer rows than the task's full test set were scored",
 }
 """Every code that a trial can raise, with its meaning. (The analysis adds those that concern several trials.)"""
@@ -35,6 +36,7 @@ CODES = {
 LONG_COPY = 20  # words; a summary or an answer may well quote fewer
 SOME, MANY = 0.05, 0.5  # shares of outputs from which a finding is raised, and a warning
 NEAR_CONSTANT = 0.95
+BIASED = 0.9
 MOSTLY_OTHER = 0.5
 
 
@@ -168,6 +170,19 @@ def coverage_findings(tests: Sequence[TestSet], data: TaskData) -> list[Finding]
         for test in tests
         if (n := len(test.examples)) < whole[test.name]
     ]
+
+
+def bias_findings(content_free: Mapping[str, float]) -> list[Finding]:
+    """A label that queries without content get with near certainty.
+
+    Args:
+        content_free: label -> mean probability of its word for such queries; empty where scores are not calibrated.
+    """
+    label, share = max(content_free.items(), key=lambda item: item[1], default=("", 0.0))
+    if share <= BIASED:
+        return []
+    message = f"queries without content get the label {label} with a mean probability of {share:.1%}; the calibration takes this away"
+    return [Finding(code="label_bias", severity="note", message=message, value=share)]
 
 
 def training_findings(first_loss: float, last_loss: float, n_steps: int, n_skipped: int) -> list[Finding]:

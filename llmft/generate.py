@@ -22,6 +22,7 @@ from transformers import (
 
 from llmft.batches import QueryBatch
 from llmft.model import BorrowedModel
+from llmft.scoring import text_inputs
 from llmft.seeds import derive
 from llmft.spec import GenerationSpec
 
@@ -70,12 +71,18 @@ def generate(model: BorrowedModel, batch: QueryBatch, decoding: Decoding) -> tor
     length = mask.shape[1]
     n_pads = length - mask.sum(1, keepdim=True)
     places = (torch.arange(length, device=model.device) - n_pads) % length  # [queries, length], padding moved to the left
-    ids = torch.cat([torch.zeros_like(opening), batch.input_ids.gather(1, places)], 1)  # of the prefix only the length is read
+    inputs, n_given = text_inputs(model, batch), 0
+    if "input_ids" in inputs:
+        ids = torch.cat([torch.zeros_like(opening), batch.input_ids.gather(1, places)], 1)  # of the prefix only the length is read
+        inputs, n_given = {"input_ids": ids}, ids.shape[1]  # which the output repeats
+    else:
+        embedded = inputs["inputs_embeds"]
+        inputs = {"inputs_embeds": embedded.gather(1, places[..., None].expand_as(embedded))}
     ends = end_tokens(model, decoding)
     pad = decoding.tokenizer.pad_token_id
     with _own_defaults(model.network):
         output = model.network.generate(
-            input_ids=ids,
+            **inputs,
             attention_mask=torch.cat([opening, mask.gather(1, places)], 1),
             past_key_values=batch.prefix.cache(len(batch) * n_beams) if batch.prefix else None,
             generation_config=GenerationConfig(
@@ -86,10 +93,10 @@ def generate(model: BorrowedModel, batch: QueryBatch, decoding: Decoding) -> tor
                 pad_token_id=ends[0] if pad is None else pad,
             ),
             logits_processor=_draws(batch, decoding),
-            stopping_criteria=StoppingCriteriaList([_Stop(decoding, ids.shape[1])] if decoding.stop else []),
+            stopping_criteria=StoppingCriteriaList([_Stop(decoding, n_given)] if decoding.stop else []),
             synced_gpus=dist.is_initialized() and dist.get_world_size() > 1,  # FSDP gathers weights in all processes at once
         )
-    return output[:, ids.shape[1] :]
+    return output[:, n_given:]
 
 
 @contextmanager

@@ -12,13 +12,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from llmft.spec import Spec
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import torch
     from peft import PeftConfig
 
+    from llmft.adapted import Adapted
+    from llmft.batches import QueryBatch
     from llmft.generate import Decoding
     from llmft.model import BorrowedModel
-    from llmft.scoring import QueryBatch, Scores
-    from llmft.task import Example, Kind
+    from llmft.record import VirtualToken
+    from llmft.scoring import Scores
+    from llmft.spec import TrialSpec
+    from llmft.task import Draw, Example, Kind
+    from llmft.tokens import LabelWords
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,11 @@ class Method:
         paper: where the method comes from.
 
     Attributes:
-        n_virtual_tokens: places that the method takes in front of every prompt.
+        n_virtual_tokens: places that `condition` takes in front of every prompt.
+        trains_bare: whether the prompts of the training leave the demonstrations out.
+        pull_to_start: alpha; training adds alpha / 2 times the squared distance of the weights from their start to the loss.
+        calibration_texts: texts without content; where there are any, the label words' probabilities are divided by those that they
+            have, on average, after a query of which each field is such a text (`llmft.evaluate.Predictions.calibrated`).
     """
 
     class Settings(Spec):
@@ -72,14 +83,29 @@ class Method:
     base_weights: ClassVar[Literal["fp32", "nf4"]] = "fp32"
     has_own_head: ClassVar[bool] = False
     paper: ClassVar[str] = ""
+
     n_virtual_tokens: int = 0
+    trains_bare: bool = False
+    pull_to_start: float = 0.0
+    calibration_texts: tuple[str, ...] = ()
 
     def __init__(self, settings: Spec | None = None):
         self.settings = settings if settings is not None else self.Settings()
 
+    def read(self, spec: TrialSpec, tokenizer: Any, words: LabelWords) -> None:
+        """Take from the trial what the settings speak of, and refuse what does not go together; no weight is loaded yet.
+
+        Raises:
+            UserError: settings that this trial cannot have.
+        """
+
     def context(self, shots: tuple[Example, ...]) -> tuple[Example, ...]:
         """The demonstrations that stand in every prompt (none unless the method is in-context learning)."""
         return ()
+
+    def inputs(self, draw: Draw) -> tuple[Example, ...]:
+        """What is trained on."""
+        return draw.shots
 
     def prepare(self, model: BorrowedModel, n_labels: int, generator: torch.Generator) -> None:
         """Change `model.network` in place: add modules, and leave `requires_grad` only where training shall go.
@@ -88,6 +114,16 @@ class Method:
         is added stays on the CPU too, and only `scores`, `loss` and `generate` run the network. `generator` seeds whatever is
         initialised. `n_labels` is 0 where text is generated.
         """
+
+    def begin(self, adapted: Adapted, batches: Iterable[QueryBatch]) -> None:
+        """Compute what stays the same during training, by calls of `adapted`.
+
+        It is called once, before the first step, in evaluation mode and without gradients; every process gets all shots.
+        """
+
+    def condition(self, model: BorrowedModel, batch: QueryBatch) -> QueryBatch:
+        """Put what the method has learned in front of every row (`with_soft_prompt`, `with_prefix`), for `scores` and `loss`."""
+        return batch
 
     def scores(self, model: BorrowedModel, batch: QueryBatch) -> Scores:
         """Score every label for every query of the batch."""
@@ -120,3 +156,9 @@ class Method:
         In the model that peft makes of it, what is trained must have the names that it has here, behind "base_model.model.".
         """
         return None
+    def fold(self, adapted: Adapted) -> None:
+        """After training, replace what only training needed by what it computes; what is kept of a trial is what is left."""
+
+    def virtual_tokens(self, model: BorrowedModel, tokenizer: Any) -> list[VirtualToken]:
+        """For each virtual token, what it resembles; called through `Adapted`."""
+        return []

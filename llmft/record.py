@@ -107,6 +107,17 @@ class Draws(Data):
     shots_hash: str = ""
 
 
+class VirtualToken(Data):
+    """A token of a learned prompt: the words of the vocabulary whose embeddings are nearest to it, nearest first.
+
+    `cosine` maps each to its cosine similarity, `distance` to its L2 distance; `norm` is the length of the token's embedding.
+    """
+
+    cosine: dict[str, Number]
+    distance: dict[str, Number]
+    norm: Number
+
+
 class Cost(Data):
     """What the trial took. Times in seconds, memory in bytes."""
 
@@ -186,6 +197,13 @@ class TrialRecord(Data):
     curve: list[CurvePoint] = Field(default_factory=list)
     findings: list[Finding] = Field(default_factory=list)
     draws: Draws = Field(default_factory=Draws)
+    trained_distance: dict[str, Number] = Field(
+        default_factory=dict, description="selection -> L2 distance of all trained weights, new ones included, from their start"
+    )
+    virtual_tokens: list[VirtualToken] = Field(default_factory=list, description="the learned prompt, in its order")
+    content_free: dict[str, Number] = Field(
+        default_factory=dict, description="label -> mean probability for queries without content, by which scores are calibrated"
+    )
     forgetting: list[Change] = Field(default_factory=list, description="what else the model could do before and can after")
     weight_distance: float | None = Field(
         None, description="Euclidean, between the base's weights and the adapted ones; null: not measured"

@@ -53,6 +53,8 @@ def finished_record(spec: TrialSpec, setting: Setting, encoded: EncodedTrial, re
     found += findings.overlap_findings(setting.draw.shots + setting.draw.dev, setting.data)
     if setting.method.trains:
         found += findings.training_findings(result.first_loss, result.last_loss, result.n_steps, result.n_skipped_steps)
+    content_free = dict(zip(labels, result.content_free or (), strict=bool(result.content_free)))
+    found += findings.bias_findings(content_free)
     found += findings.coverage_findings(setting.tests, setting.data)
     for selection, by_set in metrics.items():
         for name, numbers in by_set.items():
@@ -77,6 +79,9 @@ def finished_record(spec: TrialSpec, setting: Setting, encoded: EncodedTrial, re
         **_progress(result, result.checkpoints),
         findings=found,
         draws=draws,
+        trained_distance=result.trained_distance,
+        virtual_tokens=result.virtual_tokens,
+        content_free=content_free,
         cost=spent,
         provenance={
             "packages": cost.packages(),

@@ -27,9 +27,9 @@ class Scores:
     free: torch.Tensor | None = None
 
 
-def _inputs(batch: QueryBatch) -> dict[str, Any]:
+def _inputs(model: BorrowedModel, batch: QueryBatch) -> dict[str, Any]:
     return {
-        "input_ids": batch.input_ids,
+        **text_inputs(model, batch),
         "attention_mask": batch.attention_mask,
         "position_ids": batch.position_ids,
         "past_key_values": batch.prefix.cache(batch.input_ids.shape[0]) if batch.prefix else None,
@@ -37,9 +37,18 @@ def _inputs(batch: QueryBatch) -> dict[str, Any]:
     }
 
 
+def text_inputs(model: BorrowedModel, batch: QueryBatch) -> dict[str, torch.Tensor]:
+    """What a network reads of a batch behind the prefix: token ids, or embeddings where a soft prompt opens them."""
+    if batch.soft_prompt is None:
+        return {"input_ids": batch.input_ids}
+    embedded = model.network.get_input_embeddings()(batch.input_ids)
+    opening = batch.soft_prompt.to(embedded.dtype).expand(embedded.shape[0], -1, -1)
+    return {"inputs_embeds": torch.cat([opening, embedded], 1)}  # [rows, soft prompt + length, embedding width]
+
+
 def _encode(model: BorrowedModel, batch: QueryBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """The encoder's states and their mask for each of the decoder's rows, [rows, length, width] and [rows, length]."""
-    encoded = model.network.get_encoder()(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+    encoded = model.network.get_encoder()(**text_inputs(model, batch), attention_mask=batch.attention_mask).last_hidden_state
     n_each = batch.n_rows // len(batch)
     return encoded.repeat_interleave(n_each, 0), batch.attention_mask.repeat_interleave(n_each, 0)
 
@@ -47,7 +56,7 @@ def _encode(model: BorrowedModel, batch: QueryBatch) -> tuple[torch.Tensor, torc
 def hidden_states(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
     """The last layer's states (a decoder's, where there is one of its own), [rows, length, width]."""
     if batch.decoder_input_ids is None:
-        return model.network.base_model(**_inputs(batch)).last_hidden_state
+        return model.network.base_model(**_inputs(model, batch)).last_hidden_state
     encoded, mask = _encode(model, batch)
     decoder = model.network.get_decoder()
     return decoder(
@@ -58,7 +67,7 @@ def hidden_states(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
 def _own_logits(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
     """The logits of the network's own forward, [rows, length, vocabulary]."""
     if batch.decoder_input_ids is None:
-        return model.network(**_inputs(batch)).logits
+        return model.network(**_inputs(model, batch)).logits
     from transformers.modeling_outputs import BaseModelOutput
 
     encoded, mask = _encode(model, batch)
@@ -85,7 +94,7 @@ def _logits_at(model: BorrowedModel, batch: QueryBatch):
 
 def all_logits(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
     """The logits of every word at every place of the rows, [rows, length, words], for what must be read beyond the answer."""
-    return model.network(**_inputs(batch)).logits[:, -batch.input_ids.shape[1] :]
+    return model.network(**_inputs(model, batch)).logits[:, -batch.input_ids.shape[1] :]
 
 
 def label_word_scores(model: BorrowedModel, batch: QueryBatch) -> Scores:
@@ -123,6 +132,12 @@ def completion_loss(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
     weights = torch.tensor([1.0 / (n * len(batch)) for n in lengths for _ in range(n)], device=device)
     logits = _logits_at(model, batch)(rows, batch.answer_at[rows] + steps).float()  # [tokens, vocabulary]
     return F.cross_entropy(logits, batch.completions, reduction="none") @ weights
+
+
+def next_word_log_probabilities(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
+    """What the model expects behind every query: log-probabilities of all words, [queries, vocabulary]."""
+    rows = torch.arange(len(batch), device=model.device) * (batch.input_ids.shape[0] // len(batch))
+    return _logits_at(model, batch)(rows, batch.answer_at[rows]).float().log_softmax(-1)
 
 
 def _best_label(is_best: torch.Tensor) -> torch.Tensor:

@@ -14,10 +14,10 @@ from llmft.method import Method
 from llmft.model import context_length, load_config, load_tokenizer, tuned_from
 from llmft.seeds import derive, stream
 from llmft.spec import DataRef, TrialSpec
-from llmft.task import Draw, Task, TaskData, TestSet, draw_examples, subsample
+from llmft.task import Draw, Example, Task, TaskData, TestSet, draw_examples, subsample
 from llmft.tokens import EncodedTrial, LabelWords, decoder_start, encode_trial, resolve_label_words
 
-SHOTS, DEV = "shots", "dev"  # names of these sets among a trial's encoded sets
+SHOTS, DEV, CONTENT_FREE = "shots", "dev", "content_free"  # names of these sets among a trial's encoded sets
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ def settle(spec: TrialSpec) -> Setting:
     """
     task, method = registry.load_task(spec.task, spec.definition), registry.build_method(spec.method, spec.settings)
     registry.check_kinds(spec.method, spec.task, task.kind)
+    if task.kind == "generation" and method.calibration_texts:
+        raise UserError(f"method '{spec.method}': settings.calibration is for label words, and '{spec.task}' generates text. Use none.")
     if (task.kind == "generation") != (spec.generation is not None):
         fix = "leave generation out" if spec.generation else "give a GenerationSpec"
         raise UserError(f"generation: the task '{spec.task}' is {task.kind}; {fix}.")
@@ -98,6 +100,7 @@ def settle(spec: TrialSpec) -> Setting:
     words = task.verbalizers[pattern.verbalizer if spec.verbalizer == "default" else spec.verbalizer]
     start = () if token is None else decoder_start(tokenizer, token)
     resolved = resolve_label_words(tokenizer, pattern, words, data.pool[0].fields, in_decoder=bool(start))
+    method.read(spec, tokenizer, resolved)
     return Setting(task, data, method, tests, drawn, resolved, start, tuned_from(spec.model))
 
 
@@ -116,18 +119,24 @@ def encode_prompts(spec: TrialSpec, setting: Setting) -> EncodedTrial:
     Raises:
         TrialFailure: a query does not fit (QUERY_TOO_LONG).
     """
-    sets = {test.name: test.examples for test in setting.tests}
+    sets, method = {test.name: test.examples for test in setting.tests}, setting.method
     if setting.draw.dev:
         sets[DEV] = setting.draw.dev
-    if setting.method.trains:
-        sets[SHOTS] = setting.draw.shots
+    if method.trains:
+        sets[SHOTS] = method.inputs(setting.draw)
+    if method.calibration_texts:
+        fields = setting.data.pool[0].fields
+        sets[CONTENT_FREE] = tuple(
+            Example(f"{CONTENT_FREE}/{number}", dict.fromkeys(fields, text), label=0)
+            for number, text in enumerate(method.calibration_texts)
+        )
     config = load_config(spec.model)
     return encode_trial(
         load_tokenizer(spec.model),
         setting.task.patterns[spec.pattern],
         setting.words,
         spec.separator,
-        setting.method.context(setting.draw.shots),
+        method.context(setting.draw.shots),
         sets,
         spec.max_length or context_length(config),
         stream(spec.order_seed, "demonstrations"),
@@ -136,4 +145,6 @@ def encode_prompts(spec: TrialSpec, setting: Setting) -> EncodedTrial:
         shares_prefix(config),
         n_new_tokens=spec.generation.max_new_tokens if spec.generation else 0,
         trained=(SHOTS,),
+        bare=[SHOTS] if method.trains and method.trains_bare else [],
+        n_virtual_tokens=method.n_virtual_tokens,
     )

@@ -14,6 +14,7 @@ from llmft.prompts import Pattern, render_prompt
 from llmft.task import Example
 
 CHUNK = 512  # prompts tokenised at once
+SHORTEST_PREFIX = 8  # tokens; below that a cache costs more than it saves
 CANDIDATES = 8  # longest queries that are tried when demonstrations must be dropped
 
 
@@ -96,7 +97,8 @@ def resolve_label_words(
 
 @dataclass(frozen=True)
 class EncodedQueries:
-    """The prompts of one set: what follows the trial's common prefix, and the right answers. Lists of the same length.
+    """The prompts of one set: what follows the trial's common prefix (in a `bare` set: all of it), and the right answers.
+    Lists of the same length.
 
     `labels` are for classification. Where text is generated there are `references` instead, and of the shots that are trained on
     `completions`: the first reference's tokens and the end of the text. Where an encoder reads the prompts, `start` is what the
@@ -106,6 +108,7 @@ class EncodedQueries:
     suffixes: tuple[tuple[int, ...], ...]
     labels: tuple[int, ...] = ()
     start: tuple[int, ...] = ()
+    bare: bool = False
     references: tuple[tuple[str, ...], ...] = ()
     completions: tuple[tuple[int, ...], ...] = ()
 
@@ -121,17 +124,32 @@ class EncodedQueries:
 
 @dataclass(frozen=True)
 class EncodedTrial:
-    """Every prompt of a trial: `prefix` opens all of them; `sets` holds the rest by set name.
+    """Every prompt of a trial: `prefix` opens all but those of bare sets; `sets` holds the rest by set name.
 
-    `demonstrations` are the examples in the prompt, `n_dropped` how many more would not fit. `n_new_tokens` may follow a prompt
-    where text is generated.
+    `demonstrations` are the examples in the prompt, `n_dropped` how many more would not fit; `n_virtual_tokens` are the places
+    that a method takes in front of every prompt. `n_new_tokens` may follow a prompt where text is generated.
     """
 
     prefix: tuple[int, ...]
     sets: Mapping[str, EncodedQueries]
     demonstrations: tuple[Example, ...]
     n_dropped: int
+    n_virtual_tokens: int = 0
     n_new_tokens: int = 0
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether the prefix is worth encoding once for many queries; virtual tokens stand in front of it."""
+        return len(self.prefix) >= SHORTEST_PREFIX and not self.n_virtual_tokens
+
+    def opening(self, name: str) -> tuple[int, ...]:
+        """What precedes the suffixes of the set `name`."""
+        return () if self.sets[name].bare else self.prefix
+
+    def lengths(self, name: str) -> list[int]:
+        """Places that each prompt of the set `name` takes, virtual tokens and what is fed of a completion included."""
+        before = self.n_virtual_tokens + len(self.opening(name))
+        return [before + n for n in self.sets[name].lengths]
 
 
 def encode_trial(
@@ -146,6 +164,8 @@ def encode_trial(
     instruction: str = "",
     start: tuple[int, ...] = (),
     share_prefix: bool = True,
+    bare: Collection[str] = (),
+    n_virtual_tokens: int = 0,
     n_new_tokens: int = 0,
     trained: Collection[str] = (),
 ) -> EncodedTrial:
@@ -163,6 +183,8 @@ def encode_trial(
         instruction: text that opens every prompt.
         start: as of `EncodedQueries`; prompts for an encoder keep the tokenizer's closing token.
         share_prefix: whether what all prompts begin with shall be taken apart (`llmft.architecture.shares_prefix`).
+        bare: names of sets whose prompts get no demonstrations.
+        n_virtual_tokens: places of `max_length` that the method takes.
         n_new_tokens: room for what is generated.
         trained: sets whose examples need their completions.
 
@@ -177,43 +199,50 @@ def encode_trial(
         return [render_prompt(pattern, answered, example.fields, separator, instruction) for example in examples]
 
     closed, n_answer = bool(start), words.longest if words else n_new_tokens
-    limit = max_length if start else max_length - n_answer + 1  # the last token of an answer is never fed to the model
+    limit = max_length - n_virtual_tokens - (0 if start else n_answer - 1)  # the last token of an answer is never fed to the model
     queries = [example for examples in sets.values() for example in examples]
+    names = [name for name, examples in sets.items() for _ in examples]
     lengths = [
         len(ids)
         for first in range(0, len(queries), CHUNK)
         for ids in encode(tokenizer, texts(queries[first : first + CHUNK], ()), closed)
     ]
     if max(lengths) > limit:
-        example = queries[lengths.index(max(lengths))]
+        example, virtual = queries[lengths.index(max(lengths))], f" and {n_virtual_tokens} virtual tokens" * bool(n_virtual_tokens)
         raise TrialFailure(
             Cause.QUERY_TOO_LONG,
             f"the query {example.id} takes {max(lengths)} tokens; with "
-            f"{'its label word' if words else f'{n_new_tokens} new tokens'} at most {max_length} fit this model or max_length.",
+            f"{'its label word' if words else f'{n_new_tokens} new tokens'}{virtual} at most {max_length} fit this model or max_length.",
         )
+    queries = [example for name, examples in sets.items() if name not in bare for example in examples]
+    lengths = [length for name, length in zip(names, lengths, strict=True) if name not in bare]
     longest = [queries[i] for i in sorted(range(len(queries)), key=lengths.__getitem__)[-CANDIDATES:]]
     kept, n_labels = list(demonstrations), len(words.words) if words else 1
     while kept and max(map(len, encode(tokenizer, texts(longest, kept), closed))) > limit:
         kept = kept[:-n_labels]
     while True:
         shown = [kept[i] for i in order.permutation(len(kept))] if order is not None and kept else kept
-        jobs = [(name, texts, examples, shown) for name, examples in sets.items()]
+        jobs = [(name, texts, examples, shown) for name, examples in sets.items() if name not in bare]
         prefix, rows = _encode_all(tokenizer, jobs, closed, share_prefix)
         if not kept or len(prefix) + max(len(ids) for encoded in rows.values() for ids in encoded) <= limit:
             break
         kept = kept[:-n_labels]
+    rows |= {name: list(map(tuple, encode(tokenizer, texts(sets[name], ()), closed))) for name in bare}
     encoded = {}
     for name, examples in sets.items():
         if words:
-            encoded[name] = EncodedQueries(tuple(rows[name]), tuple(example.label for example in examples), start)
+            encoded[name] = EncodedQueries(tuple(rows[name]), tuple(example.label for example in examples), start, name in bare)
             continue
         completions = ()
         if name in trained:
-            prompts, ids = texts(examples, shown), [prefix + suffix for suffix in rows[name]]
-            completions = _encode_completions(tokenizer, pattern, prompts, ids, examples, max_length)
+            opening, before = ((), ()) if name in bare else (prefix, shown)
+            prompts, ids = texts(examples, before), [(*opening, *suffix) for suffix in rows[name]]
+            completions = _encode_completions(tokenizer, pattern, prompts, ids, examples, max_length - n_virtual_tokens)
         references = tuple(example.references for example in examples)
-        encoded[name] = EncodedQueries(tuple(rows[name]), references=references, completions=completions)
-    return EncodedTrial(prefix, encoded, tuple(shown), len(demonstrations) - len(kept), n_new_tokens)
+        encoded[name] = EncodedQueries(
+            tuple(rows[name]), bare=name in bare, references=references, completions=completions
+        )
+    return EncodedTrial(prefix, encoded, tuple(shown), len(demonstrations) - len(kept), n_virtual_tokens, n_new_tokens)
 
 
 def _encode_completions(

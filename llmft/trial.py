@@ -17,7 +17,7 @@ from llmft.errors import Cause, OutOfMemory, TrialFailure, UserError
 from llmft.evaluate import Evaluator
 from llmft.forgetting import check_alone, check_forgetting, measure, measure_base, pair, starting_weights, weight_distance
 from llmft.method import Method
-from llmft.model import borrow_model, choose_device, n_parameters
+from llmft.model import borrow_model, choose_device, load_tokenizer, n_parameters
 from llmft.optimizers import check_optimizer
 from llmft.quantised import check_bitsandbytes
 from llmft.record import Cost, Measure
@@ -126,7 +126,7 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
         base_names = {name for name, _ in model.network.named_parameters()}
         if method.trains:
             method.prepare(model, len(setting.task.labels), torch.Generator().manual_seed(derive(spec.init_seed, "init")))
-        trainable = [(p.numel(), p.element_size()) for p in model.network.parameters() if p.requires_grad]
+        n_trainable = sum(p.numel() for p in model.network.parameters() if p.requires_grad)
         start = starting_weights(model.network, base_names) if spec.forgetting else {}
         adapted = Adapted(method, model)
         module, evaluator = runtime.wrap(adapted), Evaluator(adapted, encoded, setting.words, runtime, setting.decoding)
@@ -143,6 +143,10 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
                 raise
             smaller = smaller_budget(_passes(spec, encoded, runtime), runtime.micro_batch_tokens)
             raise OutOfMemory(_reason(error)[1], smaller) from error
+        if method.trains:
+            method.fold(adapted)
+            result.virtual_tokens = adapted("virtual_tokens", load_tokenizer(spec.model))
+        stored = [(p.numel(), p.element_size()) for p in model.network.parameters() if p.requires_grad]
         distance = weight_distance(model.network, start) if spec.forgetting else None
         weights = gather_weights(model, runtime) if method.trains and runtime.keep_weights else None
         spent = Cost(
@@ -154,8 +158,8 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
             tokens_trained=result.n_tokens,
             tokens_evaluated=evaluator.n_tokens,
             n_parameters=n_in_all,
-            n_trainable_parameters=sum(n for n, _ in trainable),
-            stored_bytes=sum(n * size for n, size in trainable),
+            n_trainable_parameters=n_trainable,
+            stored_bytes=sum(n * size for n, size in stored),
             tokens_per_query=_tokens_per_query(encoded, domains),
             flops=cost.flops(n_in_all, result.n_tokens, evaluator.n_tokens),
             n_steps=result.n_steps,
@@ -182,6 +186,8 @@ def _base_measures(
 
 def _score(evaluator: Evaluator, domains: Mapping[str, str], result: Fit) -> None:
     """The result of a method that trains nothing: one 'checkpoint', the model as it is."""
+    if evaluator.content_free is not None:
+        result.content_free = evaluator.content_free.tolist()
     dev = evaluator.predict(DEV) if DEV in evaluator.encoded.sets else None
     result.checkpoints["none"] = Checkpoint(
         0, dev.score if dev else None, dev.loss if dev else None, predictions=evaluator.predict_all(list(domains))
@@ -191,13 +197,13 @@ def _score(evaluator: Evaluator, domains: Mapping[str, str], result: Fit) -> Non
 def _passes(spec: TrialSpec, encoded: EncodedTrial, runtime: Runtime) -> list[list[int]]:
     """The lengths of the longest queries that one process gets at once, by set."""
     sets = []
-    for name, queries in encoded.sets.items():
-        opening = len(encoded.prefix) + (0 if name == SHOTS else encoded.n_new_tokens)
-        lengths = sorted((opening + n for n in queries.lengths), reverse=True)
+    for name in encoded.sets:
+        n_new = 0 if name == SHOTS else encoded.n_new_tokens
+        lengths = sorted((length + n_new for length in encoded.lengths(name)), reverse=True)
         sets.append(lengths[: spec.train.batch_size if name == SHOTS else None][:: runtime.world_size])
     return sets
 
 
 def _tokens_per_query(encoded: EncodedTrial, names: Mapping[str, str]) -> float:
-    lengths = [len(ids) for name in list(names) or [DEV] for ids in encoded.sets[name].suffixes]
-    return len(encoded.prefix) + sum(lengths) / max(1, len(lengths))
+    lengths = [length for name in list(names) or [DEV] for length in encoded.lengths(name)]
+    return sum(lengths) / max(1, len(lengths))

@@ -19,13 +19,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from llmft.adapted import Adapted
 from llmft.architecture import DROPOUT, language_model, last_states, own_logits
-from llmft.batches import Prefix, QueryBatch, encode_prefix, make_batch, split_by_tokens
-from llmft.method import Method
+from llmft.batches import Prefix, QueryBatch, make_batch, split_by_tokens
 from llmft.model import BorrowedModel, load_config
 from llmft.optimizers import state_bytes
-from llmft.registry import build_method, load_task
+from llmft.registry import load_task
 from llmft.runtime import Runtime
+from llmft.scoring import text_inputs
+from llmft.setting import settle
 from llmft.spec import TrialSpec
 from llmft.tokens import EncodedQueries
 from sweeps.packed import hold_in_4_bits
@@ -49,7 +51,8 @@ class Memory:
         prefix_bytes: of that, the keys and values of the shared prefix.
         base_bytes: the untouched model in fp32, in the host's memory.
         copying_bytes: its copy for the trial, in fp32 and in the host's memory until it is where and what it shall be.
-        checkpoint_bytes: a copy of the trained weights in the host's memory, where one is selected on dev.
+        start_bytes: a copy of the trained weights as they began, in the host's memory.
+        checkpoint_bytes: another of them, where one is selected on dev.
         n_workers: processes.
     """
 
@@ -64,6 +67,7 @@ class Memory:
     prefix_bytes: int
     base_bytes: int
     copying_bytes: int
+    start_bytes: int
     checkpoint_bytes: int
     n_workers: int = 1
 
@@ -80,14 +84,14 @@ class Memory:
     @property
     def host_bytes(self) -> int:
         """In the host's memory, for each process of a trial on GPUs; a better checkpoint is copied before the old one goes."""
-        return self.base_bytes + self.copying_bytes + 2 * self.checkpoint_bytes
+        return self.base_bytes + self.copying_bytes + self.start_bytes + 2 * self.checkpoint_bytes
 
     @property
     def cpu_bytes(self) -> int:
         """In the host's memory, for each process of a trial on CPUs."""
         second_checkpoint = self.checkpoint_bytes - self.gradient_bytes
         at_work = max(self.training_bytes, self.scoring_bytes - self.gradient_bytes, second_checkpoint)
-        at_work += self.held_bytes + self.checkpoint_bytes
+        at_work += self.held_bytes + self.start_bytes + self.checkpoint_bytes
         return (0 if self.n_workers > 1 else self.base_bytes) + max(at_work, self.copying_bytes)
 
 
@@ -132,7 +136,7 @@ def estimate_memory(
     """
     budget = micro_batch_tokens or Runtime().micro_batch_tokens
     spec, sharded = work.spec, strategy == "fsdp"
-    method, n_labels = build_method(spec.method, spec.settings), len(load_task(spec.task, spec.definition).labels)
+    method, n_labels = settle(spec).method, len(load_task(spec.task, spec.definition).labels)
     network = _build(spec, on_gpu)
     halved = max(map(_n_bytes, network.parameters())) // 2  # tensor by tensor
     n_parameters, base_bytes = sum(parameter.numel() for parameter in network.parameters()), _stored_bytes(network)
@@ -155,8 +159,9 @@ def estimate_memory(
     with FakeTensorMode(allow_non_fake_inputs=True), Meter() as meter:
         _fake(network)
         model = BorrowedModel(network, torch.device("cpu"), spec.precision, _has_plain_head(network))
-        training = _train(work, method, model, meter, budget, n_workers)
-        prefix, scoring = _score(work, method, model, meter, budget)
+        adapted = Adapted(method, model)
+        training = _train(work, adapted, meter, budget, n_workers)
+        prefix, scoring = _score(work, adapted, meter, budget)
     if strategy == "ddp":
         training += gradients  # its buckets stay for the whole training
     elif on_gpu:
@@ -177,6 +182,7 @@ def estimate_memory(
         prefix_bytes=prefix,
         base_bytes=base_bytes,
         copying_bytes=0 if itself else base_bytes + (halved if spec.precision in HALF and not method.trains else 0),
+        start_bytes=gradients // share,
         checkpoint_bytes=gradients // share if "best_dev" in spec.selections else 0,
         n_workers=n_workers,
     )
@@ -278,37 +284,41 @@ def _generate(model: BorrowedModel, batch: QueryBatch, n_new: int) -> None:
     cache = batch.prefix.cache(len(batch)) if batch.prefix else DynamicCache()
     head = model.network.get_output_embeddings()
 
-    def step(ids: torch.Tensor, mask: torch.Tensor) -> None:
-        states = model.network.base_model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+    def step(inputs: dict[str, torch.Tensor], mask: torch.Tensor) -> None:
+        states = model.network.base_model(**inputs, attention_mask=mask, past_key_values=cache, use_cache=True)
         logits = head(states.last_hidden_state[:, -1])
         logits.to(torch.float32, copy=True)
 
-    length = (batch.prefix.length if batch.prefix else 0) + batch.input_ids.shape[1] + n_new
+    length = batch.attention_mask.shape[1] + n_new
     kept = batch.input_ids.new_zeros(6, len(batch), length)  # ids, mask, positions, and each once more while it grows
-    step(batch.input_ids, batch.attention_mask)
+    step(text_inputs(model, batch), batch.attention_mask)
     for layer in cache.layers:
         grown = list(layer.keys.shape)
         grown[2] = n_new - 1
         layer.keys, layer.values = (torch.cat([old, old.new_zeros(grown)], 2) for old in (layer.keys, layer.values))
-    step(batch.input_ids[:, :1], torch.cat([batch.attention_mask, batch.attention_mask.new_ones(len(batch), n_new)], 1))
+    step({"input_ids": batch.input_ids[:, :1]}, torch.cat([batch.attention_mask, batch.attention_mask.new_ones(len(batch), n_new)], 1))
     del kept
 
 
-def _train(work: Workload, method: Method, model: BorrowedModel, meter: Meter, budget: int, n_workers: int) -> int:
+def _train(work: Workload, adapted: Adapted, meter: Meter, budget: int, n_workers: int) -> int:
     """Forward and backward on the longest batch that a process may get, as in `llmft.train`; gives what is alive at the worst
     moment beyond weights and gradients. The optimiser's step is not run."""
+    method, model = adapted.method, adapted.model
     if not method.trains:
         return 0
+    groups = split_by_tokens(work.shots, budget)
+    with torch.no_grad():
+        method.begin(adapted, (_batch(work, model, [work.shots[i] - work.n_virtual_tokens for i in group]) for group in groups))
     if work.spec.train.gradient_checkpointing:
         model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.network.train()
-    longest = [work.prefix + length for length in sorted(work.shots, reverse=True)[: work.spec.train.batch_size]]
-    mine, completions = longest[::n_workers], work.completions[::-1][::n_workers]
+    mine = sorted(work.shots, reverse=True)[: work.spec.train.batch_size][::n_workers]
+    completions = work.completions[::-1][::n_workers]
     before = meter.peak = meter.now
     for group in split_by_tokens(mine, budget)[:2]:  # in the second pass the gradients are there already
-        batch = _batch(work, model, [mine[i] for i in group], completions=[completions[i] for i in group if completions])
-        with model.autocast():
-            loss = method.loss(model, batch)
+        ends = [completions[i] for i in group if completions]
+        batch = _batch(work, model, [mine[i] - work.n_virtual_tokens for i in group], completions=ends)
+        loss = adapted("loss", batch)
         loss.backward()
         del loss, batch
     gradients = [parameter.grad for parameter in model.network.parameters() if parameter.grad is not None]
@@ -319,16 +329,19 @@ def _train(work: Workload, method: Method, model: BorrowedModel, meter: Meter, b
 
 
 @torch.no_grad()
-def _score(work: Workload, method: Method, model: BorrowedModel, meter: Meter, budget: int) -> tuple[int, int]:
+def _score(work: Workload, adapted: Adapted, meter: Meter, budget: int) -> tuple[int, int]:
     """Score as in `llmft.evaluate`; gives the bytes of the shared prefix, and all that is alive at the worst moment beyond weights."""
-    model.network.eval()
+    adapted.network.eval()
     before, prefix = meter.now, None
     meter.peak = before
-    with model.autocast():
-        if work.shares_prefix:
-            prefix = encode_prefix(model, (0,) * work.prefix)
-        for n, length in work.largest_batches(budget):
-            length -= work.n_new_tokens + (work.prefix if prefix else 0)
-            batch = _batch(work, model, [length] * n, prefix)
-            method.scores(model, batch) if work.words else _generate(model, batch, work.n_new_tokens)
+    if work.shares_prefix:
+        prefix = adapted("prefix", (0,) * work.prefix)
+    for n, length in work.largest_batches(budget):
+        text = length - work.n_virtual_tokens - work.n_new_tokens - (work.prefix if prefix else 0)
+        batch = _batch(work, adapted.model, [text] * n, prefix)
+        if work.words:
+            adapted("scores", batch)
+        else:
+            with adapted.model.autocast():
+                _generate(adapted.model, adapted.method.condition(adapted.model, batch), work.n_new_tokens)
     return sum(_n_bytes(tensor) for layer in (prefix.layers if prefix else ()) for tensor in layer), meter.peak - before

@@ -158,6 +158,14 @@ def record_summary(record: TrialRecord) -> RenderableType:
                 style="yellow" if finding.severity != "note" else "dim",
             )
         )
+    if record.content_free:
+        shares = ", ".join(f"{label} {share:.3f}" for label, share in record.content_free.items())
+        parts.append(Text(f"calibrated by what the prompt alone makes the model say: {shares}"))
+    if record.virtual_tokens:
+        parts.append(_virtual_tokens_table(record))
+    if record.trained_distance:
+        moved = ", ".join(f"{selection} {distance:.3g}" for selection, distance in record.trained_distance.items())
+        parts.append(Text(f"L2 distance of the trained weights from their start: {moved}"))
     if record.cost:
         cost = record.cost
         parts.append(
@@ -192,6 +200,14 @@ def _numbers_table(record: TrialRecord) -> Table:
         values = ((key, getattr(numbers, key)) for key in beside)
         texts = [f"{value:.3f}" if key in PLAIN else f"{100 * value:.1f}" for key, value in values]
         table.add_row(selection, name + domain, f"{100 * numbers.score:.1f}", *texts, str(numbers.n))
+    return table
+
+
+def _virtual_tokens_table(record: TrialRecord) -> RenderableType:
+    table = _table("virtual token", "nearest words by cosine", "nearest words by distance", "norm", n_left=3)
+    for place, token in enumerate(record.virtual_tokens):
+        near = (" ".join(f"{word!r} {value:.2f}" for word, value in words.items()) for words in (token.cosine, token.distance))
+        table.add_row(str(place), *near, f"{token.norm:.2f}")
     return table
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from llmft.batches import SHORTEST_PREFIX
 from llmft.setting import DEV, SHOTS, draw, encode_prompts, settle
 from llmft.spec import TrialSpec
 from llmft.task import Draw, Example
@@ -40,8 +39,10 @@ class Workload:
     Attributes:
         spec: with the values of its search ranges that need the most, and of its seeds the one with the longest draw.
         words, start: the label words (None where text is generated), and what a decoder of its own reads before them.
-        prefix: tokens that open every prompt: the demonstrations, and what their pattern begins with.
-        shots: tokens of each example that is trained on, shortest first; empty where nothing is trained.
+        prefix: tokens that open every scored prompt: the demonstrations, and what their pattern begins with.
+        n_virtual_tokens: places that the method takes in front of every prompt.
+        shares_prefix: whether the prefix is encoded once, and its keys and values kept (`llmft.evaluate.Evaluator`).
+        shots: places of each whole prompt that is trained on, shortest first; empty where nothing is trained.
         completions: how many of them (and the last, which is not fed) are trained to be said; empty for classification.
         dev, tests: what is scored besides.
         n_new_tokens: tokens that are generated for each of them at the most.
@@ -50,6 +51,8 @@ class Workload:
     spec: TrialSpec
     words: LabelWords | None
     prefix: int
+    n_virtual_tokens: int
+    shares_prefix: bool
     shots: tuple[int, ...]
     dev: Lengths | None
     tests: Mapping[str, Lengths]
@@ -57,15 +60,11 @@ class Workload:
     n_new_tokens: int = 0
     completions: tuple[int, ...] = ()
 
-    @property
-    def shares_prefix(self) -> bool:
-        """Whether the prefix is encoded once, and its keys and values kept (`llmft.evaluate.Evaluator`)."""
-        return not self.shots and self.prefix >= SHORTEST_PREFIX
-
     def largest_batches(self, budget: int) -> set[tuple[int, int]]:
         """(prompts, tokens of each, prefix and what is generated included) of the scored batches that may need the most: the longest,
         and the most prompts."""
-        shapes = [shape for lengths in self.scored for shape in lengths.batches(budget, self.prefix + self.n_new_tokens)]
+        opening = self.n_virtual_tokens + self.prefix + self.n_new_tokens
+        shapes = [shape for lengths in self.scored for shape in lengths.batches(budget, opening)]
         return {max(shapes), max(shapes, key=lambda shape: shape[::-1]), max(shapes, key=lambda shape: shape[0] * shape[1])}
 
     @property
@@ -74,14 +73,14 @@ class Workload:
 
     @property
     def tokens_trained(self) -> int:
-        return self.spec.train.epochs * sum(self.prefix + length for length in self.shots)
+        return self.spec.train.epochs * sum(self.shots)
 
     def tokens_evaluated(self, with_tests: bool) -> float:
         """Tokens of everything that is scored: dev at every look, the test sets once for every checkpoint rule."""
         looks = -(-self.spec.train.epochs // self.spec.train.eval_every_epochs) if self.shots else 1
         sets = [(looks, self.dev)] if self.dev else []
         sets += [(len(self.spec.selections), lengths) for lengths in self.tests.values()] if with_tests else []
-        opening = self.n_new_tokens + (0 if self.shares_prefix else self.prefix)
+        opening = self.n_virtual_tokens + self.n_new_tokens + (0 if self.shares_prefix else self.prefix)
         return sum(times * (lengths.n_tokens + lengths.n * opening) for times, lengths in sets)
 
 
@@ -119,7 +118,9 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
         spec,
         setting.words,
         len(encoded.prefix),
-        lengths.get(SHOTS, ()),
+        encoded.n_virtual_tokens,
+        encoded.shares_prefix,
+        tuple(sorted(encoded.lengths(SHOTS))) if SHOTS in encoded.sets else (),
         Lengths(len(longest.dev), lengths[DEV]) if longest.dev else None,
         {test.name: Lengths(len(test.examples), lengths[test.name]) for test in setting.tests},
         setting.start,

@@ -39,6 +39,7 @@ def assert_same(result, expected, atol: float = 1e-5) -> None:
     for name in ("train_loss", "dev_score", "dev_loss", "learning_rate"):
         assert [getattr(p, name) for p in ours.curve] == pytest.approx([getattr(p, name) for p in theirs.curve], abs=atol)
     assert (ours.selected_step, ours.draws, ours.dev_score) == (theirs.selected_step, theirs.draws, theirs.dev_score)
+    assert ours.trained_distance == pytest.approx(theirs.trained_distance, rel=1e-4)
     for name in ("tokens_trained", "n_parameters", "n_trainable_parameters", "stored_bytes", "n_steps", "tokens_per_query"):
         assert getattr(ours.cost, name) == getattr(theirs.cost, name), name
 
@@ -47,8 +48,8 @@ def assert_same(result, expected, atol: float = 1e-5) -> None:
 def runs(spec_of, tmp_path_factory):
     """What is compared. With a steady epsilon: a gradient of rounding noise alone must not become a full step."""
 
-    def run(method: str, settings: dict | None = None, before=None, **changed) -> Run:
-        return Run(spec_of(method, **{"epsilon": 1e-4, "n_dev": 7, "n_test": 14} | changed), settings or {}, before)
+    def run(method: str, settings: dict | None = None, before=None, of_method: dict | None = None, **changed) -> Run:
+        return Run(spec_of(method, of_method, **{"epsilon": 1e-4, "n_dev": 7, "n_test": 14} | changed), settings or {}, before)
 
     every = ("last", "best_dev", "best_in_domain", "best_out_of_domain")
     t5 = save_model(tmp_path_factory.mktemp("models") / "t5", "t5", t5_tokenizer(toy_text()))
@@ -71,6 +72,12 @@ def runs(spec_of, tmp_path_factory):
         "oracles": run("lora", selections=every),
         "texts": run("pattern", FEW_AT_ONCE, task="toy_text", generation=GenerationSpec(max_new_tokens=12)),
         "texts in context": run("in_context", task="toy_text", generation=GenerationSpec(max_new_tokens=12, stop=())),
+        "prompt": run("prompt_tuning"),
+        "encoded prompt": run("p_tuning", {"keep_weights": True}),
+        "prefix": run("prefix_tuning"),
+        "l2_sp": run("regularised"),
+        "kl_to_base": run("regularised", FEW_AT_ONCE, of_method={"penalty": "kl_to_base"}),
+        "fine-tuned in context": run("finetuned_in_context"),
         "half": run("pattern", precision="bf16"),
         "half in context": run("in_context", precision="bf16"),
         "dropout": run("pattern", before=seeds_used, epochs=1, dropout=0.3),

@@ -251,6 +251,7 @@ PLANTED = {  # the simplest fault that must raise each code
     "label_word_prefixes_another": lambda: word_findings(LabelWords(("a", "b"), ((5,), (5, 7)))),
     "known_training_task": lambda: contamination_findings(["google/flan-t5-small"], ["rte"]),
     "train_test_overlap": lambda: findings.overlap_findings(ROWS, DATA),
+    "label_bias": lambda: findings.bias_findings({"yes": 0.91, "no": 0.09}),
     "loss_did_not_fall": lambda: training_findings(0.5, 0.6, 10, 0),
     "skipped_steps": lambda: training_findings(0.5, 0.4, 10, 1),
     "empty_outputs": lambda: text_codes(["", *VARIED[:9]]),

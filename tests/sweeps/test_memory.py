@@ -59,7 +59,7 @@ def peak_of_trial(spec):
     [(name, {}) for name in METHODS if method_class(name).base_weights == "fp32"]
     + [("pattern", {"train": {"gradient_checkpointing": True}}), ("pattern", {"selections": ["last"]})]
     + [(name, {"precision": "bf16"}) for name in ("zero_shot", "in_context", "pattern", "lora")]
-    + [("lora", {"train": {"batch_size": 4}})],
+    + [("lora", {"train": {"batch_size": 4}}), ("prompt_tuning", {"precision": "bf16"})],
 )
 def test_an_estimate_is_what_a_real_trial_takes(tiny_model, method, changes):
     (cell,) = cells_of(tiny_model, method, **changes)
@@ -69,7 +69,7 @@ def test_an_estimate_is_what_a_real_trial_takes(tiny_model, method, changes):
     assert max(peaks) <= 1.01 * beside_base
     assert beside_base <= 1.03 * max(peaks) + estimated.checkpoint_bytes  # which is not there where the last epoch is the best
     assert (estimated.n_parameters, estimated.n_trainable) == (cost[0].n_parameters, cost[0].n_trainable_parameters)
-    assert estimated.checkpoint_bytes in (0, cost[0].stored_bytes)
+    assert estimated.checkpoint_bytes in (0, 4 * cost[0].n_trainable_parameters)
 
 
 @pytest.fixture(scope="module")
