@@ -23,8 +23,8 @@ class Adapted(torch.nn.Module):
         super().__init__()
         self.network, self.method, self.model = model.network, method, model
 
-    def forward(self, what: Literal["loss", "scores", "prefix"], given: QueryBatch | tuple[int, ...]) -> Any:
-        """The method's `loss` or `scores` of a batch, or the encoded `prefix` of token ids."""
+    def forward(self, what: Literal["loss", "scores", "targets", "prefix"], given: QueryBatch | tuple[int, ...]) -> Any:
+        """The method's `loss`, `scores` or `targets` of a batch, or the encoded `prefix` of token ids."""
         with self.model.autocast():
             if what == "prefix":
                 return encode_prefix(self.model, given)

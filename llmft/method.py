@@ -1,4 +1,4 @@
-"""What a method is: settings, a search space and at most four hooks. Each file in `methods/` holds one.
+"""What a method is: settings, a search space and a few hooks. Each file in `methods/` holds one.
 
 A method file must import without torch (the plan's validation reads it), so the hooks import what they need.
 """
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from llmft.spec import Spec
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from llmft.model import BorrowedModel
     from llmft.scoring import QueryBatch, Scores
-    from llmft.task import Example
+    from llmft.task import Draw, Example
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,18 @@ class Range:
         object.__setattr__(self, "when", values)
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What an untouched model reads before the training: some of the training inputs, each behind the same opening.
+
+    `inputs` are places in what `Method.inputs` gives; an `instruction`, if there is one, stands in front of the demonstrations.
+    """
+
+    inputs: tuple[int, ...]
+    demonstrations: tuple[Example, ...] = ()
+    instruction: str = ""
+
+
 class Method:
     """A way of adapting a model. Subclasses override what they need; the defaults are plain zero-shot scoring.
 
@@ -50,6 +63,7 @@ class Method:
         search: what a sweep searches, by the name of a setting or of a `TrainSpec` field.
         trains: whether weights are changed at all.
         uses_shots: whether labelled examples are used at all.
+        has_own_head: whether a new head answers in place of the language model's, so that there are no words.
         paper: where the method comes from.
     """
 
@@ -60,14 +74,38 @@ class Method:
     search: ClassVar[dict[str, Range]] = {}
     trains: ClassVar[bool] = True
     uses_shots: ClassVar[bool] = True
+    has_own_head: ClassVar[bool] = False
     paper: ClassVar[str] = ""
 
     def __init__(self, settings: Spec | None = None):
         self.settings = settings if settings is not None else self.Settings()
+        self.taught: dict[str, torch.Tensor] = {}
 
     def context(self, shots: tuple[Example, ...]) -> tuple[Example, ...]:
         """The demonstrations that stand in every prompt (none unless the method is in-context learning)."""
         return ()
+
+    @property
+    def n_unlabelled(self) -> int:
+        """How many examples of the training pool the method reads without their labels."""
+        return 0
+
+    def inputs(self, draw: Draw) -> tuple[Example, ...]:
+        """What is trained on."""
+        return draw.shots
+
+    def lessons(self, draw: Draw, generator: np.random.Generator) -> tuple[Lesson, ...]:
+        """What the untouched model (or the spec's `teacher`) is asked about the inputs, once, before the training; mostly nothing.
+
+        Its answers are in `taught` when `prepare` is called. The first lesson also reads the dev examples, which tells how good a
+        teacher it is. `generator` is for what is random about them.
+        """
+        return ()
+
+    def targets(self, model: BorrowedModel, batch: QueryBatch) -> dict[str, torch.Tensor]:
+        """What shall be kept of a lesson: tensors of [queries, ...]. They come back in `taught`, on the CPU, a row for each input
+        (`QueryBatch.indices` are the rows of a batch)."""
+        raise NotImplementedError(f"{type(self).__name__} has lessons, and must say what to keep of them")
 
     def prepare(self, model: BorrowedModel, n_labels: int, generator: torch.Generator) -> None:
         """Change `model.network` in place: add modules, and leave `requires_grad` only where training shall go.

@@ -39,10 +39,11 @@ def render_prompt(
     demonstrations: Sequence[tuple[Mapping[str, str], str]],
     query: Mapping[str, str],
     separator: str,
+    instruction: str = "",
 ) -> str:
-    """Demonstrations (fields, label word) and the query, joined by `separator`."""
+    """An instruction if there is one, demonstrations (fields, label word) and the query, joined by `separator`."""
     parts = [pattern.render_labelled(fields, word) for fields, word in demonstrations]
-    return separator.join([*parts, pattern.render(query)])
+    return separator.join([*filter(None, [instruction]), *parts, pattern.render(query)])
 
 
 NLI_PATTERNS: Mapping[str, Pattern] = {  # Mosbach et al. 2023, Table 5, with real newlines

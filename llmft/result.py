@@ -12,7 +12,7 @@ from llmft import cost, findings
 from llmft.errors import Cause
 from llmft.evaluate import Predictions
 from llmft.metrics import set_metrics
-from llmft.record import Cost, Draws, TrialRecord
+from llmft.record import Cost, Draws, Teacher, TrialRecord
 from llmft.runtime import Runtime
 from llmft.setting import Setting
 from llmft.spec import Selection, TrialSpec
@@ -34,7 +34,9 @@ class TrialResult:
     weights: bytes | None = None
 
 
-def finished_record(spec: TrialSpec, setting: Setting, encoded: EncodedTrial, result: Fit, spent: Cost) -> TrialRecord:
+def finished_record(
+    spec: TrialSpec, setting: Setting, encoded: EncodedTrial, result: Fit, spent: Cost, teacher: Teacher | None
+) -> TrialRecord:
     """The record of a trial that came to its end."""
     labels = setting.task.labels
     metrics = {
@@ -46,7 +48,9 @@ def finished_record(spec: TrialSpec, setting: Setting, encoded: EncodedTrial, re
     }
     found = findings.word_findings(setting.words)
     found += findings.prompt_findings(encoded, len(setting.method.context(setting.draw.shots)))
-    found += findings.overlap_findings(setting.draw.shots + setting.draw.dev, setting.data)
+    found += findings.overlap_findings(setting.draw.shots + setting.draw.dev + setting.draw.unlabelled, setting.data)
+    if teacher:
+        found += findings.teacher_findings(teacher, len(labels), len(setting.draw.dev))
     if setting.method.trains:
         found += findings.training_findings(result.first_loss, result.last_loss, result.n_steps, result.n_skipped_steps)
     found += findings.coverage_findings(setting.tests, setting.data)
@@ -57,6 +61,7 @@ def finished_record(spec: TrialSpec, setting: Setting, encoded: EncodedTrial, re
     draws = Draws(
         shots=ids,
         dev=[example.id for example in setting.draw.dev],
+        unlabelled=[example.id for example in setting.draw.unlabelled],
         demonstrations=[example.id for example in encoded.demonstrations],
         n_demonstrations_dropped=encoded.n_dropped,
         shots_hash=hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()[:16] if ids else "",
@@ -69,6 +74,7 @@ def finished_record(spec: TrialSpec, setting: Setting, encoded: EncodedTrial, re
         **_progress(result, result.checkpoints),
         findings=found,
         draws=draws,
+        teacher=teacher,
         cost=spent,
         provenance={
             "packages": cost.packages(),

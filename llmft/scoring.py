@@ -9,8 +9,8 @@ import torch
 
 from llmft.batches import QueryBatch
 from llmft.model import BorrowedModel
-
-NO_LABEL = -1
+from llmft.task import NO_LABEL
+from llmft.tokens import LabelWords
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,29 @@ def _logits_at(model: BorrowedModel, batch: QueryBatch):
         return lambda rows, places: head(hidden[rows, places])
     logits = model.network(**_inputs(batch)).logits
     return lambda rows, places: logits[rows, places]
+
+
+def answer_logits(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
+    """The logits of all words wherever an answer may go on, [queries, places, vocabulary]; the places are `LabelWords.beginnings`."""
+    logits_at, words = _logits_at(model, batch), batch.words
+    rows, places = torch.arange(batch.input_ids.shape[0], device=model.device).view(len(batch), -1), []
+    for beginning in words.beginnings:
+        longer = (i for i, ids in enumerate(words.ids) if len(ids) > len(beginning) and ids[: len(beginning)] == beginning)
+        mine = rows[:, 0 if words.single else next(longer)]
+        places.append(logits_at(mine, batch.answer_at[mine] + len(beginning)))
+    return torch.stack(places, 1)[..., : words.n_known].float()
+
+
+def word_log_probabilities(log_probabilities: torch.Tensor, words: LabelWords) -> torch.Tensor:
+    """The log-probability of every label word, summed over its tokens, [queries, labels].
+
+    Args:
+        log_probabilities: of all words at the places of `answer_logits`, [queries, places, vocabulary].
+    """
+    place = {beginning: i for i, beginning in enumerate(words.beginnings)}
+    return torch.stack(
+        [sum(log_probabilities[:, place[ids[:step]], ids[step]] for step in range(len(ids))) for ids in words.ids], 1
+    )
 
 
 def label_word_scores(model: BorrowedModel, batch: QueryBatch) -> Scores:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from llmft import registry
 from llmft.errors import UserError, unknown_name
-from llmft.method import Method
+from llmft.method import Lesson, Method
 from llmft.model import context_length, load_config, load_tokenizer
 from llmft.seeds import stream
-from llmft.spec import DataRef, TrialSpec
-from llmft.task import Draw, Task, TaskData, TestSet, draw_examples, subsample
-from llmft.tokens import EncodedTrial, LabelWords, encode_trial, resolve_label_words
+from llmft.spec import DataRef, ModelRef, TrialSpec
+from llmft.task import Draw, Example, Task, TaskData, TestSet, draw_examples, subsample
+from llmft.tokens import EncodedTrial, LabelWords, encode, encode_trial, resolve_label_words
 
 SHOTS, DEV = "shots", "dev"  # names of these sets among a trial's encoded sets
 
@@ -26,6 +27,7 @@ class Setting:
     method: Method
     tests: tuple[TestSet, ...]
     draw: Draw
+    lessons: tuple[Lesson, ...]
     words: LabelWords
 
 
@@ -61,15 +63,31 @@ def settle(spec: TrialSpec) -> Setting:
     if method.trains:
         _check_selections(spec, {test.domain for test in tests})
     draw = draw_examples(
-        data, len(task.labels), spec.n_shots if method.uses_shots else 0, spec.shots_unit, spec.n_dev, spec.data_seed
-    )
+        data, len(task.labels), spec.n_shots if method.uses_shots else 0, spec.shots_unit, spec.n_dev, spec.data_seed,
+        method.n_unlabelled,
+    )  # fmt: skip
+    lessons = method.lessons(draw, stream(spec.data_seed, "lessons"))
     config = load_config(spec.model)
     if spec.max_length is not None and spec.max_length > context_length(config):
         raise UserError(f"max_length: {spec.max_length} is more than this model's context of {context_length(config)} tokens.")
-    words = task.verbalizers[pattern.verbalizer if spec.verbalizer == "default" else spec.verbalizer]
-    return Setting(
-        task, data, method, tests, draw, resolve_label_words(load_tokenizer(spec.model), pattern, words, data.pool[0].fields)
-    )
+    texts = task.verbalizers[pattern.verbalizer if spec.verbalizer == "default" else spec.verbalizer]
+    words = resolve_label_words(load_tokenizer(spec.model), pattern, texts, data.pool[0].fields)
+    if spec.teacher is not None:
+        words = replace(words, n_known=_check_teacher(spec, lessons, [pattern.render(example.fields) for example in draw.shots]))
+    return Setting(task, data, method, tests, draw, lessons, words)
+
+
+def _check_teacher(spec: TrialSpec, lessons: Sequence[Lesson], prompts: Sequence[str]) -> int:
+    """How many words the model and its teacher both know; they must split a text into the same tokens."""
+    if not lessons:
+        raise UserError(f"teacher: the method '{spec.method}' learns from no teacher; remove it.")
+    ours, theirs = load_tokenizer(spec.model), load_tokenizer(spec.teacher)
+    if ours.get_vocab() != theirs.get_vocab() or encode(ours, prompts) != encode(theirs, prompts):
+        raise UserError(
+            f"teacher: the tokenizers of {spec.teacher.name} and {spec.model.name} differ, so what one says is not in the other's "
+            "words. Choose two models of one family."
+        )
+    return min(load_config(ref).vocab_size for ref in (spec.model, spec.teacher))
 
 
 def _check_selections(spec: TrialSpec, domains: set[str]) -> None:
@@ -91,14 +109,40 @@ def encode_prompts(spec: TrialSpec, setting: Setting) -> EncodedTrial:
     if setting.draw.dev:
         sets[DEV] = setting.draw.dev
     if setting.method.trains:
-        sets[SHOTS] = setting.draw.shots
+        sets[SHOTS] = setting.method.inputs(setting.draw)
+    return _encode(spec, setting, spec.model, setting.method.context(setting.draw.shots), sets)
+
+
+def encode_lessons(spec: TrialSpec, setting: Setting) -> list[EncodedTrial]:
+    """The prompts of the setting's lessons: the inputs (as `SHOTS`), and in the first lesson the dev examples as well.
+
+    Raises:
+        TrialFailure: as `encode_prompts`.
+    """
+    inputs, encoded = setting.method.inputs(setting.draw), []
+    for number, lesson in enumerate(setting.lessons):
+        sets = {SHOTS: tuple(inputs[i] for i in lesson.inputs), DEV: () if number else setting.draw.dev}
+        sets = {name: examples for name, examples in sets.items() if examples}
+        encoded.append(_encode(spec, setting, spec.teacher or spec.model, lesson.demonstrations, sets, lesson.instruction))
+    return encoded
+
+
+def _encode(
+    spec: TrialSpec,
+    setting: Setting,
+    model: ModelRef,
+    demonstrations: Sequence[Example],
+    sets: Mapping[str, Sequence[Example]],
+    instruction: str = "",
+) -> EncodedTrial:
     return encode_trial(
-        load_tokenizer(spec.model),
+        load_tokenizer(model),
         setting.task.patterns[spec.pattern],
         setting.words,
         spec.separator,
-        setting.method.context(setting.draw.shots),
+        demonstrations,
         sets,
-        spec.max_length or context_length(load_config(spec.model)),
+        min(spec.max_length or 1 << 30, context_length(load_config(model))),
         stream(spec.order_seed, "demonstrations"),
+        instruction,
     )

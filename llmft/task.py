@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from types import MappingProxyType
 
 import numpy as np
@@ -14,13 +15,15 @@ from llmft.prompts import Pattern
 from llmft.seeds import stream
 from llmft.spec import DataRef
 
+NO_LABEL = -1
+
 
 @dataclass(frozen=True)
 class Example:
     """One labelled text.
 
-    `fields` are the texts that a pattern names, `label` an index into the task's labels, `groups` what results are also
-    reported by (heuristic, subcase).
+    `fields` are the texts that a pattern names, `label` an index into the task's labels (`NO_LABEL` where it must not be known),
+    `groups` what results are also reported by (heuristic, subcase).
     """
 
     id: str
@@ -56,10 +59,14 @@ class TaskData:
 
 @dataclass(frozen=True)
 class Draw:
-    """The examples of one trial, in a random order; `shots` and `dev` have none in common."""
+    """The examples of one trial, in a random order; no two of the parts have one in common.
+
+    The labels of `unlabelled` are `NO_LABEL`, so that nothing can read them.
+    """
 
     shots: tuple[Example, ...]
     dev: tuple[Example, ...]
+    unlabelled: tuple[Example, ...] = ()
 
 
 class Task:
@@ -117,15 +124,18 @@ def per_label(n_shots: int, unit: str, n_labels: int, where: str = "n_shots") ->
     return n_shots // n_labels
 
 
-def draw_examples(data: TaskData, n_labels: int, n_shots: int, unit: str, n_dev: int, seed: int) -> Draw:
-    """Draw shots and dev, balanced over the labels.
+def draw_examples(
+    data: TaskData, n_labels: int, n_shots: int, unit: str, n_dev: int, seed: int, n_unlabelled: int = 0
+) -> Draw:
+    """Draw shots and dev, balanced over the labels, and unlabelled examples of the rest, as they come.
 
     Each label's pool is put in a random order that depends on `seed` alone; shots come from its front and dev from its back.
     So the same seed gives every method the same examples, fewer shots are a subset of more, and dev does not change with the
-    number of shots.
+    number of shots. The unlabelled come from a random order of the whole pool, without what was drawn as shots or dev: the same
+    for every method, and fewer are the first of more.
 
     Raises:
-        UserError: the pool has too few examples of a label.
+        UserError: the pool has too few examples, in all or of a label.
     """
     k_shots = per_label(n_shots, unit, n_labels)
     k_dev = [n_dev // n_labels + (label < n_dev % n_labels) for label in range(n_labels)]
@@ -141,7 +151,17 @@ def draw_examples(data: TaskData, n_labels: int, n_shots: int, unit: str, n_dev:
         shots.append([rows[i] for i in order[:k_shots]])
         dev.append([rows[i] for i in order[len(rows) - k_dev[label] :]])
     interleaved = tuple(example for group in zip(*shots, strict=True) for example in group)  # any prefix stays balanced
-    return Draw(interleaved, tuple(example for group in dev for example in group))
+    held_out = tuple(example for group in dev for example in group)
+    return Draw(interleaved, held_out, _draw_unlabelled(data, {*map(id, interleaved + held_out)}, n_unlabelled, seed))
+
+
+def _draw_unlabelled(data: TaskData, drawn: set[int], n: int, seed: int) -> tuple[Example, ...]:
+    """`n` examples of the pool, their labels taken away; none whose `id()` is among `drawn`."""
+    if n > (n_left := len(data.pool) - len(drawn)):
+        raise UserError(f"n_unlabelled: {n} are more than the {n_left} examples of the training pool that are neither shots nor dev.")
+    order = stream(seed, "unlabelled").permutation(len(data.pool)) if n else ()
+    free = (data.pool[i] for i in order if id(data.pool[i]) not in drawn)
+    return tuple(replace(example, label=NO_LABEL) for example in islice(free, n))
 
 
 def subsample(test: TestSet, n: int | None, seed: int = 123) -> TestSet:

@@ -19,10 +19,19 @@ CANDIDATES = 8  # longest queries that are tried when demonstrations must be dro
 
 @dataclass(frozen=True)
 class LabelWords:
-    """The label words of a trial: their texts and, for each, the token ids that follow the prompt."""
+    """The label words of a trial: their texts and, for each, the token ids that follow the prompt.
+
+    `n_known`: how many words of the vocabulary the model and its teacher both have (some pad theirs); None without a teacher.
+    """
 
     words: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
+    n_known: int | None = None
+
+    @property
+    def beginnings(self) -> tuple[tuple[int, ...], ...]:
+        """After which token ids an answer goes on: nothing, and the beginnings of words of several tokens; each once."""
+        return tuple(dict.fromkeys(ids[:step] for ids in self.ids for step in range(len(ids))))
 
     @property
     def single(self) -> bool:
@@ -105,6 +114,7 @@ def encode_trial(
     sets: Mapping[str, Sequence[Example]],
     max_length: int,
     order=None,
+    instruction: str = "",
 ) -> EncodedTrial:
     """Tokenise every prompt of a trial.
 
@@ -115,6 +125,7 @@ def encode_trial(
         demonstrations: in the order of the draw (labels interleaved).
         max_length: tokens that a prompt and its label word may take together.
         order: a generator that shuffles the demonstrations in the prompt (None: as drawn).
+        instruction: a text that opens every prompt.
 
     Raises:
         TrialFailure: a query does not fit even without demonstrations (QUERY_TOO_LONG).
@@ -122,7 +133,7 @@ def encode_trial(
 
     def texts(examples: Sequence[Example], shown: Sequence[Example]) -> list[str]:
         labelled = [(example.fields, words.words[example.label]) for example in shown]
-        return [render_prompt(pattern, labelled, example.fields, separator) for example in examples]
+        return [render_prompt(pattern, labelled, example.fields, separator, instruction) for example in examples]
 
     limit = max_length - words.longest + 1  # the last token of a label word is never fed to the model
     queries = [example for examples in sets.values() for example in examples]

@@ -16,6 +16,7 @@ class Vanilla(Method):
     class Settings(Spec):
         head: Literal["fully_connected", "linear"] = "fully_connected"
 
+    has_own_head = True
     search = {"learning_rate": Range(1e-6, 1e-4, log=True)}
     paper = "Devlin et al. 2019"
 

@@ -15,8 +15,9 @@ from llmft.method import Method, Range
 from llmft.model import BorrowedModel, borrow_model, checksum, resolve_model
 from llmft.registry import METHODS, build_method, complete_settings, method_class
 from llmft.seeds import derive
-from llmft.setting import encode_prompts, settle
+from llmft.setting import encode_lessons, encode_prompts, settle
 from llmft.spec import TrainSpec
+from llmft.teacher import teach
 from llmft.train import Fit, fit
 from llmft.trial import run_trial
 
@@ -98,12 +99,15 @@ def test_the_base_model_stays_untouched(spec_of, name):
 def test_frozen_weights_stay_bit_identical_and_the_others_move(spec_of, name):
     spec = spec_of(name, selections=("last",), weight_decay=0.1)
     setting = settle(spec)
+    encoded = encode_prompts(spec, setting)
+    teach(spec, setting, encoded, encode_lessons(spec, setting), CPU)
     with borrowed(spec.model) as model:
-        method = prepared(name, spec.settings, model, derive(0, "init"))
+        method = setting.method
+        method.prepare(model, 2, torch.Generator().manual_seed(derive(0, "init")))
         frozen = {name for name, parameter in model.network.named_parameters() if not parameter.requires_grad}
         before = weights(model.network)
         adapted = Adapted(method, model)
-        evaluator = Evaluator(adapted, encode_prompts(spec, setting), setting.words, CPU)
+        evaluator = Evaluator(adapted, encoded, setting.words, CPU)
         fit(spec, adapted, evaluator, {"toy": "in", "toy_hans": "out"}, Fit())
         after = weights(model.network)
     unmoved = {name for name in before if torch.equal(before[name], after[name])}
@@ -130,6 +134,8 @@ def expected_trainable(name: str, settings: dict, network, n_labels: int) -> int
             return whole + width * width + width + width * n_labels + n_labels
         case "pattern":
             return whole
+        case "context_distillation":
+            return expected_trainable(settings["student"], settings["student_settings"], network, n_labels)
         case "lora":
             targets = settings["targets"] or ["q_proj", "v_proj"]  # the paper's, section 4.2
             return sum(settings["r"] * (n_in + n_out) for n_in, n_out in linear_sizes(network, targets))
@@ -139,7 +145,8 @@ def expected_trainable(name: str, settings: dict, network, n_labels: int) -> int
 VARIANTS = [
     *[(name, {}) for name in TRAINED],
     ("vanilla", {"head": "linear"}), ("lora", {"r": 3}), ("lora", {"targets": ["k_proj", "out_proj", "fc1"]}),
-    ("pattern", {"loss": "restricted"}),
+    ("pattern", {"loss": "restricted"}), ("context_distillation", {"student": "vanilla"}),
+    ("context_distillation", {"student": "lora", "student_settings": {"r": 3}}),
 ]  # fmt: skip
 
 
