@@ -58,23 +58,25 @@ def teach(
     ) as model:
         adapted = Adapted(_Untouched(method), model)
         runtime.wrap(adapted)
-        readers = [Evaluator(adapted, lesson, setting.words, runtime) for lesson in lessons]
-        alone = Evaluator(adapted, encoded, setting.words, runtime)
-        n_inputs = len(method.inputs(setting.draw))
-        for lesson, reader in zip(setting.lessons, readers, strict=True):
-            if not lesson.inputs:
-                continue
-            for name, rows in reader.read_targets(SHOTS).items():
-                whole = method.taught.setdefault(name, torch.zeros(n_inputs, *rows.shape[1:], dtype=rows.dtype))
-                whole[list(lesson.inputs)] = rows
-        score, zero_shot = (reader.predict(DEV).score if DEV in encoded.sets else None for reader in (readers[0], alone))
+        reader = Evaluator(adapted, encoded, setting.words, runtime)
+        scores = [reader.predict(DEV).score] if DEV in encoded.sets else []
+        n_inputs, n_tokens = len(method.inputs(setting.draw)), reader.n_tokens
+        for lesson, prompts in zip(setting.lessons, lessons, strict=True):
+            reader = Evaluator(adapted, prompts, setting.words, runtime)  # in place of the last, whose prefix goes
+            if SHOTS in prompts.sets:
+                for name, rows in reader.read_targets(SHOTS).items():
+                    whole = method.taught.setdefault(name, torch.zeros(n_inputs, *rows.shape[1:], dtype=rows.dtype))
+                    whole[list(lesson.inputs)] = rows
+            if DEV in prompts.sets:
+                scores.append(reader.predict(DEV).score)
+            n_tokens += reader.n_tokens
         return Teacher(
             model=ref.name,
-            dev_score=score,
-            zero_shot_dev_score=zero_shot,
+            dev_score=scores[1] if scores else None,
+            zero_shot_dev_score=scores[0] if scores else None,
             demonstrations=[example.id for example in lessons[0].demonstrations],
             n_demonstrations_dropped=max(lesson.n_dropped for lesson in lessons),
             n_parameters=sum(parameter.numel() for parameter in model.network.parameters()),
-            n_tokens=alone.n_tokens + sum(reader.n_tokens for reader in readers),
+            n_tokens=n_tokens,
             wall_s=time.perf_counter() - began,
         )

@@ -170,8 +170,9 @@ def _check_ranges(where: str, cell: Cell) -> None:
 
 
 def _entry_cells(
-    where: str, plan: Plan, name: str, entry: MethodEntry, model_entry: ModelEntry, model: ModelRef, task: str, data: DataRef
-) -> list[Cell]:
+    where: str, plan: Plan, name: str, entry: MethodEntry, model_entry: ModelEntry, model: ModelRef, task: str, data: DataRef,
+    teacher: ModelRef | None,
+) -> list[Cell]:  # fmt: skip
     method = entry.method or name
     try:
         cls = method_class(method)
@@ -191,6 +192,7 @@ def _entry_cells(
             raise UserError(f"{where}: n_shots: must be at least 1 for a method that uses shots (got {n_shots}).")
         base = _trial_spec(
             where, model=model, task=task, data=data, method=method, settings=settings, n_shots=n_shots,
+            teacher=None if teacher == model else teacher,
             shots_unit=plan.shots_unit if n_shots else "total", pattern=entry.pattern or plan.pattern,
             verbalizer=entry.verbalizer or plan.verbalizer, train=train, n_dev=plan.n_dev, test_sets=plan.test_sets,
             n_test=plan.n_test, max_length=plan.max_length, precision=plan.precision,
@@ -231,6 +233,10 @@ def build_cells(
     try:
         sources = {task: resolve_data(task, plan.data_dir) for task in plan.tasks}
         models = [resolve_model(entry.name, entry.revision) for entry in plan.models]
+        teachers = {
+            name: entry.teacher and resolve_model(entry.teacher.name, entry.teacher.revision)
+            for name, entry in plan.methods.items()
+        }
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     cells: dict[str, Cell] = {}
@@ -238,7 +244,7 @@ def build_cells(
         for task in plan.tasks:
             for name, entry in plan.methods.items():
                 for cell in _entry_cells(
-                    f"{where}: methods.{name}", plan, name, entry, model_entry, model, task, sources[task]
+                    f"{where}: methods.{name}", plan, name, entry, model_entry, model, task, sources[task], teachers[name]
                 ):
                     if cell.key in cells:
                         raise UserError(

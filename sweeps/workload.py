@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from llmft.batches import SHORTEST_PREFIX
-from llmft.setting import DEV, SHOTS, encode_prompts, settle
+from llmft.method import Lesson
+from llmft.seeds import stream
+from llmft.setting import DEV, SHOTS, Setting, encode_lessons, encode_prompts, settle
 from llmft.spec import TrialSpec
 from llmft.task import Draw, Example, draw_examples
-from llmft.tokens import LabelWords
+from llmft.tokens import EncodedTrial, LabelWords
 from sweeps.cells import Cell, Params
 
 SAMPLE, MOST_SEEDS = 48, 16
@@ -34,6 +36,25 @@ class Lengths:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """Prompts that are scored behind one opening of `prefix` tokens, which is encoded once if `shared`."""
+
+    prefix: int
+    sets: tuple[Lengths, ...]
+    shared: bool
+
+    def largest_batches(self, budget: int) -> set[tuple[int, int]]:
+        """(prompts, tokens of each, prefix included) of the batches that may need the most: the longest, and the most prompts."""
+        shapes = [shape for lengths in self.sets for shape in lengths.batches(budget, self.prefix)]
+        return {max(shapes), max(shapes, key=lambda shape: shape[::-1]), max(shapes, key=lambda shape: shape[0] * shape[1])}
+
+    @property
+    def n_tokens(self) -> float:
+        opening = 0 if self.shared else self.prefix
+        return self.prefix * self.shared + sum(lengths.n_tokens + lengths.n * opening for lengths in self.sets)
+
+
+@dataclass(frozen=True)
 class Workload:
     """The heaviest of a cell's trials.
 
@@ -43,6 +64,7 @@ class Workload:
         prefix: tokens that open every prompt: the demonstrations, and what their pattern begins with.
         shots: tokens of each example that is trained on; empty where nothing is trained.
         dev, tests: what is scored besides.
+        lessons: what a teacher reads before the training.
     """
 
     spec: TrialSpec
@@ -51,20 +73,21 @@ class Workload:
     shots: tuple[int, ...]
     dev: Lengths | None
     tests: Mapping[str, Lengths]
+    lessons: tuple[Reading, ...] = ()
 
     @property
     def shares_prefix(self) -> bool:
         """Whether the prefix is encoded once, and its keys and values kept (`llmft.evaluate.Evaluator`)."""
         return not self.shots and self.prefix >= SHORTEST_PREFIX
 
-    def largest_batches(self, budget: int) -> set[tuple[int, int]]:
-        """(prompts, tokens of each, prefix included) of the scored batches that may need the most: the longest, and the most prompts."""
-        shapes = [shape for lengths in self.scored for shape in lengths.batches(budget, self.prefix)]
-        return {max(shapes), max(shapes, key=lambda shape: shape[::-1]), max(shapes, key=lambda shape: shape[0] * shape[1])}
+    @property
+    def scored(self) -> Reading:
+        return Reading(self.prefix, (*filter(None, [self.dev]), *self.tests.values()), self.shares_prefix)
 
     @property
-    def scored(self) -> list[Lengths]:
-        return [*filter(None, [self.dev]), *self.tests.values()]
+    def tokens_taught(self) -> float:
+        """Tokens that the teacher reads."""
+        return sum(lesson.n_tokens for lesson in self.lessons)
 
     @property
     def tokens_trained(self) -> int:
@@ -93,17 +116,22 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
     seeds = {*cell.report_seeds, *(cell.search.seeds if cell.search else ())}
     n_shots = spec.n_shots if method.uses_shots else 0
     draws = [
-        draw_examples(setting.data, len(task.labels), n_shots, spec.shots_unit, spec.n_dev, seed)
+        draw_examples(setting.data, len(task.labels), n_shots, spec.shots_unit, spec.n_dev, seed, method.n_unlabelled)
         for seed in sorted(seeds)[:MOST_SEEDS]
     ]
 
     def weight(draw: Draw) -> int:
-        return sum(map(_n_characters, method.context(draw.shots))) or max(map(_n_characters, draw.shots), default=0)
+        shown = [*method.context(draw.shots), *(example for lesson in lessons_of(draw)[:1] for example in lesson.demonstrations)]
+        return sum(map(_n_characters, shown)) or max(map(_n_characters, draw.shots), default=0)
+
+    def lessons_of(draw: Draw) -> tuple[Lesson, ...]:
+        return method.lessons(draw, stream(spec.data_seed, "lessons"))
 
     draw = max(draws, key=weight)
     sampled = replace(
         setting,
         draw=replace(draw, dev=_sample(draw.dev)),
+        lessons=lessons_of(draw),
         tests=tuple(replace(test, examples=_sample(test.examples)) for test in setting.tests),
     )
     encoded = encode_prompts(spec, sampled)
@@ -115,7 +143,21 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
         lengths.get(SHOTS, ()),
         Lengths(len(draw.dev), lengths[DEV]) if draw.dev else None,
         {test.name: Lengths(len(test.examples), lengths[test.name]) for test in setting.tests},
+        tuple(_reading(lesson, len(draw.dev)) for lesson in _lessons(spec, sampled, encoded)),
     )
+
+
+def _lessons(spec: TrialSpec, setting: Setting, encoded: EncodedTrial) -> list[EncodedTrial]:
+    """What a teacher reads: the lessons, and dev without them."""
+    lessons = encode_lessons(spec, setting)
+    alone = [replace(encoded, sets={DEV: encoded.sets[DEV]})] if lessons and DEV in encoded.sets else []
+    return lessons + alone
+
+
+def _reading(encoded: EncodedTrial, n_dev: int) -> Reading:
+    lengths = {name: tuple(sorted(map(len, queries.suffixes))) for name, queries in encoded.sets.items()}
+    sets = tuple(Lengths(n_dev if name == DEV else len(sample), sample) for name, sample in lengths.items())
+    return Reading(len(encoded.prefix), sets, len(encoded.prefix) >= SHORTEST_PREFIX)
 
 
 def _largest(cell: Cell) -> Params:
