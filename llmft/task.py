@@ -152,15 +152,15 @@ def draw_examples(
         dev.append([rows[i] for i in order[len(rows) - k_dev[label] :]])
     interleaved = tuple(example for group in zip(*shots, strict=True) for example in group)  # any prefix stays balanced
     held_out = tuple(example for group in dev for example in group)
-    return Draw(interleaved, held_out, _draw_unlabelled(data, {*map(id, interleaved + held_out)}, n_unlabelled, seed))
+    return Draw(interleaved, held_out, _draw_unlabelled(data, {example.id for example in interleaved + held_out}, n_unlabelled, seed))
 
 
 def _draw_unlabelled(data: TaskData, drawn: set[int], n: int, seed: int) -> tuple[Example, ...]:
-    """`n` examples of the pool, their labels taken away; none whose `id()` is among `drawn`."""
+    """`n` examples of the pool, their labels taken away; none whose id is among `drawn`."""
     if n > (n_left := len(data.pool) - len(drawn)):
         raise UserError(f"n_unlabelled: {n} are more than the {n_left} examples of the training pool that are neither shots nor dev.")
     order = stream(seed, "unlabelled").permutation(len(data.pool)) if n else ()
-    free = (data.pool[i] for i in order if id(data.pool[i]) not in drawn)
+    free = (data.pool[i] for i in order if data.pool[i].id not in drawn)
     return tuple(replace(example, label=NO_LABEL) for example in islice(free, n))
 
 

@@ -19,6 +19,7 @@ from llmft.setting import encode_prompts, settle
 from llmft.trial import run_trial
 
 FEW_AT_ONCE = {"micro_batch_tokens": 40}
+DISTILLED = {"n_unlabelled": 9, "distil_shots": True, "cross_entropy_weight": 0.5, "over": "top_k", "k": 9}
 
 
 def table(result) -> dict[tuple, np.ndarray]:
@@ -44,8 +45,9 @@ def assert_same(result, expected, atol: float = 1e-5) -> None:
 def runs(spec_of):
     """What is compared. With a steady epsilon: a gradient of rounding noise alone must not become a full step."""
 
-    def run(method: str, settings: dict | None = None, before=None, **changed) -> Run:
-        return Run(spec_of(method, **{"epsilon": 1e-4, "n_dev": 7, "n_test": 14} | changed), settings or {}, before)
+    def run(method: str, runtime: dict | None = None, before=None, settings: dict | None = None, **changed) -> Run:
+        spec = spec_of(method, settings, **{"epsilon": 1e-4, "n_dev": 7, "n_test": 14} | changed)
+        return Run(spec, runtime or {}, before)
 
     every = ("last", "best_dev", "best_in_domain", "best_out_of_domain")
     early = {"epochs": 6, "learning_rate": 1e-2, "n_dev": 10, "n_shots": 12}
@@ -54,6 +56,7 @@ def runs(spec_of):
         "pattern": run("pattern", weight_decay=0.01, clip_norm=0.5),
         "lora": run("lora"),
         "in context": run("in_context"),
+        "distillation": run("context_distillation", {"micro_batch_tokens": 200}, settings=DISTILLED),
         "a last batch of one": run("pattern", n_shots=6, batch_size=5),
         "a dev set of one": run("pattern", n_dev=1, n_test=4),
         "many passes": run("pattern", FEW_AT_ONCE, batch_size=16, clip_norm=None),

@@ -68,7 +68,7 @@ def rebuild(annotation, value):
     return annotation.model_construct(**value) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else value
 
 
-PATHS = [path for path, _ in leaves(GOLDEN)]
+PATHS = [path for path, _ in leaves(GOLDEN) if path != ("teacher",)]
 WHERE_IT_LIES = [("model", "path"), ("data", "directory"), ("data", "commits"), ("model", "name"), ("model", "revision")]
 
 
@@ -88,6 +88,16 @@ def test_without_a_fingerprint_the_name_tells_models_apart(path):
 @pytest.mark.parametrize("path", [path for path in PATHS if path not in WHERE_IT_LIES], ids=".".join)
 def test_every_other_field_changes_the_digest(path):
     assert changed(GOLDEN, path, other_value(dict(leaves(GOLDEN))[path])).digest != GOLDEN.digest
+
+
+def test_a_teachers_content_changes_the_digest_and_its_folder_does_not():
+    def digest(**fields) -> str:
+        return GOLDEN.model_copy(update={"teacher": ModelRef(**fields)}).digest
+
+    known = digest(name="facebook/opt-6.7b", fingerprint="a")
+    assert known != GOLDEN.digest
+    assert digest(name="opt-6.7b", fingerprint="a", path="/elsewhere") == known != digest(name="opt-6.7b", fingerprint="b")
+    assert digest(name="facebook/opt-6.7b") != digest(name="facebook/opt-2.7b")
 
 
 def test_the_digest_survives_json():

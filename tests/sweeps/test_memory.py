@@ -30,6 +30,7 @@ def one_thread():
 
 
 CPU = torch.device("cpu")
+DISTILLED = {"over": "vocabulary", "n_unlabelled": 300, "student": "lora"}  # the targets and the teacher weigh more than the training
 
 
 def cells_of(model, method, resolve_model=None, train=None, **changes):
@@ -58,7 +59,8 @@ def peak_of_trial(spec):
     [*((name, {}) for name in METHODS)]
     + [("pattern", {"train": {"gradient_checkpointing": True}}), ("pattern", {"selections": ["last"]})]
     + [(name, {"precision": "bf16"}) for name in ("zero_shot", "in_context", "pattern", "lora")]
-    + [("lora", {"train": {"batch_size": 4}})],
+    + [("lora", {"train": {"batch_size": 4}})]
+    + [("context_distillation", {"methods": {"context_distillation": {"settings": DISTILLED}}})],
 )
 def test_an_estimate_is_what_a_real_trial_takes(tiny_model, method, changes):
     (cell,) = cells_of(tiny_model, method, **changes)
