@@ -103,7 +103,7 @@ class Teacher(Data):
     model: str
     dev_score: float | None = None
     zero_shot_dev_score: float | None = None
-    demonstrations: list[str] = Field(default_factory=list, description="ids in its prompt for unlabelled inputs, in order")
+    demonstrations: list[str] = Field(default_factory=list, description="ids in the prompt of its first lesson, in order")
     n_demonstrations_dropped: int = 0
     n_parameters: int = 0
     n_tokens: int = Field(0, description="tokens that it read")

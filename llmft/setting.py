@@ -15,7 +15,7 @@ from llmft.spec import DataRef, ModelRef, TrialSpec
 from llmft.task import Draw, Example, Task, TaskData, TestSet, draw_examples, subsample
 from llmft.tokens import EncodedTrial, LabelWords, encode, encode_trial, resolve_label_words
 
-SHOTS, DEV = "shots", "dev"  # names of these sets among a trial's encoded sets
+SHOTS, DEV, INPUTS = "shots", "dev", "inputs"  # names of these sets among a trial's encoded sets, and a lesson's
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,14 @@ def encode_prompts(spec: TrialSpec, setting: Setting) -> EncodedTrial:
 
 
 def encode_lessons(spec: TrialSpec, setting: Setting) -> list[EncodedTrial]:
-    """The prompts of the setting's lessons: the inputs (as `SHOTS`), and in the first lesson the dev examples as well.
+    """The prompts of the setting's lessons: the `INPUTS`, and in the first lesson the dev examples as well.
 
     Raises:
         TrialFailure: as `encode_prompts`.
     """
     inputs, encoded = setting.method.inputs(setting.draw), []
     for number, lesson in enumerate(setting.lessons):
-        sets = {SHOTS: tuple(inputs[i] for i in lesson.inputs), DEV: () if number else setting.draw.dev}
+        sets = {INPUTS: tuple(inputs[i] for i in lesson.inputs), DEV: () if number else setting.draw.dev}
         sets = {name: examples for name, examples in sets.items() if examples}
         encoded.append(_encode(spec, setting, spec.teacher or spec.model, lesson.demonstrations, sets, lesson.instruction))
     return encoded
@@ -135,6 +135,7 @@ def _encode(
     sets: Mapping[str, Sequence[Example]],
     instruction: str = "",
 ) -> EncodedTrial:
+    context = context_length(load_config(model))
     return encode_trial(
         load_tokenizer(model),
         setting.task.patterns[spec.pattern],
@@ -142,7 +143,7 @@ def _encode(
         spec.separator,
         demonstrations,
         sets,
-        min(spec.max_length or 1 << 30, context_length(load_config(model))),
+        min(spec.max_length or context, context),
         stream(spec.order_seed, "demonstrations"),
         instruction,
     )

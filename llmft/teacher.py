@@ -17,7 +17,7 @@ from llmft.method import Method
 from llmft.model import borrow_model, choose_device
 from llmft.record import Teacher
 from llmft.runtime import Runtime
-from llmft.setting import DEV, SHOTS, Setting
+from llmft.setting import DEV, INPUTS, Setting
 from llmft.spec import TrialSpec
 from llmft.tokens import EncodedTrial
 
@@ -63,8 +63,8 @@ def teach(
         n_inputs, n_tokens = len(method.inputs(setting.draw)), reader.n_tokens
         for lesson, prompts in zip(setting.lessons, lessons, strict=True):
             reader = Evaluator(adapted, prompts, setting.words, runtime)  # in place of the last, whose prefix goes
-            if SHOTS in prompts.sets:
-                for name, rows in reader.read_targets(SHOTS).items():
+            if INPUTS in prompts.sets:
+                for name, rows in reader.read_targets(INPUTS).items():
                     whole = method.taught.setdefault(name, torch.zeros(n_inputs, *rows.shape[1:], dtype=rows.dtype))
                     whole[list(lesson.inputs)] = rows
             if DEV in prompts.sets:

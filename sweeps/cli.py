@@ -33,7 +33,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 PlanName = Annotated[
-    str, typer.Argument(help="a plan file, or the name of a plan that comes with llmft: quickstart, rte_hans", metavar="PLAN")
+    str, typer.Argument(help="a plan file, or the name of a plan that comes with llmft: quickstart, rte_hans, context_distillation", metavar="PLAN")
 ]
 DataDir = Annotated[str | None, typer.Option("--data-dir", help="a local folder with the tasks' files, in place of the plan's")]
 Models = Annotated[

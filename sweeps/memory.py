@@ -81,7 +81,7 @@ class Memory:
     @property
     def host_bytes(self) -> int:
         """In the host's memory, for each process of a trial on GPUs; a better checkpoint is copied before the old one goes."""
-        return self.base_bytes + self.taught_bytes + max(self.loading_bytes, self.copying_bytes + 2 * self.checkpoint_bytes)
+        return self.base_bytes + max(self.loading_bytes, self.taught_bytes + self.copying_bytes + 2 * self.checkpoint_bytes)
 
     @property
     def cpu_bytes(self) -> int:
@@ -89,8 +89,8 @@ class Memory:
         second_checkpoint = self.checkpoint_bytes - self.gradient_bytes
         at_work = max(self.training_bytes, self.scoring_bytes - self.gradient_bytes, second_checkpoint)
         at_work += self.held_bytes + self.checkpoint_bytes
-        at_most = max(at_work, self.copying_bytes, self.loading_bytes, self.teacher_bytes)
-        return (0 if self.n_workers > 1 else self.base_bytes) + self.taught_bytes + at_most
+        trained = self.taught_bytes + max(at_work, self.copying_bytes)
+        return (0 if self.n_workers > 1 else self.base_bytes) + max(trained, self.loading_bytes, self.teacher_bytes)
 
 
 def estimate_memory(

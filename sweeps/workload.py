@@ -65,6 +65,7 @@ class Workload:
         shots: tokens of each example that is trained on; empty where nothing is trained.
         dev, tests: what is scored besides.
         lessons: what a teacher reads before the training.
+        n_unlabelled: how many of the examples that are trained on are not shots.
     """
 
     spec: TrialSpec
@@ -74,6 +75,7 @@ class Workload:
     dev: Lengths | None
     tests: Mapping[str, Lengths]
     lessons: tuple[Reading, ...] = ()
+    n_unlabelled: int = 0
 
     @property
     def shares_prefix(self) -> bool:
@@ -144,6 +146,7 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
         Lengths(len(draw.dev), lengths[DEV]) if draw.dev else None,
         {test.name: Lengths(len(test.examples), lengths[test.name]) for test in setting.tests},
         tuple(_reading(lesson, len(draw.dev)) for lesson in _lessons(spec, sampled, encoded)),
+        method.n_unlabelled,
     )
 
 

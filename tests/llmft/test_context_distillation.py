@@ -20,7 +20,7 @@ from llmft.methods.context_distillation import probability_of_beginnings
 from llmft.model import borrow_model, resolve_model
 from llmft.prompts import render_prompt
 from llmft.registry import build_method, complete_settings, load_task
-from llmft.setting import DEV, SHOTS, encode_lessons, encode_prompts, settle
+from llmft.setting import DEV, INPUTS, SHOTS, encode_lessons, encode_prompts, settle
 from llmft.spec import TrainSpec, TrialSpec
 from llmft.task import NO_LABEL, Example, TaskData, draw_examples
 from llmft.teacher import teach
@@ -127,7 +127,7 @@ def test_unlabelled_inputs_have_no_label_anywhere(spec_of):
     spec = spec_of(DISTILLED, FEW)
     setting = settle(spec)
     assert set(encode_prompts(spec, setting).sets[SHOTS].labels) == {NO_LABEL}
-    assert {label for lesson in encode_lessons(spec, setting) for label in lesson.sets[SHOTS].labels} == {NO_LABEL}
+    assert {label for lesson in encode_lessons(spec, setting) for label in lesson.sets[INPUTS].labels} == {NO_LABEL}
     record = run_trial(spec, CPU).record
     assert record.draws.unlabelled == [example.id for example in setting.draw.unlabelled]
     assert len(record.draws.shots) == 16
