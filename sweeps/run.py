@@ -12,13 +12,14 @@ from typing import Any
 from llmft.errors import UserError
 from llmft.files import Place
 from llmft.record import TrialRecord
+from sweeps.cell_plan import Planned
 from sweeps.cells import Cell
 from sweeps.failures import FailurePolicy
 from sweeps.plan import Plan
 from sweeps.prefetch import Needs, moved_models
 from sweeps.progress import Progress
 from sweeps.prune import failed
-from sweeps.schedule import Planned, RecordBook, Schedule
+from sweeps.schedule import RecordBook, Schedule
 from sweeps.store import Store
 from sweeps.studies import Mirror
 from sweeps.trackers import Tracker, tracking

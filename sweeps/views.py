@@ -13,8 +13,8 @@ from rich.text import Text
 
 from llmft.method import Range
 from llmft.record import TrialRecord
+from sweeps.cell_plan import CellState, Planned, Records
 from sweeps.prune import failed
-from sweeps.schedule import CellState, Planned, Records
 
 if TYPE_CHECKING:
     from sweeps.outlook import Outlook
