@@ -155,7 +155,7 @@ def draw_examples(
     return Draw(interleaved, held_out, _draw_unlabelled(data, {example.id for example in interleaved + held_out}, n_unlabelled, seed))
 
 
-def _draw_unlabelled(data: TaskData, drawn: set[int], n: int, seed: int) -> tuple[Example, ...]:
+def _draw_unlabelled(data: TaskData, drawn: set[str], n: int, seed: int) -> tuple[Example, ...]:
     """`n` examples of the pool, their labels taken away; none whose id is among `drawn`."""
     if n > (n_left := len(data.pool) - len(drawn)):
         raise UserError(f"n_unlabelled: {n} are more than the {n_left} examples of the training pool that are neither shots nor dev.")
