@@ -10,6 +10,7 @@ pandas, matplotlib and scipy are imported by the functions that need them, so th
 from analysis.columns import COLUMNS, Column
 from analysis.figures import scatter
 from analysis.findings import CODES, cross_findings
+from analysis.forgetting import forgetting_table, load_forgetting, mean_relative_drop
 from analysis.frame import load, predictions
 from analysis.headline import Answer, headline
 from analysis.manifest import Choice, Manifest, read_manifest
@@ -30,8 +31,11 @@ __all__ = [
     "compare",
     "compare_groups",
     "cross_findings",
+    "forgetting_table",
     "headline",
     "load",
+    "load_forgetting",
+    "mean_relative_drop",
     "predictions",
     "read_manifest",
     "scatter",

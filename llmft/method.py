@@ -65,6 +65,9 @@ class Method:
         uses_shots: whether labelled examples are used at all.
         has_own_head: whether a new head answers in place of the language model's, so that there are no words.
         paper: where the method comes from.
+
+    Attributes:
+        n_virtual_tokens: places that the method takes in front of every prompt.
     """
 
     class Settings(Spec):
@@ -76,6 +79,7 @@ class Method:
     uses_shots: ClassVar[bool] = True
     has_own_head: ClassVar[bool] = False
     paper: ClassVar[str] = ""
+    n_virtual_tokens: int = 0
 
     def __init__(self, settings: Spec | None = None):
         self.settings = settings if settings is not None else self.Settings()

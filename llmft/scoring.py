@@ -80,6 +80,11 @@ def word_log_probabilities(log_probabilities: torch.Tensor, words: LabelWords) -
     )
 
 
+def all_logits(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
+    """The logits of every word at every place of the rows, [rows, length, words], for what must be read beyond the answer."""
+    return model.network(**_inputs(batch)).logits[:, -batch.input_ids.shape[1] :]
+
+
 def label_word_scores(model: BorrowedModel, batch: QueryBatch) -> Scores:
     """The log-probability of every label word after every query, and which word is the best of all."""
     logits_at, words, n = _logits_at(model, batch), batch.words, len(batch)

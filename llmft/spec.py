@@ -56,6 +56,23 @@ class DataRef(Spec):
         return next((commit for *asked, commit in self.commits if asked == [repository, revision]), None)
 
 
+class FileRef(Spec):
+    """A file or folder of the user's; its place does not count for the digest."""
+
+    path: str
+    fingerprint: str = ""
+
+
+class ForgettingSpec(Spec):
+    """What else a model could do: measured with the base model and with the adapted one (`llmft.forgetting`)."""
+
+    tasks: dict[str, DataRef] = Field(default_factory=dict, description="tasks of llmft, zero-shot on their in-domain set")
+    harness: tuple[str, ...] = Field((), description="tasks of lm-evaluation-harness")
+    harness_dir: FileRef | None = Field(None, description="a folder with further tasks in the harness's format")
+    text: FileRef | None = Field(None, description="a text whose perplexity is measured")
+    limit: int | None = Field(None, ge=1, description="examples of each task; null: all")
+
+
 class TrainSpec(Spec):
     """How the weights are trained. The defaults are those of Mosbach et al. 2023, Table 7."""
 
@@ -110,6 +127,7 @@ class TrialSpec(Spec):
     max_length: int | None = Field(None, ge=8, description="tokens of a prompt; null: the model's context")
     selections: tuple[Selection, ...] = ("last", "best_dev")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    forgetting: ForgettingSpec | None = Field(None, description="measured beside the task; null: nothing")
 
     @model_validator(mode="after")
     def _consistent(self) -> TrialSpec:
@@ -126,6 +144,12 @@ class TrialSpec(Spec):
         content["model"] = self.model.identity
         content["teacher"] = self.teacher and self.teacher.identity
         content["data"] = {"fingerprint": self.data.fingerprint}
+        if wanted := self.forgetting:
+            content["forgetting"] |= {
+                "tasks": {name: data.fingerprint for name, data in wanted.tasks.items()},
+                "harness_dir": wanted.harness_dir and wanted.harness_dir.fingerprint,
+                "text": wanted.text and wanted.text.fingerprint,
+            }
         canonical = json.dumps({"version": DIGEST_VERSION, **content}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:20]
 

@@ -139,7 +139,7 @@ def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: M
                 _prune(result.curve, runtime.stop_below)
             if stopped:
                 break
-    keeper.finish(restore=runtime.keep_weights)
+    keeper.finish(restore=runtime.keep_weights or spec.forgetting is not None)
 
 
 def _add_gradients(

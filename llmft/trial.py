@@ -16,8 +16,10 @@ from llmft.batches import smaller_budget
 from llmft.distributed import is_lost_peer
 from llmft.errors import Cause, OutOfMemory, TrialFailure, UserError
 from llmft.evaluate import Evaluator
+from llmft.forgetting import check_alone, check_forgetting, measure, measure_base, pair, starting_weights, weight_distance
+from llmft.method import Method
 from llmft.model import borrow_model, choose_device
-from llmft.record import Cost
+from llmft.record import Cost, Measure
 from llmft.result import TrialResult, failed_record, finished_record, predictions_file
 from llmft.runtime import Runtime
 from llmft.seeds import derive
@@ -89,6 +91,7 @@ def check_spec(spec: TrialSpec) -> None:
     """
     settle(spec)
     _check_precision(spec, choose_device(None))
+    check_forgetting(spec)
 
 
 def _check_precision(spec: TrialSpec, device: torch.device) -> None:
@@ -99,6 +102,8 @@ def _check_precision(spec: TrialSpec, device: torch.device) -> None:
 def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialResult:
     setting, device = settle(spec), choose_device(runtime.device)
     _check_precision(spec, device)
+    check_alone(spec, runtime)
+    began, before = _base_measures(spec, setting.method, runtime, device, began)
     encoded, lessons = encode_prompts(spec, setting), encode_lessons(spec, setting)
     method, memory = setting.method, cost.PeakMemory(device)
     domains = {test.name: test.domain for test in setting.tests}
@@ -108,9 +113,11 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
         teacher = teach(spec, setting, encoded, lessons, runtime)
     with borrow_model(spec.model, spec.precision, device, dropout, copied=method.trains, kept=alone) as model:
         n_parameters = sum(parameter.numel() for parameter in model.network.parameters())
+        base_names = {name for name, _ in model.network.named_parameters()}
         if method.trains:
             method.prepare(model, len(setting.task.labels), torch.Generator().manual_seed(derive(spec.init_seed, "init")))
         trainable = [(p.numel(), p.element_size()) for p in model.network.parameters() if p.requires_grad]
+        start = starting_weights(model.network, base_names) if spec.forgetting else {}
         adapted = Adapted(method, model)
         module, evaluator = runtime.wrap(adapted), Evaluator(adapted, encoded, setting.words, runtime)
         started = time.perf_counter()
@@ -119,7 +126,9 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
                 fit(spec, module, evaluator, domains, result)
             else:
                 _score(evaluator, domains, result)
-        finished = time.perf_counter()
+            finished = time.perf_counter()
+            after = measure(adapted, spec.model, spec.forgetting, runtime) if spec.forgetting and method.trains else before
+        distance = weight_distance(model.network, start) if spec.forgetting else None
         weights = gather_weights(model, runtime) if method.trains and runtime.keep_weights else None
         spent = Cost(
             wall_s=finished - began,
@@ -141,8 +150,21 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
             micro_batch_tokens=runtime.micro_batch_tokens,
             n_out_of_memory=runtime.n_out_of_memory,
         )
-    record = finished_record(spec, setting, encoded, result, spent, teacher)
+    record = finished_record(spec, setting, encoded, result, spent, teacher).model_copy(
+        update={"forgetting": pair(before, after), "weight_distance": distance}
+    )
     return TrialResult(record, predictions_file(setting, result), weights)
+
+
+def _base_measures(
+    spec: TrialSpec, method: Method, runtime: Runtime, device: torch.device, began: float
+) -> tuple[float, list[Measure]]:
+    """What the base model can do, and `began` without the time that this took: all trials of a model share it."""
+    if spec.forgetting is None or method.has_own_head:
+        return began, []
+    started = time.perf_counter()
+    measured = measure_base(spec, spec.forgetting, runtime, device)
+    return began + time.perf_counter() - started, measured
 
 
 def _score(evaluator: Evaluator, domains: Mapping[str, str], result: Fit) -> None:

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from llmft.adapted import Adapted
 from llmft.distributed import whole
 from llmft.errors import UserError
-from llmft.model import BorrowedModel
+from llmft.model import BorrowedModel, borrow_model
+from llmft.registry import build_method, load_task
 from llmft.runtime import Runtime
+from llmft.seeds import derive
+from llmft.spec import TrialSpec
+
+
+@contextmanager
+def restored(spec: TrialSpec, path: Path | str | None, device: torch.device) -> Iterator[Adapted]:
+    """A trial's model as it was after the trial, on its device, for evaluation.
+
+    Args:
+        path: its `weights.safetensors`; None where its method trains nothing.
+
+    Raises:
+        UserError: as `load_weights`, or the base model cannot be loaded.
+    """
+    method = build_method(spec.method, spec.settings)
+    with borrow_model(spec.model, spec.precision, device, spec.train.dropout if method.trains else None) as model:
+        if method.trains:
+            n_labels = len(load_task(spec.task).labels)
+            method.prepare(model, n_labels, torch.Generator().manual_seed(derive(spec.init_seed, "init")))
+            load_weights(model, path)
+        yield Adapted(method, model).to(device).eval()
 
 
 def gather_weights(model: BorrowedModel, runtime: Runtime) -> bytes | None:
@@ -27,15 +52,7 @@ def gather_weights(model: BorrowedModel, runtime: Runtime) -> bytes | None:
 
 @torch.no_grad()
 def load_weights(model: BorrowedModel, path: Path | str) -> None:
-    """Put a trial's `weights.safetensors` into a model that the trial's method has prepared.
-
-    ```python
-    method = build_method(spec.method, spec.settings)
-    with borrow_model(spec.model, spec.precision, device, spec.train.dropout) as model:
-        method.prepare(model, n_labels, torch.Generator().manual_seed(derive(spec.init_seed, "init")))
-        load_weights(model, path)
-        model.network.to(device).eval()
-    ```
+    """Put a trial's `weights.safetensors` into a model that the trial's method has prepared, as `restored` does.
 
     Raises:
         UserError: the file is not there, or holds other parameters than the method trains.

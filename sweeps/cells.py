@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from llmft.errors import UserError, unknown_name
 from llmft.method import Range
 from llmft.registry import complete_settings, load_task, method_class
-from llmft.spec import DataRef, ModelRef, TrainSpec, TrialSpec, error_lines
+from llmft.spec import DataRef, ForgettingSpec, ModelRef, TrainSpec, TrialSpec, error_lines
 from sweeps.plan import MethodEntry, ModelEntry, Plan, SearchPlan
 from sweeps.space import Params, Space, among, can_be, ordered
 
@@ -171,7 +171,7 @@ def _check_ranges(where: str, cell: Cell) -> None:
 
 def _entry_cells(
     where: str, plan: Plan, name: str, entry: MethodEntry, model_entry: ModelEntry, model: ModelRef, task: str, data: DataRef,
-    teacher: ModelRef | None,
+    teacher: ModelRef | None, forgetting: ForgettingSpec | None,
 ) -> list[Cell]:  # fmt: skip
     method = entry.method or name
     try:
@@ -196,9 +196,9 @@ def _entry_cells(
             shots_unit=plan.shots_unit if n_shots else "total", pattern=entry.pattern or plan.pattern,
             verbalizer=entry.verbalizer or plan.verbalizer, train=train, n_dev=plan.n_dev, test_sets=plan.test_sets,
             n_test=plan.n_test, max_length=plan.max_length, precision=plan.precision,
-            selections=plan.selections if cls.trains else ("none",),
+            selections=plan.selections if cls.trains else ("none",), forgetting=forgetting,
         )  # fmt: skip
-        search_base = base.model_copy(update={"selections": (plan.search_selection,), "test_sets": ()})
+        search_base = base.model_copy(update={"selections": (plan.search_selection,), "test_sets": (), "forgetting": None})
         cell = Cell(
             entry=name, base=base, search_base=search_base, ranges=ranges, search=plan.search if ranges else None,
             report_seeds=plan.report.seeds if cls.uses_shots or cls.trains else plan.report.seeds[:1], model_entry=model_entry,
@@ -237,6 +237,7 @@ def build_cells(
             name: entry.teacher and resolve_model(entry.teacher.name, entry.teacher.revision)
             for name, entry in plan.methods.items()
         }
+        forgetting = _resolve_forgetting(plan)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     cells: dict[str, Cell] = {}
@@ -244,7 +245,8 @@ def build_cells(
         for task in plan.tasks:
             for name, entry in plan.methods.items():
                 for cell in _entry_cells(
-                    f"{where}: methods.{name}", plan, name, entry, model_entry, model, task, sources[task], teachers[name]
+                    f"{where}: methods.{name}", plan, name, entry, model_entry, model, task, sources[task], teachers[name],
+                    forgetting,
                 ):
                     if cell.key in cells:
                         raise UserError(
@@ -256,3 +258,11 @@ def build_cells(
 
 def _resolve_data(task: str, directory: str | None) -> DataRef:
     return load_task(task).resolve_data(directory)
+
+
+def _resolve_forgetting(plan: Plan) -> ForgettingSpec | None:
+    if plan.forgetting is None:
+        return None
+    from llmft.forgetting import resolve_forgetting  # imports torch
+
+    return resolve_forgetting(**dict(plan.forgetting), data_dir=plan.data_dir)

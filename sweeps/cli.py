@@ -265,6 +265,46 @@ def report(
 
 
 @app.command()
+def evaluate(
+    results: Annotated[str, typer.Argument(help="a folder of results, or its URL")],
+    digest: Annotated[str, typer.Argument(help="the trial: its folder's name below trials/, or the beginning of it")],
+    harness: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,NAME", help="tasks or groups of lm-evaluation-harness: mmlu,bbh,super-glue-lm-eval-v1"),
+    ] = None,
+    harness_dir: Annotated[str | None, typer.Option(help="a folder with further tasks in the harness's format (YAML)")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME", help="tasks of llmft, zero-shot on their in-domain set")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="a text file whose perplexity is measured")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="examples of each task [default: all]")] = None,
+    before: Annotated[bool, typer.Option("--before", help="measure the base model too")] = False,
+    data_dir: DataDir = None,
+    device: str | None = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+) -> int:
+    """Ask a trial's adapted model what else it can do, from the weights that a plan with keep_weights: true has kept.
+
+    The numbers go into evaluation.json beside the trial's record; those of earlier calls stay, unless measured again.
+    """
+    from sweeps.evaluate import evaluate_trial
+    from sweeps.views import changes_table
+
+    evaluation = evaluate_trial(
+        open_folder(results), digest, _names(tasks), _names(harness), harness_dir, text, limit, before, data_dir, device
+    )
+    if as_json:
+        print(evaluation.model_dump_json(indent=1))
+    else:
+        _console().print(changes_table(evaluation.changes))
+    return 0
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()
+
+
+@app.command()
 def methods(name: Annotated[str | None, typer.Argument(help="one method, with its whole description")] = None) -> int:
     """The ways of adapting a model."""
     from llmft.registry import METHODS, method_class

@@ -149,6 +149,16 @@ class SearchPlan(Spec):
     prune: PrunePlan | None = Field(None, description="null: every trial runs to its last epoch")
 
 
+class ForgettingPlan(Spec):
+    """What the reported trials also measure, with the base model and with the adapted one; the weights' distance in any case."""
+
+    tasks: tuple[str, ...] = Field((), description="tasks of llmft, zero-shot on their in-domain set")
+    harness: tuple[str, ...] = Field((), description="tasks of lm-evaluation-harness (llmft[harness])")
+    harness_dir: str | None = Field(None, description="a folder with further tasks in the harness's format")
+    text: str | None = Field(None, description="a text file whose perplexity is measured")
+    limit: int | None = Field(None, ge=1, description="examples of each task; null: all")
+
+
 class ReportPlan(Spec):
     """The seeds whose results are reported. Five cannot reach p < .05 in a Wilcoxon test."""
 
@@ -171,6 +181,7 @@ class Plan(Spec):
     train: dict[str, Any] = Field(default_factory=dict, description="fields of TrainSpec, for every method")
     search: SearchPlan | None = Field(None, description="null: every method runs with its defaults")
     report: ReportPlan = ReportPlan()
+    forgetting: ForgettingPlan | None = Field(None, description="null: only the plan's tasks are measured")
     n_dev: int = Field(64, ge=0)
     n_test: int | None = Field(None, ge=1)
     test_sets: tuple[str, ...] | None = Field(None, min_length=1, description="null: all of the task's")
@@ -194,6 +205,11 @@ class Plan(Spec):
         for name, values in lists.items():
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} names a value twice")
+        if self.forgetting and any(max(entry.gpus or 1, entry.workers or 1) > 1 for entry in self.models):
+            raise ValueError(
+                "forgetting is measured by one process, and a model has several; remove it, set keep_weights to true and use "
+                "llmft evaluate afterwards"
+            )
         return self
 
     @property
@@ -209,7 +225,7 @@ class Plan(Spec):
 
 def _known_keys(content: dict[str, Any]) -> dict[str, Any]:
     known: dict[str, Any] = {"": Plan.model_fields, "search": SearchPlan.model_fields, "report": ReportPlan.model_fields}
-    known["search.prune"] = PrunePlan.model_fields
+    known["search.prune"], known["forgetting"] = PrunePlan.model_fields, ForgettingPlan.model_fields
     models, methods = content.get("models"), content.get("methods")
     for index in range(len(models) if isinstance(models, list) else 0):
         known[f"models.{index}"] = ModelEntry.model_fields

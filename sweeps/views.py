@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmft.method import Range
-from llmft.record import TrialRecord
+from llmft.record import Change, TrialRecord
 from sweeps.cell_plan import CellState, Planned, Records
 from sweeps.prune import failed
 
@@ -125,6 +125,18 @@ def size_text(n_bytes: float) -> str:
     return f"{size:.0f} {units[0]}" if size >= 10 or units[0] == "B" else f"{size:.1f} {units[0]}"
 
 
+def changes_table(changes: Iterable[Change]) -> Table:
+    """What else a model could do before and can after."""
+    table = _table("source", "name", "metric", "before", "after", "± (se)", "n", n_left=3)
+    for change in changes:
+        before, after = change.before, change.after
+        table.add_row(
+            after.source, after.name, after.metric, "" if before is None else f"{before.value:.4g}", f"{after.value:.4g}",
+            "" if after.stderr is None else f"{after.stderr:.2g}", "" if after.n is None else str(after.n),
+        )  # fmt: skip
+    return table
+
+
 def record_summary(record: TrialRecord) -> RenderableType:
     """One trial: its numbers by checkpoint and set, its findings and its cost."""
     spec, parts = record.spec, []
@@ -151,6 +163,8 @@ def record_summary(record: TrialRecord) -> RenderableType:
     if taught := record.teacher:
         said = "" if taught.dev_score is None else f": {taught.dev_score:.1%} on dev, {taught.zero_shot_dev_score:.1%} from the query alone"
         parts.append(Text(f"teacher {taught.model}, {len(taught.demonstrations)} demonstrations{said}"))
+    if record.forgetting:
+        parts.append(changes_table(record.forgetting))
     for finding in record.findings:
         where = f" [{finding.set}{', ' + finding.selection if finding.selection else ''}]" if finding.set else ""
         parts.append(

@@ -98,6 +98,7 @@ class ContextDistillation(Method):
     def __init__(self, settings=None):
         super().__init__(settings)
         self.student = build_method(self.settings.student, self.settings.student_settings)
+        self.has_own_head, self.n_virtual_tokens = self.student.has_own_head, self.student.n_virtual_tokens
 
     @property
     def n_unlabelled(self):

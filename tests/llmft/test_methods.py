@@ -68,6 +68,16 @@ def test_no_setting_has_the_name_of_a_training_field(name):
 
 
 @each_method
+def test_a_new_head_is_declared_and_has_no_words(spec_of, name):
+    spec = spec_of(name, n_shots=0 if name == "zero_shot" else 4)
+    setting = settle(spec)
+    with borrowed(spec.model) as model:
+        method = prepared(name, spec.settings, model)
+        predictions = Evaluator(Adapted(method, model), encode_prompts(spec, setting), setting.words, CPU).predict("toy")
+    assert (predictions.free is None) == method_class(name).has_own_head
+
+
+@each_method
 def test_twice_the_same_trial_is_twice_the_same_answer(spec_of, name):
     first, second = (run_trial(spec_of(name, n_shots=0 if name == "zero_shot" else 8), CPU) for _ in range(2))
     assert first.record.finished, first.record.message
