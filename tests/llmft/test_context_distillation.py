@@ -397,8 +397,8 @@ def test_every_kind_trains(spec_of, settings):
 def accuracy(method: str, settings: dict, seed: int) -> float:
     spec = TrialSpec(
         model=resolve_model("toy"), task="toy", data=load_task("toy").resolve_data(None), method=method, n_dev=0, test_sets=("toy",),
-        n_shots=0 if method == "zero_shot" else 16, n_test=160, settings=complete_settings(method, settings), selections=("last",),
-        train=TrainSpec(learning_rate=1e-3, epochs=8),
+        n_shots=0 if method == "zero_shot" else 16, n_test=200, settings=complete_settings(method, settings), selections=("last",),
+        train=TrainSpec(learning_rate=1e-3, epochs=10),
     )  # fmt: skip
     record = run_trial(spec.with_seed(seed), CPU).record
     assert record.finished, record.message
@@ -410,7 +410,7 @@ def accuracy(method: str, settings: dict, seed: int) -> float:
 def test_the_student_has_most_of_what_the_prompt_gives_and_that_of_a_teacher_without_one_has_not(seed):
     zero_shot, prompted = accuracy("zero_shot", {}, seed), accuracy("in_context", {}, seed)
     student, control = (
-        accuracy(DISTILLED, {"n_unlabelled": 192, "teacher_context": context}, seed) for context in ("demonstrations", "none")
+        accuracy(DISTILLED, {"n_unlabelled": 256, "teacher_context": context}, seed) for context in ("demonstrations", "none")
     )
     print(f"seed {seed}: zero-shot {zero_shot:.3f}, prompted {prompted:.3f}, student {student:.3f}, control {control:.3f}")
     assert prompted > zero_shot + 0.2

@@ -58,7 +58,7 @@ def peak_of_trial(spec):
     ("method", "changes"),
     [*((name, {}) for name in METHODS)]
     + [("pattern", {"train": {"gradient_checkpointing": True}}), ("pattern", {"selections": ["last"]})]
-    + [(name, {"precision": "bf16"}) for name in ("zero_shot", "in_context", "pattern", "lora")]
+    + [(name, {"precision": "bf16"}) for name in ("zero_shot", "in_context", "pattern", "lora", "context_distillation")]
     + [("lora", {"train": {"batch_size": 4}})]
     + [("context_distillation", {"methods": {"context_distillation": {"settings": DISTILLED}}})],
 )
