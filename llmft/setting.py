@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from llmft import registry
+from llmft.definition import TaskDefinition
 from llmft.errors import UserError, unknown_name
 from llmft.method import Lesson, Method
 from llmft.model import context_length, load_config, load_tokenizer
 from llmft.seeds import stream
 from llmft.spec import DataRef, ModelRef, TrialSpec
-from llmft.task import Draw, Example, Task, TaskData, TestSet, draw_examples, subsample
+from llmft.task import Draw, Example, Task, TaskData, TestSet, draw_examples, draw_unlabelled, subsample
 from llmft.tokens import EncodedTrial, LabelWords, encode, encode_trial, resolve_label_words
 
 SHOTS, DEV, INPUTS = "shots", "dev", "inputs"  # names of these sets among a trial's encoded sets, and a lesson's
@@ -32,9 +33,20 @@ class Setting:
 
 
 @lru_cache(maxsize=4)
-def load_data(task: str, data: DataRef) -> TaskData:
+def load_data(task: str, data: DataRef, definition: TaskDefinition | None = None) -> TaskData:
     """A task's rows, kept for the next trial."""
-    return registry.load_task(task).load(data)
+    return registry.load_task(task, definition).load(data)
+
+
+def draw(spec: TrialSpec, task: Task, data: TaskData, method: Method) -> Draw:
+    """The trial's examples.
+
+    Raises:
+        UserError: as `draw_examples` and `draw_unlabelled`.
+    """
+    n_shots, fixed = (spec.n_shots, spec.demonstrations) if method.uses_shots else (0, ())
+    drawn = draw_examples(data, len(task.labels), n_shots, spec.shots_unit, spec.n_dev, spec.data_seed, spec.draw, fixed)
+    return draw_unlabelled(data, drawn, method.n_unlabelled, spec.data_seed)
 
 
 def settle(spec: TrialSpec) -> Setting:
@@ -43,7 +55,7 @@ def settle(spec: TrialSpec) -> Setting:
     Raises:
         UserError: something that is not there or not allowed.
     """
-    task, method = registry.load_task(spec.task), registry.build_method(spec.method, spec.settings)
+    task, method = registry.load_task(spec.task, spec.definition), registry.build_method(spec.method, spec.settings)
     for kind, name, known in (
         ("pattern", spec.pattern, task.patterns),
         ("verbalizer", spec.verbalizer, {"default": None, **task.verbalizers}),
@@ -54,7 +66,7 @@ def settle(spec: TrialSpec) -> Setting:
         raise UserError(
             f"n_shots: the method '{spec.method}' needs at least one example a label. Use method 'zero_shot' for 0 shots."
         )
-    data, pattern = load_data(spec.task, spec.data), task.patterns[spec.pattern]
+    data, pattern = load_data(spec.task, spec.data, spec.definition), task.patterns[spec.pattern]
     known_tests = {test.name: test for test in data.tests}
     for name in spec.test_sets or ():
         if name not in known_tests:
@@ -62,19 +74,16 @@ def settle(spec: TrialSpec) -> Setting:
     tests = tuple(subsample(test, spec.n_test) for test in data.tests if spec.test_sets is None or test.name in spec.test_sets)
     if method.trains:
         _check_selections(spec, {test.domain for test in tests})
-    draw = draw_examples(
-        data, len(task.labels), spec.n_shots if method.uses_shots else 0, spec.shots_unit, spec.n_dev, spec.data_seed,
-        method.n_unlabelled,
-    )  # fmt: skip
-    lessons = method.lessons(draw, stream(spec.data_seed, "lessons"))
+    drawn = draw(spec, task, data, method)
+    lessons = method.lessons(drawn, stream(spec.data_seed, "lessons"))
     config = load_config(spec.model)
     if spec.max_length is not None and spec.max_length > context_length(config):
         raise UserError(f"max_length: {spec.max_length} is more than this model's context of {context_length(config)} tokens.")
     texts = task.verbalizers[pattern.verbalizer if spec.verbalizer == "default" else spec.verbalizer]
     words = resolve_label_words(load_tokenizer(spec.model), pattern, texts, data.pool[0].fields)
     if spec.teacher is not None:
-        words = replace(words, n_known=_check_teacher(spec, lessons, [pattern.render(example.fields) for example in draw.shots]))
-    return Setting(task, data, method, tests, draw, lessons, words)
+        words = replace(words, n_known=_check_teacher(spec, lessons, [pattern.render(example.fields) for example in drawn.shots]))
+    return Setting(task, data, method, tests, drawn, lessons, words)
 
 
 def _check_teacher(spec: TrialSpec, lessons: Sequence[Lesson], prompts: Sequence[str]) -> int:
@@ -145,5 +154,5 @@ def _encode(
         sets,
         min(spec.max_length or context, context),
         stream(spec.order_seed, "demonstrations"),
-        instruction,
+        spec.separator.join(filter(None, [spec.instruction, instruction])),
     )

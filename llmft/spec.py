@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
+
+from llmft.definition import TaskDefinition
+from llmft.strict import Spec
 
 DIGEST_VERSION = 1
 """Raised when the same spec would give another answer (a mended method, another draw). Old records then count as stale."""
-
-
-class Spec(BaseModel):
-    """A frozen model that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class ModelRef(Spec):
@@ -97,20 +95,29 @@ Selection = Literal["none", "last", "best_dev", "best_in_domain", "best_out_of_d
 ORACLES: tuple[Selection, ...] = ("best_in_domain", "best_out_of_domain")
 
 
+STREAMS: tuple[str, ...] = ("data", "order", "init", "dropout")
+"""What has a seed of its own: which examples are drawn, their order, the weights that are added, dropout."""
+
+
 class TrialSpec(Spec):
     """One model adapted once to one task with one method, shots, seed and hyper-parameters.
 
     `settings` are the method's own hyper-parameters, complete with their defaults (`llmft.registry.complete_settings`).
+    `definition` is the task itself where it is the user's own; None: `task` is a file in llmft/tasks.
     """
 
     model: ModelRef
     task: str
+    definition: TaskDefinition | None = None
     data: DataRef = DataRef()
     method: str
     settings: dict[str, Any] = Field(default_factory=dict)
     teacher: ModelRef | None = Field(None, description="the model that a distilled one learns from; null: the model itself")
     n_shots: int = Field(0, ge=0)
     shots_unit: Literal["total", "per_class"] = "total"
+    draw: Literal["balanced", "random"] = Field("balanced", description="random: shots have the pool's shares of the labels")
+    demonstrations: tuple[str, ...] = Field((), description="ids of the shots, in place of a draw")
+    instruction: str = Field("", description="text that opens every prompt")
     pattern: str = "minimal"
     verbalizer: str = "default"
     separator: str = "\n\n"
@@ -133,6 +140,12 @@ class TrialSpec(Spec):
     def _consistent(self) -> TrialSpec:
         if "best_dev" in self.selections and self.n_dev == 0:
             raise ValueError("selection 'best_dev' needs dev examples: set n_dev above 0, or selections to ['last']")
+        if self.draw == "random" and self.shots_unit == "per_class":
+            raise ValueError("shots_unit 'per_class' needs draw 'balanced'; a random draw gives a number in total")
+        if self.demonstrations and self.n_shots != len(self.demonstrations):
+            raise ValueError(f"demonstrations names {len(self.demonstrations)} examples; set n_shots to that (got {self.n_shots})")
+        if len(set(self.demonstrations)) < len(self.demonstrations):
+            raise ValueError("demonstrations names an example twice")
         if self.test_sets == () and self.n_dev == 0:
             raise ValueError("nothing to score: name test_sets, or set n_dev above 0")
         return self
@@ -144,6 +157,8 @@ class TrialSpec(Spec):
         content["model"] = self.model.identity
         content["teacher"] = self.teacher and self.teacher.identity
         content["data"] = {"fingerprint": self.data.fingerprint}
+        if self.definition:
+            content["definition"] = self.definition.content(self.pattern, self.verbalizer)
         if wanted := self.forgetting:
             content["forgetting"] |= {
                 "tasks": {name: data.fingerprint for name, data in wanted.tasks.items()},
@@ -158,9 +173,9 @@ class TrialSpec(Spec):
         """(model, task, method, n_shots, pattern): what a table row compares."""
         return self.model.name, self.task, self.method, self.n_shots, self.pattern
 
-    def with_seed(self, seed: int) -> TrialSpec:
-        """The same trial with all four seeds set to `seed`."""
-        return self.model_copy(update=dict.fromkeys(("data_seed", "order_seed", "init_seed", "dropout_seed"), seed))
+    def with_seed(self, seed: int, streams: Iterable[str] = STREAMS) -> TrialSpec:
+        """The same trial with the seeds of `streams`, by default all four, set to `seed`."""
+        return self.model_copy(update={f"{name}_seed": seed for name in streams})
 
 
 def error_lines(error, where: str, allowed: dict[str, Any] | None = None) -> str:

@@ -125,7 +125,7 @@ def encode_trial(
         demonstrations: in the order of the draw (labels interleaved).
         max_length: tokens that a prompt and its label word may take together.
         order: a generator that shuffles the demonstrations in the prompt (None: as drawn).
-        instruction: a text that opens every prompt.
+        instruction: text that opens every prompt.
 
     Raises:
         TrialFailure: a query does not fit even without demonstrations (QUERY_TOO_LONG).

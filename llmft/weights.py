@@ -31,7 +31,7 @@ def restored(spec: TrialSpec, path: Path | str | None, device: torch.device) -> 
     method = build_method(spec.method, spec.settings)
     with borrow_model(spec.model, spec.precision, device, spec.train.dropout if method.trains else None) as model:
         if method.trains:
-            n_labels = len(load_task(spec.task).labels)
+            n_labels = len(load_task(spec.task, spec.definition).labels)
             method.prepare(model, n_labels, torch.Generator().manual_seed(derive(spec.init_seed, "init")))
             load_weights(model, path)
         yield Adapted(method, model).to(device).eval()

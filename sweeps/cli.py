@@ -33,7 +33,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 PlanName = Annotated[
-    str, typer.Argument(help="a plan file, or the name of a plan that comes with llmft: quickstart, rte_hans, context_distillation", metavar="PLAN")
+    str, typer.Argument(help="a plan file, or the name of a plan that comes with llmft: quickstart, rte_hans, paper, ...", metavar="PLAN")
 ]
 DataDir = Annotated[str | None, typer.Option("--data-dir", help="a local folder with the tasks' files, in place of the plan's")]
 Models = Annotated[
@@ -199,7 +199,7 @@ def fetch(plan_name: PlanName, data_dir: DataDir = None, models: Models = None) 
     for model, folder in zip(needs.models, needs.fetch(), strict=True):
         n_bytes = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{model.name}, commit {model.revision}: {n_bytes / 2**20:,.0f} MiB in {folder}")
-    for task, data in needs.data:
+    for task, data, _ in needs.data:
         print(f"{task}: {', '.join(f'{name}, commit {commit}' for name, _, commit in data.commits)}")
     print("everything is here; the plan needs no network" if needs else "the plan needs nothing of the hub")
     return 0
@@ -304,25 +304,42 @@ def _names(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()
 
 
+Markdown = Annotated[bool, typer.Option("--markdown", help="print the table as Markdown")]
+
+
 @app.command()
-def methods(name: Annotated[str | None, typer.Argument(help="one method, with its whole description")] = None) -> int:
+def methods(
+    name: Annotated[str | None, typer.Argument(help="one method, with its whole description")] = None, markdown: Markdown = False
+) -> int:
     """The ways of adapting a model."""
     from llmft.registry import METHODS, method_class
-    from sweeps.views import methods_table
+    from sweeps.catalogue import METHOD_COLUMNS, markdown_table, method_rows, terminal_table
 
+    rows = method_rows(METHODS if name is None else [name])
+    if markdown:
+        print(markdown_table(METHOD_COLUMNS, rows))
+        return 0
     if name is not None:
         print(sys.modules[method_class(name).__module__].__doc__)
-    _console().print(methods_table(METHODS if name is None else [name]))
+    _console().print(terminal_table(METHOD_COLUMNS, rows))
     return 0
 
 
 @app.command()
-def tasks() -> int:
-    """The tasks, with their test sets and patterns."""
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="one task, with its rows and its patterns on an example")] = None,
+    data_dir: DataDir = None,
+    markdown: Markdown = False,
+) -> int:
+    """The tasks, with their test sets and patterns. Fetches nothing."""
     from llmft.registry import TASKS
-    from sweeps.views import tasks_table
+    from sweeps.catalogue import TASK_COLUMNS, markdown_table, task_page, task_rows, terminal_table
 
-    _console().print(tasks_table(TASKS))
+    if markdown:
+        print(markdown_table(TASK_COLUMNS, task_rows(TASKS if name is None else [name])))
+    else:
+        table = terminal_table(TASK_COLUMNS, task_rows(TASKS)) if name is None else task_page(name, data_dir)
+        _console().print(table, highlight=False)
     return 0
 
 

@@ -107,7 +107,7 @@ def estimate_memory(
     """
     budget = micro_batch_tokens or Runtime().micro_batch_tokens
     spec, sharded = work.spec, strategy == "fsdp"
-    method, n_labels = build_method(spec.method, spec.settings), len(load_task(spec.task).labels)
+    method, n_labels = build_method(spec.method, spec.settings), len(load_task(spec.task, spec.definition).labels)
     network = _build(spec, on_gpu)
     halved = max(map(_n_bytes, network.parameters())) // 2  # tensor by tensor
     n_parameters, base_bytes = sum(parameter.numel() for parameter in network.parameters()), _stored_bytes(network)

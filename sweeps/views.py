@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -191,41 +189,3 @@ def range_text(span: Range) -> str:
     else:
         text = f"{span.low:g} to {span.high:g}{', log' if span.log else ''}{', whole numbers' if span.integer else ''}"
     return text + "".join(f", where {name} is {' or '.join(map(str, values))}" for name, values in span.when.items())
-
-
-def methods_table(names: Iterable[str]) -> Table:
-    """Every method: what it trains, its settings and what a sweep searches."""
-    from llmft.registry import method_class
-
-    table = _table("method", "what it does", "trains", "settings", "searched", "source", n_left=6)
-    for name in names:
-        cls = method_class(name)
-        settings = cls.Settings().model_dump(mode="json")
-        table.add_row(
-            name,
-            _first_sentence(cls),
-            "yes" if cls.trains else "no",
-            "\n".join(f"{key}: {value}" for key, value in settings.items()) or "-",
-            "\n".join(f"{key}: {range_text(span)}" for key, span in cls.search.items()) or "-",
-            cls.paper or "-",
-        )
-    return table
-
-
-def tasks_table(names: Iterable[str]) -> Table:
-    """Every task: its labels, test sets and patterns."""
-    from llmft.registry import load_task
-
-    table = _table("task", "what it is", "labels", "in domain", "out of domain", "patterns", "data", n_left=7)
-    for name in names:
-        task = load_task(name)
-        table.add_row(
-            name, _first_sentence(type(task)), ", ".join(task.labels), task.in_domain, "\n".join(task.out_of_domain) or "-",
-            "\n".join(task.patterns), "hub or --data-dir" if task.needs_data else "built in",
-        )  # fmt: skip
-    return table
-
-
-def _first_sentence(cls: type) -> str:
-    text = " ".join((sys.modules[cls.__module__].__doc__ or "").split())
-    return re.sub(r" \([^()]*\d{4}[^()]*\)", "", text).split(". ")[0].rstrip(".")  # without its sources

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from llmft.batches import SHORTEST_PREFIX
 from llmft.method import Lesson
 from llmft.seeds import stream
-from llmft.setting import DEV, SHOTS, Setting, encode_lessons, encode_prompts, settle
+from llmft.setting import DEV, SHOTS, Setting, draw, encode_lessons, encode_prompts, settle
 from llmft.spec import TrialSpec
-from llmft.task import Draw, Example, draw_examples
+from llmft.task import Draw, Example
 from llmft.tokens import EncodedTrial, LabelWords
 from sweeps.cells import Cell, Params
 
@@ -114,26 +114,25 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
     cell = max(cells, key=lambda cell: cell.base.n_shots)  # fewer shots are a subset of more
     spec = cell.report_spec(_largest(cell), 0)
     setting = settle(spec)
-    task, method = setting.task, setting.method
+    method = setting.method
     seeds = {*cell.report_seeds, *(cell.search.seeds if cell.search else ())}
-    n_shots = spec.n_shots if method.uses_shots else 0
     draws = [
-        draw_examples(setting.data, len(task.labels), n_shots, spec.shots_unit, spec.n_dev, seed, method.n_unlabelled)
+        draw(spec.model_copy(update={"data_seed": seed}), setting.task, setting.data, method)
         for seed in sorted(seeds)[:MOST_SEEDS]
     ]
 
-    def weight(draw: Draw) -> int:
-        shown = [*method.context(draw.shots), *(example for lesson in lessons_of(draw)[:1] for example in lesson.demonstrations)]
-        return sum(map(_n_characters, shown)) or max(map(_n_characters, draw.shots), default=0)
+    def weight(drawn: Draw) -> int:
+        shown = [*method.context(drawn.shots), *(example for lesson in lessons_of(drawn)[:1] for example in lesson.demonstrations)]
+        return sum(map(_n_characters, shown)) or max(map(_n_characters, drawn.shots), default=0)
 
-    def lessons_of(draw: Draw) -> tuple[Lesson, ...]:
-        return method.lessons(draw, stream(spec.data_seed, "lessons"))
+    def lessons_of(drawn: Draw) -> tuple[Lesson, ...]:
+        return method.lessons(drawn, stream(spec.data_seed, "lessons"))
 
-    draw = max(draws, key=weight)
+    longest = max(draws, key=weight)
     sampled = replace(
         setting,
-        draw=replace(draw, dev=_sample(draw.dev)),
-        lessons=lessons_of(draw),
+        draw=replace(longest, dev=_sample(longest.dev)),
+        lessons=lessons_of(longest),
         tests=tuple(replace(test, examples=_sample(test.examples)) for test in setting.tests),
     )
     encoded = encode_prompts(spec, sampled)
@@ -143,9 +142,9 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
         setting.words,
         len(encoded.prefix),
         lengths.get(SHOTS, ()),
-        Lengths(len(draw.dev), lengths[DEV]) if draw.dev else None,
+        Lengths(len(longest.dev), lengths[DEV]) if longest.dev else None,
         {test.name: Lengths(len(test.examples), lengths[test.name]) for test in setting.tests},
-        tuple(_reading(lesson, len(draw.dev)) for lesson in _lessons(spec, sampled, encoded)),
+        tuple(_reading(lesson, len(longest.dev)) for lesson in _lessons(spec, sampled, encoded)),
         method.n_unlabelled,
     )
 

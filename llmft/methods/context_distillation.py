@@ -119,7 +119,7 @@ class ContextDistillation(Method):
                 "n_shots: with one shot of each label none is left to demonstrate the task for it. Use more shots, or set "
                 "distil_shots to false."
             )
-        texts = [mislabel(group, generator) if settings.teacher_context == "shuffled_labels" else group for group in rounds]
+        texts = [mislabel(group, n_labels, generator) if settings.teacher_context == "shuffled_labels" else group for group in rounds]
         lessons = [Lesson(tuple(range(n_unlabelled)), sum(texts, ()), settings.instruction)]
         if settings.distil_shots:
             for number in range(len(rounds)):
@@ -184,12 +184,12 @@ class ContextDistillation(Method):
         return loss + weight * right / self.taught["is_labelled"].mean()  # a batch holds some labelled inputs, or none
 
 
-def mislabel(group, generator):
+def mislabel(group, n_labels, generator):
     """The examples of one round (one of each label), each with the label of another."""
     from dataclasses import replace
 
-    shift = int(generator.integers(1, len(group)))
-    return tuple(replace(example, label=group[(i + shift) % len(group)].label) for i, example in enumerate(group))
+    shift = int(generator.integers(1, n_labels))
+    return tuple(replace(example, label=(example.label + shift) % n_labels) for example in group)
 
 
 def probability_of_beginnings(log_probabilities, words):

@@ -22,7 +22,7 @@ from llmft.prompts import render_prompt
 from llmft.registry import build_method, complete_settings, load_task
 from llmft.setting import DEV, INPUTS, SHOTS, encode_lessons, encode_prompts, settle
 from llmft.spec import TrainSpec, TrialSpec
-from llmft.task import NO_LABEL, Example, TaskData, draw_examples
+from llmft.task import NO_LABEL, Example, TaskData, draw_examples, draw_unlabelled
 from llmft.teacher import teach
 from llmft.tokens import LabelWords
 from llmft.trial import run_trial
@@ -136,7 +136,8 @@ def test_unlabelled_inputs_have_no_label_anywhere(spec_of):
 @pytest.mark.parametrize("n_labels", [2, 3, 5])
 def test_shuffled_labels_are_all_wrong_and_still_balanced(n_labels):
     pool = tuple(Example(str(i), {}, i % n_labels) for i in range(100 * n_labels))
-    draw = draw_examples(TaskData(pool, ()), n_labels, 4, "per_class", 0, 0, 7)
+    data = TaskData(pool, ())
+    draw = draw_unlabelled(data, draw_examples(data, n_labels, 4, "per_class", 0, 0), 7, 0)
     method = build_method(DISTILLED, {"n_unlabelled": 7, "teacher_context": "shuffled_labels"})
     (lesson,) = method.lessons(draw, np.random.default_rng(0))
     assert [example.id for example in lesson.demonstrations] == [example.id for example in draw.shots]
