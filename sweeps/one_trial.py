@@ -20,7 +20,8 @@ WHERE = "trial"
 
 
 def trial_plan(
-    method: str, assignments: list[str], train: dict[str, Any], *, n_shots: int | None, task: str, **fields: Any
+    method: str, assignments: list[str], train: dict[str, Any], *, n_shots: int | None, task: str, teacher: str | None = None,
+    **fields: Any
 ) -> dict[str, Any]:
     """The plan, as a mapping, of which the trial is the only cell.
 
@@ -29,6 +30,7 @@ def trial_plan(
         assignments: `key=value`, each a setting of the method or a field of `TrainSpec`; values are read as YAML.
         train: fields of `TrainSpec` that have an option of their own.
         n_shots: None takes 16 where the method uses shots.
+        teacher: a model to learn from.
         fields: `model`, `revision` and further keys of a plan.
 
     Raises:
@@ -42,7 +44,7 @@ def trial_plan(
         if key not in known and key not in TrainSpec.model_fields:
             raise unknown_name("setting", key, {*known, *TrainSpec.model_fields}, f"--set, method '{method}'")
         (settings if key in known else train)[key] = _value(text, value)
-    entry = {"settings": settings, "train": train} | ({} if n_shots is None else {"n_shots": [n_shots]})
+    entry = {"settings": settings, "train": train, "teacher": teacher} | ({} if n_shots is None else {"n_shots": [n_shots]})
     models = [{"name": fields.pop("model"), "revision": fields.pop("revision")}]
     return {"name": "trial", "models": models, "tasks": [task], "methods": {method: entry}, **fields}
 
