@@ -25,8 +25,8 @@ class Adapted(torch.nn.Module):
         self.network, self.method, self.model = model.network, method, model
 
     def forward(self, what: str, given: Any = None, *more: Any) -> Any:
-        """The method's `loss` or `scores` of a batch (or what else it computes, as what it does `generate` by a `Decoding`), its `logits`
-        of all words at all places, or the encoded `prefix` of token ids."""
+        """The method's `loss`, `scores` or `targets` of a batch (or what else it computes, as what it does `generate` by a `Decoding`),
+        its `logits` of all words at all places, or the encoded `prefix` of token ids."""
         with self.model.autocast():
             if what == "prefix":
                 return encode_prefix(self.model, given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -144,33 +144,57 @@ class Evaluator:
             yield make_batch(encoded.sets[name], group, self.words, model, opening=encoded.opening(name))
 
     def _predict(self, queries: EncodedQueries) -> Predictions:
-        runtime, prefix, opening = self.runtime, self._shared(), self.encoded.prefix
-        if prefix:
-            opening = ()
-        before = len(opening) + self.encoded.n_virtual_tokens
-        lengths = [before + len(ids) for ids in queries.suffixes]
         labels, free = torch.zeros(len(queries), len(self.words.words)), torch.zeros(len(queries), dtype=torch.int64)
-        groups = deal(
-            lengths, runtime.micro_batch_tokens, runtime.rank, runtime.world_size, overhead=prefix.length if prefix else 0
-        )
         is_free = True
-        for group, counts in groups:
-            runtime.check_time()
-            batch = make_batch(queries, group, self.words, self.adapted.model, prefix, opening)
-            scores = self.adapted("scores", batch)
+        for group, counts, scores in self._each("scores", queries):
             is_free = scores.free is not None
             if counts:
                 labels[group] = scores.labels.float().log_softmax(-1).cpu()
                 if is_free:
                     free[group] = scores.free.cpu()
+        labels, free = self._gathered(labels), self._gathered(free)
+        return Predictions(np.asarray(queries.labels), labels.numpy(), free.numpy() if is_free else None)
+
+    def read_targets(self, name: str) -> dict[str, torch.Tensor]:
+        """The method's `targets` for every query of the set `name`, in the set's order, on the CPU.
+
+        Raises:
+            TrialFailure: one is not finite (DIVERGED), or the time is over (TIMEOUT).
+        """
+        self.adapted.network.eval()
+        queries, found = self.encoded.sets[name], {}
+        with torch.no_grad():
+            for group, counts, targets in self._each("targets", queries):
+                for key, rows in targets.items():
+                    whole = found.setdefault(key, torch.zeros(len(queries), *rows.shape[1:], dtype=rows.dtype))
+                    if counts:
+                        whole[group] = rows.cpu()
+        return {key: self._gathered(whole) for key, whole in found.items()}
+
+    def _each(self, what: Literal["scores", "targets"], queries: EncodedQueries) -> Iterator[tuple[list[int], bool, Any]]:
+        """What the method says about this process's share of the queries, batch by batch: their places, and whether they count."""
+        runtime, prefix, opening = self.runtime, self._shared(), self.encoded.prefix
+        if prefix:
+            opening = ()
+        before = len(opening) + self.encoded.n_virtual_tokens
+        lengths = [before + len(ids) for ids in queries.suffixes]
+        groups = deal(
+            lengths, runtime.micro_batch_tokens, runtime.rank, runtime.world_size, overhead=prefix.length if prefix else 0
+        )
+        for group, counts in groups:
+            runtime.check_time()
+            batch = make_batch(queries, group, self.words, self.adapted.model, prefix, opening)
+            yield group, counts, self.adapted(what, batch)
         self.n_tokens += sum(lengths)
-        labels, free = (runtime.all_reduce(mine, "sum").numpy() for mine in (labels, free))  # zero but where a query was mine
-        if not np.isfinite(labels).all():
+
+    def _gathered(self, mine: torch.Tensor) -> torch.Tensor:
+        """The rows of all processes; `mine` are zero but where a query was this process's."""
+        rows = self.runtime.all_reduce(mine, "sum")
+        if not (finite := rows.isfinite().flatten(1).all(1) if rows.ndim > 1 else rows.isfinite()).all():
             raise TrialFailure(
-                Cause.DIVERGED,
-                f"{int((~np.isfinite(labels)).any(1).sum())} of {len(queries)} queries have a score that is not finite.",
+                Cause.DIVERGED, f"{int((~finite).sum())} of {len(rows)} queries have a score that is not finite."
             )
-        return Predictions(np.asarray(queries.labels), labels, free if is_free else None)
+        return rows
 
     def _generate(self, queries: EncodedQueries) -> Generated:
         runtime, prefix, opening, decoding = self.runtime, self._shared(), self.encoded.prefix, self.decoding
@@ -195,7 +219,7 @@ class Evaluator:
         return Generated(texts, queries.references, np.asarray(finished), decoding.metric)
 
     def _shared(self) -> Prefix | None:
-        if not self.encoded.shares_prefix or self.adapted.method.n_virtual_tokens:
+        if not self.encoded.shares_prefix:
             return None
         if self.decoding and getattr(self.adapted.network.config, "sliding_window", None):
             return None  # padding between prefix and query would count as distance

@@ -14,6 +14,7 @@ from llmft.spec import Spec
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import numpy as np
     import torch
     from peft import PeftConfig
 
@@ -48,6 +49,18 @@ class Range:
     def __post_init__(self) -> None:
         values = {name: tuple(value) if isinstance(value, list | tuple) else (value,) for name, value in self.when.items()}
         object.__setattr__(self, "when", values)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What an untouched model reads before the training: some of the training inputs, each behind the same opening.
+
+    `inputs` are places in what `Method.inputs` gives; an `instruction`, if there is one, stands in front of the demonstrations.
+    """
+
+    inputs: tuple[int, ...]
+    demonstrations: tuple[Example, ...] = ()
+    instruction: str = ""
 
 
 class Method:
@@ -91,6 +104,7 @@ class Method:
 
     def __init__(self, settings: Spec | None = None):
         self.settings = settings if settings is not None else self.Settings()
+        self.taught: dict[str, torch.Tensor] = {}
 
     def read(self, spec: TrialSpec, tokenizer: Any, words: LabelWords) -> None:
         """Take from the trial what the settings speak of, and refuse what does not go together; no weight is loaded yet.
@@ -103,9 +117,27 @@ class Method:
         """The demonstrations that stand in every prompt (none unless the method is in-context learning)."""
         return ()
 
+    @property
+    def n_unlabelled(self) -> int:
+        """How many examples of the training pool the method reads without their labels."""
+        return 0
+
     def inputs(self, draw: Draw) -> tuple[Example, ...]:
         """What is trained on."""
         return draw.shots
+
+    def lessons(self, draw: Draw, generator: np.random.Generator) -> tuple[Lesson, ...]:
+        """What the untouched model (or the spec's `teacher`) is asked about the inputs, once, before the training; mostly nothing.
+
+        Its answers are in `taught` when `prepare` is called. The first lesson also reads the dev examples, which tells how good a
+        teacher it is. `generator` is for what is random about them.
+        """
+        return ()
+
+    def targets(self, model: BorrowedModel, batch: QueryBatch) -> dict[str, torch.Tensor]:
+        """What shall be kept of a lesson: tensors of [queries, ...]. They come back in `taught`, on the CPU, a row for each input
+        (`QueryBatch.indices` are the rows of a batch)."""
+        raise NotImplementedError(f"{type(self).__name__} has lessons, and must say what to keep of them")
 
     def prepare(self, model: BorrowedModel, n_labels: int, generator: torch.Generator) -> None:
         """Change `model.network` in place: add modules, and leave `requires_grad` only where training shall go.

@@ -267,7 +267,7 @@ def borrow_model(
     """
     network, plain_head = _load_base(ref, dropout, base_weights)
     if not kept:
-        _BASE.clear()
+        _BASE.popitem()  # the one used last
     elif copied or precision in HALF or device.type != "cpu":
         network = copy.deepcopy(network)
     if not copied and precision in HALF:

@@ -13,7 +13,7 @@ from llmft.contamination import contamination_findings
 from llmft.errors import Cause
 from llmft.evaluate import Generated
 from llmft.metrics import set_metrics
-from llmft.record import Cost, Draws, TrialRecord
+from llmft.record import Cost, Draws, Teacher, TrialRecord
 from llmft.runtime import Runtime
 from llmft.setting import Setting
 from llmft.spec import Selection, TrialSpec
@@ -36,7 +36,9 @@ class TrialResult:
     weights: bytes | None = None
 
 
-def finished_record(spec: TrialSpec, setting: Setting, encoded: EncodedTrial, result: Fit, spent: Cost) -> TrialRecord:
+def finished_record(
+    spec: TrialSpec, setting: Setting, encoded: EncodedTrial, result: Fit, spent: Cost, teacher: Teacher | None
+) -> TrialRecord:
     """The record of a trial that came to its end."""
     labels, tests = setting.task.labels, {test.name: test.examples for test in setting.tests}
     metrics = {
@@ -50,7 +52,9 @@ def finished_record(spec: TrialSpec, setting: Setting, encoded: EncodedTrial, re
     found += findings.prompt_findings(encoded, len(setting.method.context(setting.draw.shots)))
     sets = [spec.task, *(test.name for test in setting.tests)]
     found += contamination_findings([spec.model.name, setting.tuned_from], sets)
-    found += findings.overlap_findings(setting.draw.shots + setting.draw.dev, setting.data)
+    found += findings.overlap_findings(setting.draw.shots + setting.draw.dev + setting.draw.unlabelled, setting.data)
+    if teacher:
+        found += findings.teacher_findings(teacher, len(labels), len(setting.draw.dev))
     if setting.method.trains:
         found += findings.training_findings(result.first_loss, result.last_loss, result.n_steps, result.n_skipped_steps)
     content_free = dict(zip(labels, result.content_free or (), strict=bool(result.content_free)))
@@ -67,6 +71,7 @@ def finished_record(spec: TrialSpec, setting: Setting, encoded: EncodedTrial, re
     draws = Draws(
         shots=ids,
         dev=[example.id for example in setting.draw.dev],
+        unlabelled=[example.id for example in setting.draw.unlabelled],
         demonstrations=[example.id for example in encoded.demonstrations],
         n_demonstrations_dropped=encoded.n_dropped,
         shots_hash=hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()[:16] if ids else "",
@@ -82,6 +87,7 @@ def finished_record(spec: TrialSpec, setting: Setting, encoded: EncodedTrial, re
         trained_distance=result.trained_distance,
         virtual_tokens=result.virtual_tokens,
         content_free=content_free,
+        teacher=teacher,
         cost=spent,
         provenance={
             "packages": cost.packages(),

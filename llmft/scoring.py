@@ -9,8 +9,8 @@ import torch
 
 from llmft.batches import QueryBatch
 from llmft.model import BorrowedModel
-
-NO_LABEL = -1
+from llmft.task import NO_LABEL
+from llmft.tokens import LabelWords
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,29 @@ def _logits_at(model: BorrowedModel, batch: QueryBatch):
     return lambda rows, places: logits[rows, places]
 
 
+def answer_logits(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
+    """The logits of all words wherever an answer may go on, [queries, places, vocabulary]; the places are `LabelWords.beginnings`."""
+    logits_at, words = _logits_at(model, batch), batch.words
+    rows, places = torch.arange(batch.n_rows, device=model.device).view(len(batch), -1), []
+    for beginning in words.beginnings:
+        longer = (i for i, ids in enumerate(words.ids) if len(ids) > len(beginning) and ids[: len(beginning)] == beginning)
+        mine = rows[:, 0 if words.single else next(longer)]
+        places.append(logits_at(mine, batch.answer_at[mine] + len(beginning)))
+    return torch.stack(places, 1)[..., : words.n_known].float()
+
+
+def word_log_probabilities(log_probabilities: torch.Tensor, words: LabelWords) -> torch.Tensor:
+    """The log-probability of every label word, summed over its tokens, [queries, labels].
+
+    Args:
+        log_probabilities: of all words at the places of `answer_logits`, [queries, places, vocabulary].
+    """
+    place = {beginning: i for i, beginning in enumerate(words.beginnings)}
+    return torch.stack(
+        [sum(log_probabilities[:, place[ids[:step]], ids[step]] for step in range(len(ids))) for ids in words.ids], 1
+    )
+
+
 def all_logits(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
     """The logits of every word at every place of the rows, [rows, length, words], for what must be read beyond the answer."""
     return model.network(**_inputs(model, batch)).logits[:, -batch.input_ids.shape[1] :]
@@ -136,7 +159,7 @@ def completion_loss(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
 
 def next_word_log_probabilities(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
     """What the model expects behind every query: log-probabilities of all words, [queries, vocabulary]."""
-    rows = torch.arange(len(batch), device=model.device) * (batch.input_ids.shape[0] // len(batch))
+    rows = torch.arange(len(batch), device=model.device) * (batch.n_rows // len(batch))
     return _logits_at(model, batch)(rows, batch.answer_at[rows]).float().log_softmax(-1)
 
 

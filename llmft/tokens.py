@@ -20,10 +20,19 @@ CANDIDATES = 8  # longest queries that are tried when demonstrations must be dro
 
 @dataclass(frozen=True)
 class LabelWords:
-    """The label words of a trial: their texts and, for each, the token ids that follow the prompt (or a decoder's start)."""
+    """The label words of a trial: their texts and, for each, the token ids that follow the prompt (or a decoder's start).
+
+    `n_known`: how many words of the vocabulary the model and its teacher both have (some pad theirs); None without a teacher.
+    """
 
     words: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
+    n_known: int | None = None
+
+    @property
+    def beginnings(self) -> tuple[tuple[int, ...], ...]:
+        """After which token ids an answer goes on: nothing, and the beginnings of words of several tokens; each once."""
+        return tuple(dict.fromkeys(ids[:step] for ids in self.ids for step in range(len(ids))))
 
     @property
     def single(self) -> bool:

@@ -148,6 +148,9 @@ def record_summary(record: TrialRecord) -> RenderableType:
         parts.append(Text(f"failed, {record.cause}: {record.message}", style="red"))
         return Group(*parts)
     parts.append(_numbers_table(record))
+    if taught := record.teacher:
+        said = "" if taught.dev_score is None else f": {taught.dev_score:.1%} on dev, {taught.zero_shot_dev_score:.1%} from the query alone"
+        parts.append(Text(f"teacher {taught.model}, {len(taught.demonstrations)} demonstrations{said}"))
     if record.forgetting:
         parts.append(changes_table(record.forgetting))
     for finding in record.findings:

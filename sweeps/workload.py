@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from llmft.setting import DEV, SHOTS, draw, encode_prompts, settle
+from llmft.method import Lesson
+from llmft.seeds import stream
+from llmft.setting import DEV, SHOTS, Setting, draw, encode_lessons, encode_prompts, settle
 from llmft.spec import TrialSpec
 from llmft.task import Draw, Example
-from llmft.tokens import LabelWords
+from llmft.tokens import EncodedTrial, LabelWords
 from sweeps.cells import Cell, Params
 
 SAMPLE, MOST_SEEDS = 48, 16
@@ -33,6 +35,30 @@ class Lengths:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """Prompts that are scored behind one opening of `prefix` tokens, which is encoded once if `shared`, and virtual tokens; where text
+    is generated, up to `n_new_tokens` follow each."""
+
+    prefix: int
+    sets: tuple[Lengths, ...]
+    shared: bool
+    n_virtual_tokens: int = 0
+    n_new_tokens: int = 0
+
+    def largest_batches(self, budget: int) -> set[tuple[int, int]]:
+        """(prompts, tokens of each, prefix and what is generated included) of the batches that may need the most: the longest, and the
+        most prompts."""
+        opening = self.n_virtual_tokens + self.prefix + self.n_new_tokens
+        shapes = [shape for lengths in self.sets for shape in lengths.batches(budget, opening)]
+        return {max(shapes), max(shapes, key=lambda shape: shape[::-1]), max(shapes, key=lambda shape: shape[0] * shape[1])}
+
+    @property
+    def n_tokens(self) -> float:
+        opening = self.n_virtual_tokens + self.n_new_tokens + (0 if self.shared else self.prefix)
+        return self.prefix * self.shared + sum(lengths.n_tokens + lengths.n * opening for lengths in self.sets)
+
+
+@dataclass(frozen=True)
 class Workload:
     """The heaviest of a cell's trials.
 
@@ -46,6 +72,8 @@ class Workload:
         completions: how many of them (and the last, which is not fed) are trained to be said; empty for classification.
         dev, tests: what is scored besides.
         n_new_tokens: tokens that are generated for each of them at the most.
+        lessons: what a teacher reads before the training.
+        n_unlabelled: how many of the examples that are trained on are not shots.
     """
 
     spec: TrialSpec
@@ -56,20 +84,21 @@ class Workload:
     shots: tuple[int, ...]
     dev: Lengths | None
     tests: Mapping[str, Lengths]
+    lessons: tuple[Reading, ...] = ()
+    n_unlabelled: int = 0
     start: tuple[int, ...] = ()
     n_new_tokens: int = 0
     completions: tuple[int, ...] = ()
 
-    def largest_batches(self, budget: int) -> set[tuple[int, int]]:
-        """(prompts, tokens of each, prefix and what is generated included) of the scored batches that may need the most: the longest,
-        and the most prompts."""
-        opening = self.n_virtual_tokens + self.prefix + self.n_new_tokens
-        shapes = [shape for lengths in self.scored for shape in lengths.batches(budget, opening)]
-        return {max(shapes), max(shapes, key=lambda shape: shape[::-1]), max(shapes, key=lambda shape: shape[0] * shape[1])}
+    @property
+    def scored(self) -> Reading:
+        sets = (*filter(None, [self.dev]), *self.tests.values())
+        return Reading(self.prefix, sets, self.shares_prefix, self.n_virtual_tokens, self.n_new_tokens)
 
     @property
-    def scored(self) -> list[Lengths]:
-        return [*filter(None, [self.dev]), *self.tests.values()]
+    def tokens_taught(self) -> float:
+        """Tokens that the teacher reads."""
+        return sum(lesson.n_tokens for lesson in self.lessons)
 
     @property
     def tokens_trained(self) -> int:
@@ -102,12 +131,17 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
     ]
 
     def weight(drawn: Draw) -> int:
-        return sum(map(_n_characters, method.context(drawn.shots))) or max(map(_n_characters, drawn.shots), default=0)
+        shown = [*method.context(drawn.shots), *(example for lesson in lessons_of(drawn)[:1] for example in lesson.demonstrations)]
+        return sum(map(_n_characters, shown)) or max(map(_n_characters, drawn.shots), default=0)
+
+    def lessons_of(drawn: Draw) -> tuple[Lesson, ...]:
+        return method.lessons(drawn, stream(spec.data_seed, "lessons"))
 
     longest = max(draws, key=weight)
     sampled = replace(
         setting,
         draw=replace(longest, dev=_sample(longest.dev)),
+        lessons=lessons_of(longest),
         tests=tuple(replace(test, examples=_sample(test.examples)) for test in setting.tests),
     )
     encoded = encode_prompts(spec, sampled)
@@ -123,10 +157,25 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
         tuple(sorted(encoded.lengths(SHOTS))) if SHOTS in encoded.sets else (),
         Lengths(len(longest.dev), lengths[DEV]) if longest.dev else None,
         {test.name: Lengths(len(test.examples), lengths[test.name]) for test in setting.tests},
+        tuple(_reading(lesson, len(longest.dev)) for lesson in _lessons(spec, sampled, encoded)),
+        method.n_unlabelled,
         setting.start,
         encoded.n_new_tokens,
         tuple(n for _, n in by_length),
     )
+
+
+def _lessons(spec: TrialSpec, setting: Setting, encoded: EncodedTrial) -> list[EncodedTrial]:
+    """What a teacher reads: the lessons, and dev without them."""
+    lessons = encode_lessons(spec, setting)
+    alone = [replace(encoded, sets={DEV: encoded.sets[DEV]})] if lessons and DEV in encoded.sets else []
+    return lessons + alone
+
+
+def _reading(encoded: EncodedTrial, n_dev: int) -> Reading:
+    lengths = {name: tuple(sorted(map(len, queries.suffixes))) for name, queries in encoded.sets.items()}
+    sets = tuple(Lengths(n_dev if name == DEV else len(sample), sample) for name, sample in lengths.items())
+    return Reading(len(encoded.prefix), sets, encoded.shares_prefix)
 
 
 def _largest(cell: Cell) -> Params:

@@ -21,6 +21,7 @@ from llmft.spec import GenerationSpec
 from llmft.trial import run_trial
 
 FEW_AT_ONCE = {"micro_batch_tokens": 40}
+DISTILLED = {"n_unlabelled": 9, "distil_shots": True, "cross_entropy_weight": 0.5, "over": "top_k", "k": 9}
 
 
 def table(result) -> dict[tuple, np.ndarray]:
@@ -48,8 +49,9 @@ def assert_same(result, expected, atol: float = 1e-5) -> None:
 def runs(spec_of, tmp_path_factory):
     """What is compared. With a steady epsilon: a gradient of rounding noise alone must not become a full step."""
 
-    def run(method: str, settings: dict | None = None, before=None, of_method: dict | None = None, **changed) -> Run:
-        return Run(spec_of(method, of_method, **{"epsilon": 1e-4, "n_dev": 7, "n_test": 14} | changed), settings or {}, before)
+    def run(method: str, runtime: dict | None = None, before=None, of_method: dict | None = None, **changed) -> Run:
+        spec = spec_of(method, of_method, **{"epsilon": 1e-4, "n_dev": 7, "n_test": 14} | changed)
+        return Run(spec, runtime or {}, before)
 
     every = ("last", "best_dev", "best_in_domain", "best_out_of_domain")
     t5 = save_model(tmp_path_factory.mktemp("models") / "t5", "t5", t5_tokenizer(toy_text()))
@@ -62,6 +64,7 @@ def runs(spec_of, tmp_path_factory):
         "adapter": run("adapter_parallel", {"micro_batch_tokens": 80}, batch_size=16, gradient_checkpointing=True),
         "in context": run("in_context"),
         "encoder and decoder": run("pattern", {"micro_batch_tokens": 300}, model=resolve_model(t5)),
+        "distillation": run("context_distillation", {"micro_batch_tokens": 200}, of_method=DISTILLED),
         "a last batch of one": run("pattern", n_shots=6, batch_size=5),
         "a dev set of one": run("pattern", n_dev=1, n_test=4),
         "many passes": run("pattern", FEW_AT_ONCE, batch_size=16, clip_norm=None),

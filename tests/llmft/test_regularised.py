@@ -93,7 +93,7 @@ def test_the_distance_from_the_start_is_in_every_record(spec_of, name):
     result = run_trial(spec, replace(CPU, keep_weights=True))
     assert set(result.record.trained_distance) == {"last"}
     setting, kept = settle(spec), load(result.weights)
-    with borrow_model(spec.model, "fp32", torch.device("cpu")) as model:
+    with borrow_model(spec.model, "fp32", torch.device("cpu"), base_weights=setting.method.base_weights) as model:
         setting.method.prepare(model, 2, torch.Generator().manual_seed(derive(spec.init_seed, "init")))
         start = {name: parameter.detach() for name, parameter in model.network.named_parameters()}
         if kept.keys() <= start.keys():  # else it was folded

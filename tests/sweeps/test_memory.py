@@ -31,6 +31,7 @@ def one_thread():
 
 
 CPU = torch.device("cpu")
+DISTILLED = {"over": "vocabulary", "n_unlabelled": 300, "student": "lora"}  # the targets and the teacher weigh more than the training
 
 
 def cells_of(model, method, resolve_model=None, train=None, **changes):
@@ -58,8 +59,9 @@ def peak_of_trial(spec):
     ("method", "changes"),
     [(name, {}) for name in METHODS if method_class(name).base_weights == "fp32"]
     + [("pattern", {"train": {"gradient_checkpointing": True}}), ("pattern", {"selections": ["last"]})]
-    + [(name, {"precision": "bf16"}) for name in ("zero_shot", "in_context", "pattern", "lora")]
-    + [("lora", {"train": {"batch_size": 4}}), ("prompt_tuning", {"precision": "bf16"})],
+    + [(name, {"precision": "bf16"}) for name in ("zero_shot", "in_context", "pattern", "lora", "context_distillation")]
+    + [("lora", {"train": {"batch_size": 4}}), ("prompt_tuning", {"precision": "bf16"})]
+    + [("context_distillation", {"methods": {"context_distillation": {"settings": DISTILLED}}})],
 )
 def test_an_estimate_is_what_a_real_trial_takes(tiny_model, method, changes):
     (cell,) = cells_of(tiny_model, method, **changes)
