@@ -99,7 +99,7 @@ def test_an_estimate_is_enough_for_a_real_trial_and_not_much_more(request, model
     estimated = estimate_memory(heaviest([cell]), on_gpu=False)
     peak = max(peak_of_trial(cell.report_spec({}, seed))[0] for seed in cell.report_seeds)
     beside_base = estimated.cpu_bytes - estimated.base_bytes
-    assert peak <= beside_base <= 1.2 * peak + estimated.checkpoint_bytes  # which is not there where the last epoch is the best
+    assert peak <= 1.001 * beside_base and beside_base <= 1.2 * peak + estimated.checkpoint_bytes  # not there where the last epoch is best
 
 
 def test_a_sweep_over_both_kinds_of_task_can_be_analysed(tmp_path, tiny_model):
