@@ -123,7 +123,7 @@ class Plan(Spec):
     shots_unit: Literal["total", "per_class"] = "total"
     draw: Literal["balanced", "random"] = "balanced"
     demonstrations: tuple[str, ...] = Field((), description="ids of the shots, or a JSON file with them, in place of a draw")
-    pattern: str = "minimal"
+    pattern: str | None = Field(None, description="null: each task's first")
     verbalizer: str = "default"
     instruction: str = Field("", description="text that opens every prompt")
     separator: str = Field("\n\n", description="stands between the instruction, the demonstrations and the query")
