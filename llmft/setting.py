@@ -95,26 +95,38 @@ def settle(spec: TrialSpec) -> Setting:
     config = load_config(spec.model)
     if spec.max_length is not None and spec.max_length > context_length(config):
         raise UserError(f"max_length: {spec.max_length} is more than this model's context of {context_length(config)} tokens.")
-    tokenizer, token = load_tokenizer(spec.model), decoder_start_token(config, spec.model.name)
-    start = () if token is None else decoder_start(tokenizer, token)
+    tokenizer, start = load_tokenizer(spec.model), _start(spec.model)
     if spec.generation is not None:
         if start and len(start) + spec.generation.max_new_tokens - 1 > (most := spec.max_length or context_length(config)):
             raise UserError(f"generation.max_new_tokens: at most {most + 1 - len(start)} fit this model's decoder or max_length.")
+        if spec.teacher is not None:
+            _check_teacher(spec, lessons)
+        method.read(spec, tokenizer, None)
         stop = (spec.separator,) if spec.generation.stop is None else spec.generation.stop
         decoding = Decoding(spec.generation, tokenizer, stop, derive(spec.dropout_seed, "generation"), task.metric)
         return Setting(task, data, method, tests, drawn, lessons, None, start, tuned_from(spec.model), decoding)
     texts = task.verbalizers[pattern.verbalizer if spec.verbalizer == "default" else spec.verbalizer]
     words = resolve_label_words(tokenizer, pattern, texts, data.pool[0].fields, in_decoder=bool(start))
     if spec.teacher is not None:
-        words = replace(words, n_known=_check_teacher(spec, lessons, [pattern.render(example.fields) for example in drawn.shots]))
+        _check_teacher(spec, lessons)
+        words = replace(words, n_known=_check_words(spec, [pattern.render(example.fields) for example in drawn.shots]))
     method.read(spec, tokenizer, words)
     return Setting(task, data, method, tests, drawn, lessons, words, start, tuned_from(spec.model))
 
 
-def _check_teacher(spec: TrialSpec, lessons: Sequence[Lesson], prompts: Sequence[str]) -> int:
-    """How many words the model and its teacher both know; they must split a text into the same tokens."""
+def _start(ref: ModelRef) -> tuple[int, ...]:
+    """What the model's decoder reads before an answer; empty for a causal model."""
+    token = decoder_start_token(load_config(ref), ref.name)
+    return () if token is None else decoder_start(load_tokenizer(ref), token)
+
+
+def _check_teacher(spec: TrialSpec, lessons: Sequence[Lesson]) -> None:
     if not lessons:
         raise UserError(f"teacher: the method '{spec.method}' learns from no teacher; remove it.")
+
+
+def _check_words(spec: TrialSpec, prompts: Sequence[str]) -> int:
+    """How many words the model and its teacher both know; they must split a text into the same tokens."""
     ours, theirs = load_tokenizer(spec.model), load_tokenizer(spec.teacher)
     if ours.get_vocab() != theirs.get_vocab() or encode(ours, prompts) != encode(theirs, prompts):
         raise UserError(
@@ -134,7 +146,7 @@ def _check_selections(spec: TrialSpec, domains: set[str]) -> None:
 
 
 def encode_prompts(spec: TrialSpec, setting: Setting) -> EncodedTrial:
-    """Every prompt of the trial as token ids.
+    """Every prompt of the trial as token ids, with what a teacher has answered by then (`Method.responses`).
 
     Raises:
         TrialFailure: a query does not fit (QUERY_TOO_LONG).
@@ -143,7 +155,7 @@ def encode_prompts(spec: TrialSpec, setting: Setting) -> EncodedTrial:
     if setting.draw.dev:
         sets[DEV] = setting.draw.dev
     if method.trains:
-        sets[SHOTS] = method.inputs(setting.draw)
+        sets[SHOTS] = _answered(method.inputs(setting.draw), method.responses)
     if method.calibration_texts:
         fields = setting.data.pool[0].fields
         sets[CONTENT_FREE] = tuple(
@@ -152,6 +164,14 @@ def encode_prompts(spec: TrialSpec, setting: Setting) -> EncodedTrial:
         )
     bare = [SHOTS] if method.trains and method.trains_bare else []
     return _encode(spec, setting, spec.model, method.context(setting.draw.shots), sets, bare, method.n_virtual_tokens)
+
+
+def _answered(inputs: tuple[Example, ...], responses: Mapping[str, str]) -> tuple[Example, ...]:
+    """The inputs with their responses as references; once there are any, those without either are left out."""
+    if not responses:
+        return inputs
+    answered = (replace(each, references=(responses[each.id],)) if each.id in responses else each for each in inputs)
+    return tuple(example for example in answered if example.references)
 
 
 def encode_lessons(spec: TrialSpec, setting: Setting) -> list[EncodedTrial]:
@@ -167,6 +187,11 @@ def encode_lessons(spec: TrialSpec, setting: Setting) -> list[EncodedTrial]:
         ref = spec.teacher or spec.model
         encoded.append(_encode(spec, setting, ref, lesson.demonstrations, sets, instruction=lesson.instruction))
     return encoded
+
+
+def encode_alone(spec: TrialSpec, setting: Setting) -> EncodedTrial:
+    """The dev examples as the teacher reads them without a lesson."""
+    return _encode(spec, setting, spec.teacher or spec.model, (), {DEV: setting.draw.dev})
 
 
 def _encode(
@@ -191,7 +216,7 @@ def _encode(
         min(spec.max_length or context, context),
         stream(spec.order_seed, "demonstrations"),
         spec.separator.join(filter(None, [spec.instruction, instruction])),
-        setting.start,
+        _start(model),
         shares_prefix(config),
         bare,
         n_virtual_tokens,

@@ -194,7 +194,7 @@ def encode_trial(
         bare: names of sets whose prompts get no demonstrations.
         n_virtual_tokens: places of `max_length` that the method takes.
         n_new_tokens: room for what is generated.
-        trained: sets whose examples need their completions.
+        trained: sets whose examples need their completions; they get none while one has no reference yet, since a teacher gives it.
 
     Raises:
         TrialFailure: a query does not fit even without demonstrations, or an example that is trained on with its reference
@@ -242,7 +242,7 @@ def encode_trial(
             encoded[name] = EncodedQueries(tuple(rows[name]), tuple(example.label for example in examples), start, name in bare)
             continue
         completions = ()
-        if name in trained:
+        if name in trained and all(example.references for example in examples):
             opening, before = ((), ()) if name in bare else (prefix, shown)
             prompts, ids = texts(examples, before), [(*opening, *suffix) for suffix in rows[name]]
             if start:

@@ -122,7 +122,9 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
     domains = {test.name: test.domain for test in setting.tests}
     dropout = spec.train.dropout if method.trains else None
     with _smaller_passes(spec, [*lessons, encoded], runtime):
-        teacher = teach(spec, setting, encoded, lessons, runtime)
+        teacher, responses = teach(spec, setting, encoded, lessons, runtime)
+    if responses:
+        encoded = encode_prompts(spec, setting)  # which now hold what is to be said
     with borrow_model(
         spec.model, spec.precision, device, dropout, copied=method.trains, kept=alone, base_weights=method.base_weights
     ) as model:
@@ -171,7 +173,7 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
     record = finished_record(spec, setting, encoded, result, spent, teacher).model_copy(
         update={"forgetting": pair(before, after), "weight_distance": distance}
     )
-    return TrialResult(record, predictions_file(setting, result), weights)
+    return TrialResult(record, predictions_file(setting, result), weights, responses)
 
 
 def _base_measures(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -352,9 +352,9 @@ def _teach(
     model = BorrowedModel(network, torch.device("cpu"), work.spec.precision, _has_plain_head(network))
     longest = sorted(work.lessons, key=lambda lesson: lesson.prefix)[-2:]
     adapted = Adapted(Untouched(method), model)
-    _, peak = _score(work, adapted, "targets", longest, meter, budget)
-    with torch.no_grad():
-        said = adapted("targets", _batch(work, model, [1]))
+    _, peak = _score(replace(work, start=work.teacher_start), adapted, "targets", longest, meter, budget)
+    with torch.no_grad():  # texts weigh nothing
+        said = adapted("targets", _batch(work, model, [1])) if work.words else {}
     method.taught = {name: rows.new_zeros(len(work.shots), *rows.shape[1:]) for name, rows in said.items()}
     is_itself = work.spec.teacher is None
     borrowed = is_itself and n_workers == 1 and not on_gpu and not in_half  # the base model itself reads

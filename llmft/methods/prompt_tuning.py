@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from llmft.errors import UserError
 from llmft.method import Range
 from llmft.methods.pattern import PatternBased, PatternSettings
 
@@ -86,6 +87,8 @@ class PromptTuning(SoftPromptMethod):
 
     def read(self, spec, tokenizer, words):
         super().read(spec, tokenizer, words)
+        if self.settings.initialisation == "labels" and words is None:
+            raise UserError(f"initialisation: 'labels' are label words, and the task '{spec.task}' generates text. Use vocabulary or text.")
         if self.settings.initialisation == "labels":
             self.words_to_copy = words.ids
         elif self.settings.initialisation == "text":
