@@ -36,7 +36,7 @@ def teaching(spec: TrialSpec):
     """The setting of a trial after its lessons, the lessons, and what the record says of the teacher."""
     setting = settle(spec)
     encoded, lessons = encode_prompts(spec, setting), encode_lessons(spec, setting)
-    return setting, encoded, lessons, teach(spec, setting, encoded, lessons, CPU)
+    return setting, encoded, lessons, teach(spec, setting, encoded, lessons, CPU)[0]
 
 
 @torch.no_grad()

@@ -68,7 +68,7 @@ def test_no_setting_has_the_name_of_a_training_field(name):
     assert not method_class(name).Settings.model_fields.keys() & TrainSpec.model_fields.keys()  # a search names either
 
 
-@each_method
+@pytest.mark.parametrize("name", [name for name in METHODS if "classification" in method_class(name).kinds])
 def test_a_new_head_is_declared_and_has_no_words(spec_of, name):
     spec = spec_of(name, n_shots=0 if name == "zero_shot" else 8)
     setting = settle(spec)
@@ -110,16 +110,16 @@ def test_the_base_model_stays_untouched(spec_of, name):
 def test_frozen_weights_stay_bit_identical_and_the_others_move(spec_of, name):
     spec = spec_of(name, selections=("last",), weight_decay=0.1)
     setting = settle(spec)
-    encoded = encode_prompts(spec, setting)
-    teach(spec, setting, encoded, encode_lessons(spec, setting), CPU)
+    teach(spec, setting, encode_prompts(spec, setting), encode_lessons(spec, setting), CPU)
+    encoded = encode_prompts(spec, setting)  # with what a teacher has said
     with borrowed(spec.model, name=name) as model:
         method = setting.method
         method.prepare(model, 2, torch.Generator().manual_seed(derive(0, "init")))
         frozen = {name for name, parameter in model.network.named_parameters() if not parameter.requires_grad}
         before = weights(model.network)
         adapted = Adapted(method, model)
-        evaluator = Evaluator(adapted, encoded, setting.words, CPU)
-        fit(spec, adapted, evaluator, {"toy": "in", "toy_hans": "out"}, Fit())
+        evaluator = Evaluator(adapted, encoded, setting.words, CPU, setting.decoding)
+        fit(spec, adapted, evaluator, {test.name: test.domain for test in setting.tests}, Fit())
         after = weights(model.network)
     unmoved = {name for name in before if torch.equal(before[name], after[name])}
     assert frozen <= unmoved
@@ -145,7 +145,7 @@ def expected_trainable(name: str, settings: dict, network, n_labels: int) -> int
             return whole + width * width + width + width * n_labels + n_labels
         case "pattern" | "regularised" | "finetuned_in_context":
             return whole
-        case "context_distillation":
+        case "context_distillation" | "sequence_distillation":
             return expected_trainable(settings["student"], settings["student_settings"], network, n_labels)
         case "prompt_tuning":
             return settings["n_virtual_tokens"] * network.get_input_embeddings().weight.shape[1]
@@ -204,6 +204,7 @@ VARIANTS = [
     ("prefix_tuning", {"n_virtual_tokens": 5}), ("prefix_tuning", {"reparametrise": True, "encoder_width": 24}),
     ("context_distillation", {"student": "vanilla"}),
     ("context_distillation", {"student": "lora", "student_settings": {"r": 3}}),
+    ("sequence_distillation", {"student": "lora", "student_settings": {"r": 3}}),
 ]  # fmt: skip
 
 

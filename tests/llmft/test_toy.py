@@ -175,7 +175,8 @@ FEW_PARAMETERS = {  # method: settings, learning rate, epochs, what it must reac
 
 
 def test_no_trained_method_goes_without_a_margin():
-    assert {name for name in METHODS if method_class(name).trains} <= SETTINGS.keys() | FEW_PARAMETERS.keys()
+    elsewhere = {"context_distillation", "sequence_distillation"}  # which have their margins in test files of their own
+    assert {name for name in METHODS if method_class(name).trains} <= SETTINGS.keys() | FEW_PARAMETERS.keys() | elsewhere
 
 
 @pytest.mark.parametrize("method", FEW_PARAMETERS)

@@ -33,7 +33,7 @@ def prepared(spec, model, seed: int | None = None):
 
 @pytest.mark.parametrize(
     ("name", "selections"),
-    [(name, ("last", "best_dev")) for name in METHODS if method_class(name).trains]
+    [(name, ("last", "best_dev")) for name in METHODS if method_class(name).trains and "classification" in method_class(name).kinds]
     + [(name, chosen) for name in ("pattern", "lora") for chosen in (("last",), ("best_dev", "best_in_domain"))],
 )
 def test_kept_weights_predict_what_the_trial_did(tmp_path, spec_of, name, selections):

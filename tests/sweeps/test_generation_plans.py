@@ -27,6 +27,9 @@ from sweeps.views import record_summary
 from sweeps.workload import heaviest
 
 
+SETTINGS = {"sequence_distillation": {"n_unlabelled": 24, "keep_unfinished": True}}
+
+
 def plan_of(model="fake", **changes):
     content = {
         "models": [model], "tasks": ["toy_text"], "methods": {"pattern": {}}, "report": {"seeds": [0, 1]}, "n_dev": 4, "n_test": 8,
@@ -89,10 +92,10 @@ def test_a_workload_is_what_the_heaviest_draw_takes(tiny_model):
 
 
 @pytest.mark.parametrize("model", ["tiny_model", "tiny_flan"])
-@pytest.mark.parametrize("method", ["zero_shot", "in_context", "pattern"])
+@pytest.mark.parametrize("method", ["zero_shot", "in_context", "pattern", "sequence_distillation"])
 def test_an_estimate_is_enough_for_a_real_trial_and_not_much_more(request, model, method):
     plan = plan_of(
-        request.getfixturevalue(model), methods={method: {}}, n_test=24, n_shots=[16], train={"epochs": 2, "batch_size": 16},
+        request.getfixturevalue(model), methods={method: {"settings": SETTINGS.get(method, {})}}, n_test=24, n_shots=[16], train={"epochs": 2, "batch_size": 16},
         generation={"max_new_tokens": 30, "stop": []}, test_sets=["toy_text"], report={"seeds": [0]},
     )  # fmt: skip
     (cell,) = build_cells(plan, "test.yaml")
