@@ -75,6 +75,11 @@ class ReportedTables(Spec):
     in_domain: Table
     out_of_domain: dict[str, Table] = Field(default_factory=dict)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_name(cls, value: Any) -> Any:
+        return {"in_domain": value} if isinstance(value, str) else value
+
 
 class PatternEntry(Spec):
     """A template, what stands between it and the label word or reference, and the verbalizer that goes with it."""
@@ -207,7 +212,8 @@ class TaskDefinition(Spec):
     @property
     def optional(self) -> set[str]:
         """Fields that an example may leave empty, and files without a column for them."""
-        return set.intersection(*(entry.optional for entry in self.patterns.values()))
+        needed = {field for entry in self.patterns.values() for field in FIELD.findall(entry.template) if field not in entry.optional}
+        return {field for entry in self.patterns.values() for field in entry.optional} - needed
 
     @property
     def tables(self) -> dict[str, Table]:

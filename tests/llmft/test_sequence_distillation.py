@@ -10,6 +10,7 @@ from dataclasses import replace
 import pyarrow.parquet as parquet
 import pytest
 from small_models import CPU, FLAN, save_model, t5_tokenizer, toy_text
+from test_generate import plain_generate
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 from llmft import model as models
@@ -24,7 +25,6 @@ from llmft.spec import GenerationSpec
 from llmft.teacher import teach
 from llmft.tokens import encode
 from llmft.trial import check_spec, run_trial
-from test_generate import plain_generate
 
 DISTILLED = "sequence_distillation"
 

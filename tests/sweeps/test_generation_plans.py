@@ -26,7 +26,6 @@ from sweeps.run import run_sweep
 from sweeps.views import record_summary
 from sweeps.workload import heaviest
 
-
 SETTINGS = {"sequence_distillation": {"n_unlabelled": 24, "keep_unfinished": True}}
 
 
