@@ -289,6 +289,16 @@ def test_what_a_model_forgets_of_a_task_of_texts_is_measured(text_spec):
     assert (measured.metric, measured.value, measured.stderr, measured.n) == ("rougeL", numbers.rougeL, None, 6)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "train", "said"),
+    [("prompt_tuning", {"initialisation": "labels"}, {}, "initialisation: 'labels' are label words"),
+     ("prefix_tuning", {}, {"gradient_checkpointing": True}, "'prefix_tuning' cannot have it")],
+)  # fmt: skip
+def test_what_a_method_cannot_have_is_refused_for_texts_too(text_spec, name, settings, train, said):
+    with pytest.raises(UserError, match=said):
+        check_spec(text_spec(name, settings, **train))
+
+
 @pytest.mark.parametrize("name", ["prompt_tuning", "prefix_tuning"])
 def test_behind_virtual_tokens_every_query_gets_what_it_would_get_alone(text_spec, name):
     spec = text_spec(name, {"n_virtual_tokens": 3}, epochs=1, selections=("last",))
