@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from analysis.tables import MAJORITY
+from analysis.contrasts import MAJORITY
 
 if TYPE_CHECKING:
     import pandas as pd
 
 LETTERS = "abcdefghijklmnoprstuvwxyz"  # no q: Unicode has no raised one
 TITLES = {"in_domain": "In domain", "out_of_domain": "Out of domain"}
+SHARES = ("accuracy", "macro_accuracy", "exact_match")
+"""Metrics that are shares of examples, and so percentages."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,11 @@ def percent(value: float, signed: bool = False) -> str:
     if math.isnan(value):
         return "–"
     return f"{round(100 * value, 1) + 0.0:{'+' if signed else ''}.1f}".replace("-", "−")
+
+
+def unit(metric: object) -> str:
+    """What stands behind a score that is shown times 100: ' %' for shares, nothing for other metrics (ROUGE, BLEU)."""
+    return " %" if metric in SHARES else ""
 
 
 def interval(mean: float, half_width: float) -> str:

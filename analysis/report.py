@@ -57,7 +57,7 @@ def write_report(
     blocks, footnotes = lay_out(comparison)
     page = _render(
         title=(manifest.plan_name if manifest else "") or "Comparison of adaptation methods",
-        answers=headline(comparison),
+        answers=headline(frame, rule),
         blocks=list(zip(blocks, draw_strips(comparison), strict=True)),
         footnotes=footnotes,
         groups=_group_sheets(groups),

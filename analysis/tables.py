@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from analysis.columns import DOMAINS
+from analysis.contrasts import MAJORITY, families
 from analysis.selection import select
 from llmft.spec import ORACLES
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CELL = ["model", "task", "method", "n_shots", "pattern"]
-MAJORITY = "majority_class"
 _ORDER = ["model", "task", "n_shots", "method", "pattern"]
 _STATISTICS = ("mean", "sd", "max", "half_width")
 _INTEGERS = ("n_shots", "n", "n_failed", "n_unselected")
@@ -34,6 +34,8 @@ def compare(frame: pd.DataFrame, rule: str = "best_dev") -> pd.DataFrame:
         Columns: the cell; `rule`, `is_oracle`; `n` finished trials, `n_failed` failed ones, `n_unselected` finished ones without
         a checkpoint under the rule; for `in_domain` and `out_of_domain` the `_set`, and of its score `_mean`, `_sd` (divisor
         n - 1, NaN for one trial), `_max` and `_half_width` (of the 95 % t-interval, NaN for one trial); `gap_mean`;
+        `metric`, what the scores are; `in_domain_top` and `out_of_domain_top`: no method at these shots is significantly better
+        (`analysis.contrasts`), false where there is nothing to compare with;
         `findings`: warnings of the trials, as "code@set 3/6; ...", out of `n`.
         Majority rows have `method` 'majority_class', no pattern and no `n`. Without report trials the table is empty.
 
@@ -53,14 +55,19 @@ def compare(frame: pd.DataFrame, rule: str = "best_dev") -> pd.DataFrame:
             dict(zip(CELL, cell, strict=True))
             | {"n": len(done), "n_failed": int((of_cell["status"] == "failed").sum()), "n_unselected": n_finished - len(done)}
             | _numbers(done)
-            | {"gap_mean": done["gap"].mean(), "findings": _count_findings(done)}
+            | {"metric": next(iter(done["metric"].dropna()), None), "gap_mean": done["gap"].mean()}
+            | {"findings": _count_findings(done)}
         )
     rows += _majority_rows(report)
-    names = [*CELL, "rule", "is_oracle", "n", "n_failed", "n_unselected"]
+    names = [*CELL, "rule", "is_oracle", "metric", "n", "n_failed", "n_unselected"]
     names += [f"{prefix}_{name}" for prefix in DOMAINS for name in ("set", *_STATISTICS)]
     table = pd.DataFrame(rows, columns=[*names, "gap_mean", "findings"])
+    unbeaten = _unbeaten(frame, rule)
+    for domain in DOMAINS:
+        table[f"{domain}_top"] = [(domain, *cell) in unbeaten for cell in table[CELL].itertuples(index=False, name=None)]
     table["rule"], table["is_oracle"] = rule, rule in ORACLES
-    texts = dict.fromkeys(["model", "task", "method", "pattern", "findings", "in_domain_set", "out_of_domain_set"], "str")
+    names = ["model", "task", "method", "pattern", "metric", "findings", "in_domain_set", "out_of_domain_set"]
+    texts = dict.fromkeys(names, "str")
     table = table.astype(texts | dict.fromkeys(_INTEGERS, "Int64"))
     return table.sort_values(_ORDER, key=_baseline_first, kind="stable").reset_index(drop=True)
 
@@ -129,7 +136,18 @@ def _majority_rows(report: pd.DataFrame) -> Iterator[dict[str, Any]]:
                 f"{prefix}_mean": share,
                 f"{prefix}_max": share,
             }
-        yield row | {"gap_mean": row["in_domain_mean"] - row["out_of_domain_mean"]}
+        yield row | {"gap_mean": row["in_domain_mean"] - row["out_of_domain_mean"], "metric": "accuracy"}
+
+
+def _unbeaten(frame: pd.DataFrame, rule: str) -> set[tuple]:
+    """(domain, *cell) of every method with shots that none at the same number of shots is shown to beat."""
+    return {
+        (family.domain, family.model, family.task, sample.method, sample.n_shots, sample.pattern)
+        for family in families(frame, rule)
+        if len(family.samples) > 1
+        for sample in family.samples
+        if sample.n_shots and not family.beaten(sample)
+    }
 
 
 def _groups(trials: pd.DataFrame) -> list[tuple[str, str, str, str]]:

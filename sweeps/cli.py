@@ -138,7 +138,7 @@ def _show_report(root: Place, rule: str = "best_dev") -> None:
     table = compare(frame, rule)
     console = _console()
     console.print(to_terminal(table, cross_findings(frame, rule, read_manifest(root))))
-    for answer in headline(table):
+    for answer in headline(frame, rule):
         console.print(answer.in_domain, answer.out_of_domain, sep="\n", markup=False, highlight=False)
     print(f"Report: {write_report(root, rule=rule, frame=frame)}")
 
