@@ -78,6 +78,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("epochs", "Int64", "passes over the shots"),
     Column("batch_size", "Int64", "examples per optimiser step"),
     Column("settings", "str", "the method's own hyper-parameters, JSON"),
+    Column("train", "str", "how the weights are trained, all of it, JSON"),
     Column("precision", "str", "'fp32', 'bf16' or 'fp16'"),
     Column("n_dev", "Int64", "examples that select checkpoints and hyper-parameters"),
     Column("selection", "str", "which checkpoint: 'last', 'best_dev', an oracle, or 'none' (nothing trained, or no result)"),
@@ -108,5 +109,6 @@ COLUMNS: tuple[Column, ...] = (
     Column("n_demonstrations", "Int64", "demonstrations in the prompt"),
     Column("n_demonstrations_dropped", "Int64", "demonstrations that did not fit"),
     Column("provenance", "str", "versions, revisions and device, JSON"),
+    Column("command", "str", "the command that runs the trial again"),
 )
 """The declared columns. `analysis.load` gives them first, in this order and with these types."""

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from analysis.manifest import Manifest
-from analysis.selection import select
-from analysis.tables import CELL
+from analysis.selection import CELL, select
 from llmft.record import Finding
 from llmft.spec import ORACLES
 

@@ -121,6 +121,15 @@ def _location(path: Place) -> str:
 
 def _checked(folder: Place) -> Place | None:
     """The predictions file in `folder`, if the record names one."""
+    return None if read_predictions(folder) is None else folder / PREDICTIONS_FILE
+
+
+def read_predictions(folder: Place) -> bytes | None:
+    """The content of the predictions file in a trial's folder; None where the record names none.
+
+    Raises:
+        RecordError: the record is damaged, or the file is (checked against the checksum in the record).
+    """
     record, path = read_record(folder), folder / PREDICTIONS_FILE
     if record.predictions_sha256 is None:
         return None
@@ -133,4 +142,4 @@ def _checked(folder: Place) -> Place | None:
             f"{path}: truncated or changed (its {len(content)} bytes do not match the checksum in {RECORD_FILE}); "
             "remove the folder and run the plan again."
         )
-    return path
+    return content

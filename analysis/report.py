@@ -14,9 +14,9 @@ from analysis.layout import interval, lay_out
 from analysis.manifest import read_manifest
 from analysis.protocol import Sheet, cost_sheet, facts, failure_sheet, provenance, search_sheet
 from analysis.render import to_csv, to_markdown
-from analysis.selection import select
+from analysis.selection import CELL, select
 from analysis.strips import draw_strips
-from analysis.tables import CELL, compare, compare_groups
+from analysis.tables import compare, compare_groups
 from llmft.errors import UserError
 from llmft.files import Place, open_folder, reason, write_atomically
 

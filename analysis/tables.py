@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.columns import DOMAINS
 from analysis.contrasts import MAJORITY, families
-from analysis.selection import select
+from analysis.selection import CELL, select
 from llmft.spec import ORACLES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-CELL = ["model", "task", "method", "n_shots", "pattern"]
 _ORDER = ["model", "task", "n_shots", "method", "pattern"]
 _STATISTICS = ("mean", "sd", "max", "half_width")
 _INTEGERS = ("n_shots", "n", "n_failed", "n_unselected")

@@ -225,7 +225,7 @@ def trial(
     max_length: int | None = None,
     precision: str = "fp32",
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a setting of the method or of its training")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a setting of the method, its training or the plan")
     ] = None,
     data_dir: DataDir = None,
     device: str | None = None,

@@ -10,9 +10,9 @@ from llmft.errors import UserError, unknown_name
 from llmft.files import Place
 from llmft.record import TrialRecord
 from llmft.registry import method_class
-from llmft.spec import TrainSpec
+from llmft.spec import TrainSpec, TrialSpec
 from sweeps.cells import build_cells
-from sweeps.plan import parse_plan
+from sweeps.plan import Plan, parse_plan
 from sweeps.store import Store
 from sweeps.yaml_file import read_value
 
@@ -26,7 +26,8 @@ def trial_plan(
 
     Args:
         method: name of the method.
-        assignments: `key=value`, each a setting of the method or a field of `TrainSpec`; values are read as YAML.
+        assignments: `key=value`, each a setting of the method, a field of `TrainSpec` or a key of a plan that describes a trial
+            (`shots_unit`, `selections`, ...); values are read as YAML.
         train: fields of `TrainSpec` that have an option of their own.
         n_shots: None takes 16 where the method uses shots.
         fields: `model`, `revision` and further keys of a plan.
@@ -39,9 +40,11 @@ def trial_plan(
         key, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"--set: write key=value (got {text!r}).")
-        if key not in known and key not in TrainSpec.model_fields:
+        homes = ((known, settings), (TrainSpec.model_fields, train), (Plan.model_fields.keys() & TrialSpec.model_fields, fields))
+        home = next((home for names, home in homes if key in names), None)
+        if home is None:
             raise unknown_name("setting", key, {*known, *TrainSpec.model_fields}, f"--set, method '{method}'")
-        (settings if key in known else train)[key] = _value(text, value)
+        home[key] = _value(text, value)
     entry = {"settings": settings, "train": train} | ({} if n_shots is None else {"n_shots": [n_shots]})
     models = [{"name": fields.pop("model"), "revision": fields.pop("revision")}]
     return {"name": "trial", "models": models, "tasks": [task], "methods": {method: entry}, **fields}
@@ -54,14 +57,23 @@ def _value(text: str, value: str) -> Any:
         raise UserError(f"--set: the value is not readable as YAML (got {text!r}).") from None
 
 
+def trial_spec(content: dict[str, Any], seed: int) -> TrialSpec:
+    """The trial that `content`, from `trial_plan`, describes.
+
+    Raises:
+        UserError: a name or value is not known or not allowed.
+    """
+    (cell,) = build_cells(parse_plan(content, WHERE), WHERE)
+    return cell.report_spec({}, seed)
+
+
 def run_one(content: dict[str, Any], seed: int, device: str | None, root: Place | str | None) -> TrialRecord:
     """Run the trial, or read its record where `root` holds a finished one.
 
     Raises:
         UserError: a name or value is not known or not allowed.
     """
-    (cell,) = build_cells(parse_plan(content, WHERE), WHERE)
-    spec = cell.report_spec({}, seed)
+    spec = trial_spec(content, seed)
     store = Store(root) if root is not None else None
     if store and (stored := store.get(spec.digest)) and stored.finished:
         return stored

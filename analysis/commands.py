@@ -1,0 +1,48 @@
+"""The command that runs a trial again, from its description."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+from llmft.spec import TrainSpec, TrialSpec
+
+_SEEDS = ("data_seed", "order_seed", "init_seed", "dropout_seed")
+_OPTIONS = {"pattern": "--pattern", "verbalizer": "--verbalizer", "n_dev": "--n-dev", "n_test": "--n-test"}
+_OPTIONS |= {"max_length": "--max-length", "precision": "--precision"}
+_TRAIN_OPTIONS = {"learning_rate": "--lr", "epochs": "--epochs", "batch_size": "--batch-size"}
+_TOLD = {"model", "task", "data", "method", "settings", "n_shots", "train", *_SEEDS, *_OPTIONS}
+
+
+def trial_command(spec: TrialSpec) -> str | None:
+    """`llmft trial ...` for this trial; None where the command line cannot say it (a trial of the search, seeds that differ)."""
+    if spec.test_sets == () or len({getattr(spec, name) for name in _SEEDS}) > 1:
+        return None
+    parts = ["llmft", "trial", "--task", spec.task, "--method", spec.method, "--model", spec.model.name]
+    if spec.model.revision != "main":
+        parts += ["--revision", spec.model.revision]
+    if spec.n_shots:
+        parts += ["--shots", str(spec.n_shots)]
+    parts += ["--seed", str(spec.data_seed)]
+    trains = spec.selections != ("none",)
+    if trains:
+        for name, option in _TRAIN_OPTIONS.items():
+            parts += [option, str(getattr(spec.train, name))]
+    defaults = TrialSpec.model_fields
+    for name, option in _OPTIONS.items():
+        if (value := getattr(spec, name)) != defaults[name].default:
+            parts += [option, str(value)]
+    others: dict[str, Any] = dict(spec.settings)
+    if trains:
+        given = spec.train.model_dump(mode="json", exclude=set(_TRAIN_OPTIONS))
+        others |= {name: value for name, value in given.items() if value != TrainSpec.model_fields[name].default}
+    content = spec.model_dump(mode="json")
+    for name, field in defaults.items():
+        if name not in _TOLD and getattr(spec, name) != field.default and (trains or name != "selections"):
+            others[name] = content[name]
+    for name, value in others.items():
+        parts += ["--set", f"{name}={json.dumps(value)}"]
+    if spec.data.directory:
+        parts += ["--data-dir", spec.data.directory]
+    return shlex.join(parts)

@@ -1,0 +1,195 @@
+"""Statistics on single answers: is a difference more than the luck of seeds and of test examples, taken together?"""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from analysis.columns import DOMAINS
+from analysis.frame import read_predictions, record_paths
+from analysis.selection import select
+from analysis.stats import ALPHA, bootstrap_difference, holm, mcnemar
+from llmft.files import Place, read_many
+from llmft.record import RecordError
+from llmft.seeds import stream
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_COLUMNS = ["model", "task", "n_shots", "domain", "set", "a", "a_pattern", "b", "b_pattern", "n_seeds", "n_examples", "difference"]
+_COLUMNS += ["low", "high", "only_a", "only_b", "n_mcnemar"]
+
+
+def example_scores(root: str | Place, trials: pd.DataFrame, set_name: str) -> tuple[pd.DataFrame, list[str]]:
+    """How each trial did on each example of a set: 1 for a right answer and 0 for a wrong one, or the score of a generated text.
+
+    Args:
+        root: the results that `trials` come from.
+        trials: rows of the frame, one for each trial; `selection` tells which answers.
+        set_name: name of the test set.
+
+    Returns:
+        The scores  # [trials, examples], by digest and id; trials that left no answers for this set are absent. And what could not
+        be read, a line each.
+    """
+    import pandas as pd
+
+    places = {path.parent.name: path.parent for path in record_paths(root)}
+    wanted = [each for each in trials[["digest", "selection", "metric"]].itertuples(index=False) if each.digest in places]
+
+    def read(trial) -> pd.Series | str | None:
+        try:
+            content = read_predictions(places[trial.digest])
+        except (RecordError, OSError) as error:
+            return str(error)
+        return None if content is None else _scores(content, trial.selection, set_name, trial.metric)
+
+    found = dict(zip((each.digest for each in wanted), read_many(read, wanted), strict=True))
+    rows = {digest: scores for digest, scores in found.items() if isinstance(scores, pd.Series) and len(scores)}
+    table = pd.DataFrame(list(rows.values()), index=list(rows)).dropna(axis="columns")  # examples that every trial answered
+    return table, [text for text in found.values() if isinstance(text, str)]
+
+
+def example_contrasts(root: str | Place, frame: pd.DataFrame, rule: str = "best_dev") -> tuple[pd.DataFrame, list[str]]:
+    """The method with the best mean against each other one, answer by answer, at every number of shots.
+
+    Returns:
+        One row for each model, task, number of shots, domain and other method: `a` the best, `b` the other; `n_seeds` (pairs; a
+        method without seeds stands in each), `n_examples`; `difference` of the mean scores with its two-level bootstrap interval
+        `low`, `high` (`analysis.stats.bootstrap_difference`: other seeds and other examples); for right and wrong answers how many
+        examples only `a` and only `b` has right (means over the seeds), and `n_mcnemar`, the seeds whose McNemar test is
+        significant (p < .05, Holm over the seeds). And what could not be read, a line each.
+
+    Raises:
+        UserError: there is no such rule.
+    """
+    import pandas as pd
+
+    chosen = select(frame, rule)
+    done = chosen[(chosen["status"] == "finished") & chosen["data_seed"].notna()]
+    rows, problems = [], {}
+    for domain in DOMAINS:
+        scored = done[done[f"{domain}_score"].notna()]
+        for (model, task, set_name), trials in scored.groupby(["model", "task", f"{domain}_set"]):
+            scores, unread = example_scores(root, trials, set_name)
+            problems |= dict.fromkeys(unread)
+            trials = trials[trials["digest"].isin(scores.index)]
+            for n_shots in sorted({n for n in trials["n_shots"] if n}) or [0]:
+                cells = {
+                    key: scores.loc[cell.drop_duplicates("data_seed").set_index("data_seed")["digest"].to_numpy()]
+                    .set_index(cell["data_seed"].drop_duplicates().astype(int))
+                    for key, cell in trials[trials["n_shots"].isin([0, n_shots])].groupby(["method", "pattern", "n_shots"])
+                }  # fmt: skip
+                where = dict(zip(_COLUMNS, (model, task, n_shots, domain, set_name), strict=False))
+                rows += [where | row for row in _against_best(cells)]
+    return pd.DataFrame(rows, columns=_COLUMNS).assign(rule=rule), list(problems)
+
+
+def _scores(content: bytes, selection: str, set_name: str, metric: str) -> pd.Series:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as parquet
+
+    file = io.BytesIO(content)
+    names = parquet.read_schema(file).names
+    values = [metric] if metric in names else ["label", "prediction"]
+    here = (pc.field("set") == set_name) & (pc.field("selection") == selection)
+    table = parquet.read_table(file, columns=["id", *values], filters=here).to_pandas().set_index("id")
+    if metric in names:
+        return table[metric].astype("float32")
+    return (table["label"] == table["prediction"]).astype("float32")
+
+
+def _against_best(cells: dict[tuple, pd.DataFrame]):
+    if len(cells) < 2:
+        return
+    means = {key: float(scores.to_numpy().mean()) for key, scores in cells.items()}
+    best = max(means, key=means.get)
+    for other in sorted(cells, key=lambda key: -means[key]):
+        if other == best:
+            continue
+        a, b = _paired(best, cells[best], other, cells[other])
+        if not len(a):
+            continue
+        low, high = bootstrap_difference(a - b)
+        row = {"a": best[0], "a_pattern": best[1], "b": other[0], "b_pattern": other[1], "n_seeds": len(a)}
+        row |= {"n_examples": a.shape[1], "difference": float((a - b).mean()), "low": low, "high": high}
+        if set(np.unique(np.concatenate([a, b]))) <= {0.0, 1.0}:
+            tests = [mcnemar(of_a, of_b) for of_a, of_b in zip(a, b, strict=True)]
+            only_a, only_b, p = zip(*tests, strict=True)
+            row |= {"only_a": np.mean(only_a), "only_b": np.mean(only_b), "n_mcnemar": int((holm(p) < ALPHA).sum())}
+        yield row
+
+
+def _paired(a_key: tuple, a: pd.DataFrame, b_key: tuple, b: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Both methods' scores  # [seeds, examples], of the same seeds; one without seeds (no shots) stands beside each of the other's."""
+    if a_key[2] == 0 and len(a) == 1:
+        return np.repeat(a.to_numpy(), len(b), 0), b.to_numpy()
+    if b_key[2] == 0 and len(b) == 1:
+        return a.to_numpy(), np.repeat(b.to_numpy(), len(a), 0)
+    shared = a.index.intersection(b.index)
+    return a.loc[shared].to_numpy(), b.loc[shared].to_numpy()
+
+
+def best_on_examples(root: str | Place, frame: pd.DataFrame, n: int = 50, seed: int = 0) -> tuple[pd.DataFrame, list[str]]:
+    """The frame with one more rule: of the checkpoints that a trial kept, the one that is best on `n` out-of-domain examples.
+
+    What exactly: of the headline out-of-domain set `n` examples are drawn with this seed, the same for every trial; each trial's
+    kept checkpoints are scored on them, and the best is taken (the better on dev among equals). Its out-of-domain score is that on
+    the remaining examples alone, so no example both selects and counts; the row of a trial without checkpoints is scored on the
+    same remaining ones. In-domain numbers are the chosen checkpoint's, and everything else about the out-of-domain set is missing.
+    The choice is among the checkpoints on record ('last', 'best_dev', ...), not among all epochs. Where one of them was itself
+    chosen on the reported sets, the row is an oracle.
+
+    Returns:
+        `frame` with rows of `selection` 'best_on_<n>' added for every report trial that left answers, and what could not be read.
+    """
+    import pandas as pd
+
+    rule = f"best_on_{n}"
+    done = frame[(frame["stage"] == "report") & (frame["status"] == "finished") & frame["out_of_domain_set"].notna()]
+    added, problems = [], {}
+    for set_name, trials in done.groupby("out_of_domain_set"):
+        tables = {}
+        for selection, of_rule in trials.groupby("selection"):
+            tables[selection], unread = example_scores(root, of_rule, set_name)
+            problems |= dict.fromkeys(unread)
+        ids = sorted(set.intersection(*(set(table.columns) for table in tables.values() if len(table))) if tables else ())
+        if len(ids) <= n:
+            if ids:
+                problems[f"{set_name}: {len(ids)} examples with answers are too few to choose by {n} and report on others"] = None
+            continue
+        picked = {ids[i] for i in stream(seed, f"best_on/{set_name}").choice(len(ids), n, replace=False)}
+        rest = [id_ for id_ in ids if id_ not in picked]
+        for _, kept in trials.groupby("digest"):
+            kept = kept[[digest in tables[s].index for digest, s in zip(kept["digest"], kept["selection"], strict=True)]]
+            if kept.empty:
+                continue
+            on_picked = [tables[s].loc[digest, list(picked)].mean() for digest, s in zip(kept["digest"], kept["selection"], strict=True)]
+            order = sorted(range(len(kept)), key=lambda i: (-on_picked[i], -_or_zero(kept["dev_score"].iloc[i]), i))
+            added.append(_rescored(kept.iloc[order[0]], rule, tables, rest, bool(kept["is_oracle"].any())))
+    grown = pd.concat([frame, pd.DataFrame(added)], ignore_index=True) if added else frame
+    return grown.astype(frame.dtypes.to_dict()), list(problems)
+
+
+def _or_zero(value: float) -> float:
+    return 0.0 if np.isnan(value) else float(value)
+
+
+def _rescored(row: pd.Series, rule: str, tables: dict[str, pd.DataFrame], rest: list[str], is_oracle: bool) -> pd.Series:
+    set_name, score = row["out_of_domain_set"], float(tables[row["selection"]].loc[row["digest"], rest].mean())
+    row = row.copy()
+    stale = [name for name in row.index if name.startswith(("out_of_domain_", f"{set_name}_")) and not name.endswith("_set")]
+    row[stale] = np.nan
+    row["selection"], row["is_oracle"] = rule, is_oracle
+    row["out_of_domain_score"] = row[f"{set_name}_score"] = score
+    row[f"{set_name}_n"] = float(len(rest))
+    if row["metric"] == "accuracy":
+        row["out_of_domain_accuracy"] = row[f"{set_name}_accuracy"] = score
+    sets = json.loads(row["sets"])
+    sets[set_name] |= {"n": len(rest), "groups": {}}
+    row["sets"] = json.dumps(sets)
+    row["gap"] = row["in_domain_score"] - score
+    return row
