@@ -97,6 +97,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("train_s", "float64", "training, seconds"),
     Column("evaluate_s", "float64", "evaluation, seconds"),
     Column("device", "str", "device the trial ran on"),
+    Column("n_workers", "Int64", "processes, with a device each, that ran the trial together"),
     Column("peak_memory_bytes", "Int64", "largest memory in use"),
     Column("tokens_trained", "Int64", "tokens seen in training"),
     Column("tokens_evaluated", "Int64", "tokens seen in evaluation"),

@@ -19,7 +19,20 @@ from llmft.seeds import stream
 if TYPE_CHECKING:
     import pandas as pd
 
-_COLUMNS = ["model", "task", "n_shots", "domain", "set", "a", "a_pattern", "b", "b_pattern", "n_seeds", "n_examples", "difference"]
+_COLUMNS = [
+    "model",
+    "task",
+    "n_shots",
+    "domain",
+    "set",
+    "a",
+    "a_pattern",
+    "b",
+    "b_pattern",
+    "n_seeds",
+    "n_examples",
+    "difference",
+]
 _COLUMNS += ["low", "high", "only_a", "only_b", "n_mcnemar"]
 
 
@@ -159,7 +172,9 @@ def best_on_examples(root: str | Place, frame: pd.DataFrame, n: int = 50, seed: 
         ids = sorted(set.intersection(*(set(table.columns) for table in tables.values() if len(table))) if tables else ())
         if len(ids) <= n:
             if ids:
-                problems[f"{set_name}: {len(ids)} examples with answers are too few to choose by {n} and report on others"] = None
+                problems[f"{set_name}: {len(ids)} examples with answers are too few to choose by {n} and report on others"] = (
+                    None
+                )
             continue
         picked = {ids[i] for i in stream(seed, f"best_on/{set_name}").choice(len(ids), n, replace=False)}
         rest = [id_ for id_ in ids if id_ not in picked]
@@ -167,7 +182,9 @@ def best_on_examples(root: str | Place, frame: pd.DataFrame, n: int = 50, seed: 
             kept = kept[[digest in tables[s].index for digest, s in zip(kept["digest"], kept["selection"], strict=True)]]
             if kept.empty:
                 continue
-            on_picked = [tables[s].loc[digest, list(picked)].mean() for digest, s in zip(kept["digest"], kept["selection"], strict=True)]
+            on_picked = [
+                tables[s].loc[digest, list(picked)].mean() for digest, s in zip(kept["digest"], kept["selection"], strict=True)
+            ]
             order = sorted(range(len(kept)), key=lambda i: (-on_picked[i], -_or_zero(kept["dev_score"].iloc[i]), i))
             added.append(_rescored(kept.iloc[order[0]], rule, tables, rest, bool(kept["is_oracle"].any())))
     grown = pd.concat([frame, pd.DataFrame(added)], ignore_index=True) if added else frame

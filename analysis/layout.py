@@ -71,6 +71,18 @@ def unit(metric: object) -> str:
     return " %" if metric in SHARES else ""
 
 
+def axis_name(trials: pd.DataFrame, domain: str) -> str:
+    """'in domain: rte, accuracy in %': what an axis with the scores of a domain shows."""
+    name = next(iter(trials[f"{domain}_set"].dropna()), "")
+    return f"{TITLES[domain].lower()}{f': {name}' if name else ''}, {metric_name(trials['metric'])}"
+
+
+def metric_name(metrics: pd.Series) -> str:
+    """'accuracy in %', 'rougeL × 100'; several where the rows mix them."""
+    names = list(dict.fromkeys(metrics.dropna())) or ["accuracy"]
+    return ", ".join(f"{name.replace('_', ' ')} in %" if unit(name) else f"{name} × 100" for name in names)
+
+
 def interval(mean: float, half_width: float) -> str:
     """'61.2 ± 3.1'; the mean alone where there is no interval."""
     return percent(mean) + ("" if math.isnan(half_width) else f" ± {percent(half_width)}")

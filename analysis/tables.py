@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.columns import DOMAINS
 from analysis.contrasts import MAJORITY, families
 from analysis.selection import CELL, select
+from analysis.stats import half_width
 from llmft.spec import ORACLES
 
 if TYPE_CHECKING:
@@ -98,14 +98,17 @@ def compare_groups(frame: pd.DataFrame, rule: str = "best_dev") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*CELL, "set", "domain", "group", "value", "n", *_STATISTICS])
 
 
+def common_shots(rows: pd.DataFrame) -> int:
+    """The number of shots with the most methods; the largest of equals, 0 where nothing has shots."""
+    counts = rows[(rows["n_shots"] > 0) & (rows["n"].fillna(0) > 0)].groupby("n_shots")["method"].nunique()
+    return max(((count, int(shots)) for shots, count in counts.items()), default=(0, 0))[1]
+
+
 def describe(values: pd.Series) -> dict[str, float]:
     """Mean, sd, maximum and half width of the 95 % t-interval of the mean, over what is not missing; NaN where undefined."""
-    from scipy.special import stdtrit  # Student's quantile; scipy.stats would take a second to import
-
     values = values.dropna()
-    n, sd = len(values), values.std(ddof=1)
-    half_width = float(stdtrit(n - 1, 0.975)) * sd / math.sqrt(n) if n > 1 else math.nan
-    return {"mean": values.mean(), "sd": sd, "max": values.max(), "half_width": half_width}
+    numbers = values.to_numpy()
+    return {"mean": values.mean(), "sd": values.std(ddof=1), "max": values.max(), "half_width": half_width(numbers)}
 
 
 def _numbers(trials: pd.DataFrame) -> dict[str, Any]:
