@@ -13,6 +13,7 @@ from analysis.contrasts import MAJORITY
 if TYPE_CHECKING:
     import pandas as pd
 
+STRONG = "Bold: no method with as many shots is shown to be better (paired by seed, Holm)"
 LETTERS = "abcdefghijklmnoprstuvwxyz"  # no q: Unicode has no raised one
 TITLES = {"in_domain": "In domain", "out_of_domain": "Out of domain"}
 SHARES = ("accuracy", "macro_accuracy", "exact_match")
@@ -21,21 +22,26 @@ SHARES = ("accuracy", "macro_accuracy", "exact_match")
 
 @dataclass(frozen=True)
 class Entry:
-    """One table cell. `marks` are letters of footnotes, `detail` what they say of this row, `order` what to sort by."""
+    """One table cell. `marks` are letters of footnotes, `detail` what they say of this row, `order` what to sort by.
+
+    `strong`: no method at the same number of shots is shown to be better.
+    """
 
     text: str
     marks: str = ""
     detail: str = ""
     order: float | str = ""
     numeric: bool = True
+    strong: bool = False
 
 
 @dataclass(frozen=True)
 class Block:
-    """The table of one model and task."""
+    """The table of one model and task. `metric` says what its numbers are: 'accuracy in %'."""
 
     model: str
     task: str
+    metric: str
     headers: list[str]
     rows: list[list[Entry]] = field(default_factory=list)
 
@@ -55,7 +61,7 @@ def lay_out(comparison: pd.DataFrame) -> tuple[list[Block], dict[str, str]]:
         for prefix, title in TITLES.items():
             name = ", ".join(rows[f"{prefix}_set"].dropna().unique())
             headers += [f"{title}{f': {name}' if name else ''}{oracle}", "sd", "max"]
-        blocks.append(Block(model, task, [*headers, "Gap"], [list(_entries(row, letters)) for _, row in rows.iterrows()]))
+        blocks.append(Block(model, task, metric_name(rows["metric"]), [*headers, "Gap"], [list(_entries(row, letters)) for _, row in rows.iterrows()]))
     return blocks, footnotes
 
 
@@ -126,9 +132,9 @@ def _entries(row: pd.Series, letters: dict[str, str]) -> Iterator[Entry]:
     for each in tallies(row["findings"]):
         places.setdefault(by_set.get(each.set, "method"), []).append(each)
 
-    def entry(text: str, place: str = "", order: float | str = "", numeric: bool = True) -> Entry:
+    def entry(text: str, place: str = "", order: float | str = "", numeric: bool = True, strong: bool = False) -> Entry:
         here = places.get(place, [])
-        return Entry(text, ",".join(letters[each.key] for each in here), "; ".join(map(str, here)), order, numeric)
+        return Entry(text, ",".join(letters[each.key] for each in here), "; ".join(map(str, here)), order, numeric, strong)
 
     majority = row["method"] == MAJORITY
     yield entry("majority class" if majority else row["method"], "method", row["method"], numeric=False)
@@ -139,7 +145,7 @@ def _entries(row: pd.Series, letters: dict[str, str]) -> Iterator[Entry]:
     yield entry("–" if majority else str(row["n_failed"]), order=-1.0 if majority else float(row["n_failed"]))
     for prefix in TITLES:
         mean, half_width = row[f"{prefix}_mean"], row[f"{prefix}_half_width"]
-        yield entry(interval(mean, half_width), prefix, mean)
+        yield entry(interval(mean, half_width), prefix, mean, strong=bool(row[f"{prefix}_top"]))
         yield entry(percent(row[f"{prefix}_sd"]), order=row[f"{prefix}_sd"])
         yield entry("–" if majority else percent(row[f"{prefix}_max"]), order=row[f"{prefix}_max"])
     yield entry(percent(row["gap_mean"], signed=True), order=row["gap_mean"])
