@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from analysis.columns import DOMAINS
-from analysis.frame import read_predictions, record_paths
+from analysis.frame import load, read_predictions, record_paths
 from analysis.selection import select
 from analysis.stats import ALPHA, bootstrap_difference, holm, mcnemar
 from llmft.files import Place, read_many
@@ -146,13 +147,19 @@ def _paired(a_key: tuple, a: pd.DataFrame, b_key: tuple, b: pd.DataFrame) -> tup
     return a.loc[shared].to_numpy(), b.loc[shared].to_numpy()
 
 
+def load_for_rule(root: str | Place, rule: str) -> tuple[pd.DataFrame, list[str]]:
+    """`analysis.load`, with the rows of `rule` added where it is 'best_on_<n>' (`best_on_examples`); and what could not be read."""
+    frame, named = load(root), re.fullmatch(r"best_on_([1-9]\d*)", rule)
+    return best_on_examples(root, frame, int(named[1])) if named else (frame, [])
+
+
 def best_on_examples(root: str | Place, frame: pd.DataFrame, n: int = 50, seed: int = 0) -> tuple[pd.DataFrame, list[str]]:
     """The frame with one more rule: of the checkpoints that a trial kept, the one that is best on `n` out-of-domain examples.
 
     What exactly: of the headline out-of-domain set `n` examples are drawn with this seed, the same for every trial; each trial's
     kept checkpoints are scored on them, and the best is taken (the better on dev among equals). Its out-of-domain score is that on
     the remaining examples alone, so no example both selects and counts; the row of a trial without checkpoints is scored on the
-    same remaining ones. In-domain numbers are the chosen checkpoint's, and everything else about the out-of-domain set is missing.
+    same remaining ones. In-domain numbers are the chosen checkpoint's, and other measures of the out-of-domain set are missing.
     The choice is among the checkpoints on record ('last', 'best_dev', ...), not among all epochs. Where one of them was itself
     chosen on the reported sets, the row is an oracle.
 
@@ -198,7 +205,8 @@ def _or_zero(value: float) -> float:
 def _rescored(row: pd.Series, rule: str, tables: dict[str, pd.DataFrame], rest: list[str], is_oracle: bool) -> pd.Series:
     set_name, score = row["out_of_domain_set"], float(tables[row["selection"]].loc[row["digest"], rest].mean())
     row = row.copy()
-    stale = [name for name in row.index if name.startswith(("out_of_domain_", f"{set_name}_")) and not name.endswith("_set")]
+    known = ("_set", "_majority", "_majority_share")  # of the whole set, which a random part of it resembles
+    stale = [name for name in row.index if name.startswith(("out_of_domain_", f"{set_name}_")) and not name.endswith(known)]
     row[stale] = np.nan
     row["selection"], row["is_oracle"] = rule, is_oracle
     row["out_of_domain_score"] = row[f"{set_name}_score"] = score

@@ -53,6 +53,11 @@ def headline(frame: pd.DataFrame, rule: str = "best_dev") -> list[Answer]:
     return answers
 
 
+def main_family(found: list[Family]) -> Family:
+    """The family that the answer speaks of: the one with the most methods, and of those the one with the most shots."""
+    return max(found, key=lambda each: (len({sample.method for sample in each.samples}), each.n_shots))
+
+
 def p_text(p: float) -> str:
     """'p = .03', 'p < .001', 'p = 1'; 'not tested' where it is not defined."""
     if math.isnan(p):
@@ -73,7 +78,7 @@ def _sentence(rows: pd.DataFrame, found: list[Family], domain: str, rule: str) -
     where = f"{TITLES[domain]}{f' ({inside})' if inside else ''},"
     if not found:
         return f"{where} there is no result.", False
-    family = max(found, key=lambda each: (len({sample.method for sample in each.samples}), each.n_shots))
+    family = main_family(found)
     teller = _Teller(family, unit(next(iter(rows["metric"].dropna()), "accuracy")))
     text, sure = teller.verdict()
     caution = _caution(rows, family.samples[0], domain, name)

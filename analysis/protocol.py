@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from analysis.manifest import Manifest
+from analysis.sheets import Sheet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,15 +21,6 @@ _FACTS = {
 }
 _DOMAINS = {"in": "in domain", "out": "out of domain"}
 _SHOWN = 8  # values of a fact, beyond which only their number is told
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table of texts; columns whose index is in `numeric` are set flush right."""
-
-    headers: list[str]
-    rows: list[list[str]] = field(default_factory=list)
-    numeric: tuple[int, ...] = ()
 
 
 def facts(frame: pd.DataFrame, rule: str) -> list[tuple[str, str]]:

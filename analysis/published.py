@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.columns import COLUMNS
+from analysis.frame import load
 from llmft.errors import unknown_name
 from llmft.spec import ORACLES
 
@@ -60,6 +61,11 @@ def load_published(name: str = "mosbach2023") -> pd.DataFrame:
     sets = dict.fromkeys(column for row in rows for column in row if column not in {each.name for each in COLUMNS})
     dtypes = {column.name: column.dtype for column in COLUMNS} | dict.fromkeys(sets, "float64")
     return pd.DataFrame({column: pd.Series([row.get(column) for row in rows], dtype=dtype) for column, dtype in dtypes.items()})
+
+
+def load_results(name: str) -> pd.DataFrame:
+    """`load_published` for one of `SOURCES`, `analysis.load` for anything else: a folder or its URL."""
+    return load_published(name) if name in SOURCES else load(name)
 
 
 def _canonical(runs: pd.DataFrame) -> pd.Series:

@@ -35,10 +35,20 @@ def to_terminal(comparison: pd.DataFrame, findings: Iterable[Finding] = ()) -> R
         title = Text(f"{block.model} on {block.task}, {block.metric} (± 95 % interval)", style="bold")
         parts.append(_Fitted(block, title))
     if _any_strong(blocks):
-        parts.append(Text(STRONG, style="dim"))
+        parts.append(_Bold())
     parts += [Text(f"{letter.translate(_RAISED)} {text}", style="dim") for letter, text in footnotes.items()]
     parts += [Text(f"{found.severity}: {found.message} [{found.code}]") for found in findings]
     return Group(*parts)
+
+
+class _Bold:
+    """The line that explains bold numbers, where bold can be seen."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        from rich.text import Text
+
+        if console.is_terminal:
+            yield Text(STRONG, style="dim")
 
 
 class _Fitted:
@@ -83,18 +93,18 @@ def to_markdown(comparison: pd.DataFrame, findings: Iterable[Finding] = ()) -> s
     blocks, footnotes = lay_out(comparison)
     lines = [] if blocks else ["No report trials to compare yet.", ""]
     for block in blocks:
-        lines += [f"### {_plain(block.model)} on {_plain(block.task)}", "", f"{_plain(block.metric.capitalize())} (± 95 % interval).", ""]
-        lines.append("| " + " | ".join(_plain(header) for header in block.headers) + " |")
+        lines += [f"### {plain(block.model)} on {plain(block.task)}", "", f"{plain(block.metric.capitalize())} (± 95 % interval).", ""]
+        lines.append("| " + " | ".join(plain(header) for header in block.headers) + " |")
         lines.append("|" + "|".join(":--" if header in ("Method", "Pattern") else "--:" for header in block.headers) + "|")
         for row in block.rows:
-            texts = (f"**{_plain(entry.text)}**" if entry.strong else _plain(entry.text) for entry in row)
+            texts = (f"**{plain(entry.text)}**" if entry.strong else plain(entry.text) for entry in row)
             marked = (text + entry.marks.translate(_RAISED) for text, entry in zip(texts, row, strict=True))
             lines.append("| " + " | ".join(marked) + " |")
         lines.append("")
     if _any_strong(blocks):
         lines += [STRONG + ".", ""]
-    lines += [f"{letter.translate(_RAISED)} {_plain(text)}  " for letter, text in footnotes.items()]
-    listed = [f"- **{found.severity}** {_plain(found.message)} (`{found.code}`)" for found in findings]
+    lines += [f"{letter.translate(_RAISED)} {plain(text)}  " for letter, text in footnotes.items()]
+    listed = [f"- **{found.severity}** {plain(found.message)} (`{found.code}`)" for found in findings]
     return "\n".join([*lines, *([""] if footnotes and listed else []), *listed]).rstrip() + "\n"
 
 
@@ -108,13 +118,13 @@ def to_latex(comparison: pd.DataFrame, findings: Iterable[Finding] = ()) -> str:
     for block in blocks:
         aligned = "".join("l" if header in ("Method", "Pattern") else "r" for header in block.headers)
         letters = dict.fromkeys(mark for row in block.rows for entry in row for mark in entry.marks.split(",") if mark)
-        caption = f"{_tex(block.model)} on {_tex(block.task)}: {_tex(block.metric)}, mean $\\pm$ 95\\,\\% interval."
-        caption += f" {_tex(STRONG)}." if _any_strong([block]) else ""
-        caption += "".join(f" \\textsuperscript{{{letter}}}\\,{_tex(footnotes[letter])}." for letter in letters)
+        caption = f"{tex(block.model)} on {tex(block.task)}: {tex(block.metric)}, mean $\\pm$ 95\\,\\% interval."
+        caption += f" {tex(STRONG)}." if _any_strong([block]) else ""
+        caption += "".join(f" \\textsuperscript{{{letter}}}\\,{tex(footnotes[letter])}." for letter in letters)
         lines += ["\\begin{table}", "\\centering\\small", f"\\begin{{tabular}}{{{aligned}}}", "\\toprule"]
-        lines += [" & ".join(_tex(header) for header in block.headers) + " \\\\", "\\midrule"]
+        lines += [" & ".join(tex(header) for header in block.headers) + " \\\\", "\\midrule"]
         for row in block.rows:
-            texts = (f"\\textbf{{{_tex(entry.text)}}}" if entry.strong else _tex(entry.text) for entry in row)
+            texts = (f"\\textbf{{{tex(entry.text)}}}" if entry.strong else tex(entry.text) for entry in row)
             marks = (f"\\textsuperscript{{{entry.marks}}}" if entry.marks else "" for entry in row)
             lines.append(" & ".join(text + mark for text, mark in zip(texts, marks, strict=True)) + " \\\\")
         lines += ["\\bottomrule", "\\end{tabular}", f"\\caption{{{caption}}}", "\\end{table}", ""]
@@ -135,12 +145,12 @@ _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciic
 _TEX |= {"−": "$-$", "±": r"$\pm$", "–": "--", "<": "$<$", ">": "$>$"} | {each: "\\" + each for each in "&%$#_{}"}
 
 
-def _tex(text: str) -> str:
+def tex(text: str) -> str:
     """`text` so that LaTeX shows it as it is."""
     return "".join(_TEX.get(each, each) for each in " ".join(text.split()))
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """`text` so that Markdown shows it as it is, in one table cell."""
     escaped = re.sub(r"([\\`*_|\[\]~#])", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return " ".join(escaped.split())
