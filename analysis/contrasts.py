@@ -77,6 +77,13 @@ class Family:
     samples: list[Sample]
     contrasts: list[Contrast]
 
+    def name(self, sample: Sample) -> str:
+        """The method, with its pattern where it was tried with several."""
+        if sample.method == MAJORITY:
+            return "the majority class"
+        several = sum(other.method == sample.method for other in self.samples) > 1
+        return f"{sample.method} ({sample.pattern})" if several else sample.method
+
     def between(self, a: Sample, b: Sample) -> Contrast:
         """The comparison of two samples; `a` is the one with the better mean."""
         return next(each for each in self.contrasts if each.a is a and each.b is b)

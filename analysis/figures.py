@@ -91,7 +91,7 @@ def shots_figure(frame: pd.DataFrame, rule: str = "best_dev") -> str:
 def sizes_figure(frame: pd.DataFrame, rule: str = "best_dev") -> str:
     """Mean score against the size of the model (from its name), with 95 % intervals, at the number of shots most methods have."""
     table = compare(frame, rule)
-    rows = table[(table["n"].fillna(0) > 0) & np.isfinite([model_size(name) for name in table["model"]])]
+    rows = table[(table["n"].fillna(0) > 0) & (table["model"].map(model_size) < math.inf)]
     if rows["model"].nunique() < 2:
         return notice("There are fewer than two models whose names tell a size: nothing to draw against it.")
     look, trials = Look(frame), select(frame, rule)

@@ -96,38 +96,31 @@ class _Teller:
 
     def __init__(self, family: Family, unit: str):
         self.family, self.unit = family, unit
-        methods = [sample.method for sample in family.samples]
-        self.ambiguous = {method for method in methods if methods.count(method) > 1}
         self.at = f" at {family.n_shots} shots" if family.n_shots else ""
 
     def verdict(self) -> tuple[str, bool]:
         best, *others = self.family.samples
         if not others:
-            return f"{self.name(best)} reaches {self.value(best)}{self.at}; there is nothing to compare it with.", False
+            return f"{self.family.name(best)} reaches {self.value(best)}{self.at}; there is nothing to compare it with.", False
         first = self.family.between(best, others[0])
         majority = next((each for each in others if each.method == MAJORITY), None)
         if best.method == MAJORITY:
-            nearest = f"the nearest is {self.name(others[0])} with {self.value(others[0])}"
+            nearest = f"the nearest is {self.family.name(others[0])} with {self.value(others[0])}"
             return f"no method beats the majority class ({self.value(best)}){self.at}; {nearest}.", False
         alike = [each for each in others if not self.family.between(best, each).p < ALPHA]
         if not alike:
             closest = max((self.family.between(best, each) for each in others), key=lambda each: (each.p, -each.difference.mean))
-            lead = f"{self.name(best)} is best{self.at}: {self.value(best)}, ahead of {self.name(others[0])} by {points(first)}"
+            lead = f"{self.family.name(best)} is best{self.at}: {self.value(best)}, ahead of {self.family.name(others[0])} by {points(first)}"
             return f"{lead}.{self.hardest(closest, first)}", True
-        above = f"{self.name(best)} leads with {self.value(best)}, {self.name(others[0])} follows{self.margin(first)}"
+        above = f"{self.family.name(best)} leads with {self.value(best)}, {self.family.name(others[0])} follows{self.margin(first)}"
         if majority in alike:
             lead = self.family.between(best, majority)
-            nearest = "" if others[0] is majority else f"; {self.name(others[0])} follows{self.margin(first)}"
-            text = f"no method is shown to beat the majority class ({self.value(majority)}){self.at}: {self.name(best)} leads with"
+            nearest = "" if others[0] is majority else f"; {self.family.name(others[0])} follows{self.margin(first)}"
+            text = f"no method is shown to beat the majority class ({self.value(majority)}){self.at}: {self.family.name(best)} leads with"
             return f"{text} {self.value(best)}, above it by {points(lead)}{nearest}.{self.sight(lead)}", False
-        names = [self.name(each) for each in (best, *alike)]
+        names = [self.family.name(each) for each in (best, *alike)]
         listed = f"{', '.join(names[:-1])} and {names[-1]}"
         return f"one cannot tell which of {listed} is best{self.at}: {above}.{self.sight(first)}", False
-
-    def name(self, sample: Sample) -> str:
-        if sample.method == MAJORITY:
-            return "the majority class"
-        return f"{sample.method} ({sample.pattern})" if sample.method in self.ambiguous else sample.method
 
     def value(self, sample: Sample) -> str:
         """'61.2 % (58.1 to 64.3)': the mean with its interval over seeds."""
@@ -145,7 +138,7 @@ class _Teller:
 
     def hardest(self, closest: Contrast, first: Contrast) -> str:
         """Where the closest call is not the second: said, since 'best' stands on it."""
-        return "" if closest is first else f" The closest call is {self.name(closest.b)}, {points(closest)} behind."
+        return "" if closest is first else f" The closest call is {self.family.name(closest.b)}, {points(closest)} behind."
 
     def sight(self, contrast: Contrast) -> str:
         """What so many seeds could have seen."""

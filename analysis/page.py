@@ -19,7 +19,7 @@ from analysis.protocol import cost_sheet, facts, failure_sheet, provenance, sear
 from analysis.published import SOURCES, load_published
 from analysis.ranking import difference_sheet, ranking
 from analysis.selection import CELL, select
-from analysis.sheets import Sheet
+from analysis.sheets import Sheet, trimmed
 from analysis.strips import draw_strips
 from analysis.tables import common_shots, compare, compare_groups
 from llmft.errors import UserError
@@ -64,15 +64,20 @@ def example_sheet(table: pd.DataFrame) -> Sheet:
     headers = ["model", "task", "shots", "set", "best", "other", "difference (95 %)", "seeds", "examples", "only best right",
                "only other right", "McNemar p < .05"]  # fmt: skip
     sheet = Sheet(headers, numeric=(2, 6, 7, 8, 9, 10, 11))
+    pairs = {(row[side], row[f"{side}_pattern"]) for row in table.to_dict("records") for side in "ab"}
+    several = {method for method, n in Counter(method for method, _ in pairs).items() if n > 1}
     for row in table.to_dict("records"):
         span = f"{percent(row['difference'])} ({percent(row['low'])} to {percent(row['high'])})"
         known = row["only_a"] == row["only_a"]
         counts = [f"{row['only_a']:.0f}", f"{row['only_b']:.0f}", f"{row['n_mcnemar']:.0f} of {row['n_seeds']}"] if known else ["–"] * 3
         sheet.rows.append([
-            row["model"], row["task"], str(row["n_shots"]), row["set"], f"{row['a']} ({row['a_pattern']})",
-            f"{row['b']} ({row['b_pattern']})", span, str(row["n_seeds"]), f"{row['n_examples']:,}", *counts,
+            row["model"], row["task"], str(row["n_shots"]), row["set"], _name(row, "a", several), _name(row, "b", several), span, str(row["n_seeds"]), f"{row['n_examples']:,}", *counts,
         ])  # fmt: skip
-    return sheet
+    return trimmed(sheet, "model", "task", "examples", "seeds")
+
+
+def _name(row: dict[str, Any], side: str, several: set[str]) -> str:
+    return f"{row[side]} ({row[f'{side}_pattern']})" if row[side] in several else row[side]
 
 
 def command_sheet(frame: pd.DataFrame, rule: str) -> Sheet:
@@ -83,7 +88,7 @@ def command_sheet(frame: pd.DataFrame, rule: str) -> Sheet:
         of_cell = of_cell.sort_values("data_seed")
         seeds = ", ".join(str(seed) for seed in of_cell["data_seed"].unique())
         sheet.rows.append([model, task, method, str(n_shots), pattern, seeds, of_cell["command"].iloc[0]])
-    return sheet
+    return trimmed(sheet, "model", "task", "pattern", "seeds")
 
 
 def group_sheets(groups: pd.DataFrame) -> list[dict[str, Any]]:
@@ -98,9 +103,8 @@ def group_sheets(groups: pd.DataFrame) -> list[dict[str, Any]]:
         for (model, _, method, n_shots, pattern), of_cell in of_group.groupby(CELL, sort=False):
             texts = {row["value"]: interval(row["mean"], row["half_width"]) for row in of_cell.to_dict("records")}
             sheet.rows.append([model, method, str(n_shots), pattern, *(texts.get(value, "–") for value in names)])
-        sheets.append(
-            {"task": task, "set": name, "domain": domain, "group": group, "sheet": sheet, "wide": len(names) > _OPEN_GROUPS}
-        )
+        shown = {"sheet": trimmed(sheet, "model", "pattern"), "wide": len(names) > _OPEN_GROUPS}
+        sheets.append({"task": task, "set": name, "domain": domain, "group": group, **shown})
     return sorted(sheets, key=lambda each: (each["domain"] != "out", each["wide"]))
 
 
@@ -116,7 +120,7 @@ def _rankings(found: list) -> list:
 
 def _matrices(frame: pd.DataFrame, rule: str, comparison: pd.DataFrame) -> list[dict[str, Any]]:
     """In-context learning against each other method over all models, where there are several whose names tell a size."""
-    rows = comparison[(comparison["n"].fillna(0) > 1) & [model_size(name) < float("inf") for name in comparison["model"]]]
+    rows = comparison[(comparison["n"].fillna(0) > 1) & (comparison["model"].map(model_size) < float("inf"))]
     matrices = []
     for task, of_task in rows.groupby("task"):
         n_shots = common_shots(of_task)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from analysis.contrasts import MAJORITY, Family
 from analysis.headline import p_text
 from analysis.layout import TITLES, interval, percent
-from analysis.sheets import Sheet
+from analysis.sheets import Sheet, trimmed
 from analysis.stats import half_width
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -24,7 +24,7 @@ class Ranking(NamedTuple):
 def ranking(family: Family) -> Ranking:
     """Each method with its distance from the best one, the corrected p-value, and the groups that it belongs to."""
     best, groups = family.samples[0], family.groups
-    sheet = Sheet(["Method", "Pattern", "n", "Mean", "Behind the best (95 %)", "p", "Cannot be told apart"], numeric=(2, 3, 4, 5))
+    sheet = Sheet(["Method", "n", "Mean", "Behind the best (95 %)", "p", "Group"], numeric=(1, 2, 3, 4))
     for sample in family.samples:
         behind, p = "–", "–"
         if sample is not best:
@@ -33,10 +33,10 @@ def ranking(family: Family) -> Ranking:
             span = "" if low == "–" else f" ({low} to {high})"
             behind, p = f"{percent(contrast.difference.mean)}{span}", p_text(contrast.p).removeprefix("p ").removeprefix("= ")
         letters = "".join(_letter(i) if sample in group else "·" for i, group in enumerate(groups))
-        name = "majority class" if sample.method == MAJORITY else sample.method
+        name = family.name(sample).removeprefix("the ")
         half = half_width(sample.scores)
         n = "–" if sample.method == MAJORITY else str(len(sample.scores))
-        sheet.rows.append([name, sample.pattern or "–", n, interval(sample.mean, half), behind, p, letters])
+        sheet.rows.append([name, n, interval(sample.mean, half), behind, p, letters])
     shots = f", {family.n_shots} shots" if family.n_shots else ""
     return Ranking(f"{family.model} on {family.task}{shots}: {TITLES[family.domain].lower()}", sheet)
 
@@ -51,13 +51,13 @@ def difference_sheet(found: Iterable[Family]) -> Sheet:
             each = family.between(best, other)
             mean, low, high = (percent(value) for value in each.difference[:3])
             p, corrected = (p_text(value).removeprefix("p ").removeprefix("= ") for value in (each.difference.p, each.p))
-            names = [f"{sample.method} ({sample.pattern})" if sample.pattern else "majority class" for sample in (best, other)]
+            names = [family.name(sample).removeprefix("the ") for sample in (best, other)]
             sheet.rows.append([
                 family.model, family.task, str(family.n_shots), family.domain.replace("_", " "), *names,
                 mean if low == "–" else f"{mean} ({low} to {high})", p, corrected, str(each.difference.n), each.difference.test or "–",
                 percent(each.detectable),
             ])  # fmt: skip
-    return sheet
+    return trimmed(sheet, "model", "task")
 
 
 def _letter(index: int) -> str:

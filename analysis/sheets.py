@@ -20,6 +20,16 @@ class Sheet:
     numeric: tuple[int, ...] = ()
 
 
+def trimmed(sheet: Sheet, *names: str) -> Sheet:
+    """The sheet without those of the columns `names` that say the same in every row (where there are several rows)."""
+    columns = list(zip(*sheet.rows, strict=True))
+    if len(sheet.rows) < 2:
+        return sheet
+    kept = [i for i, header in enumerate(sheet.headers) if header.lower() not in names or len(set(columns[i])) > 1]
+    numeric = tuple(place for place, i in enumerate(kept) if i in sheet.numeric)
+    return Sheet([sheet.headers[i] for i in kept], [[row[i] for i in kept] for row in sheet.rows], numeric)
+
+
 def sheet_to_terminal(sheet: Sheet, title: str = "") -> RenderableType:
     """The sheet for `rich.print`."""
     from rich import box
