@@ -23,6 +23,7 @@ from analysis.headline import Answer, headline
 from analysis.manifest import Choice, Manifest, read_manifest
 from analysis.matrix import size_matrix
 from analysis.matrix_render import matrix_to_latex, matrix_to_markdown, matrix_to_terminal
+from analysis.own import own_frame
 from analysis.published import SOURCES, load_published, load_results
 from analysis.render import to_csv, to_latex, to_markdown, to_terminal
 from analysis.report import FIGURES, draw_figures, write_report
@@ -80,6 +81,7 @@ __all__ = [
     "matrix_to_terminal",
     "mcnemar",
     "minimum_detectable_effect",
+    "own_frame",
     "predictions",
     "read_manifest",
     "rule_agreement",

@@ -122,8 +122,13 @@ def families(frame: pd.DataFrame, rule: str = "best_dev") -> list[Family]:
     return found
 
 
-def contrast_table(frame: pd.DataFrame, rule: str = "best_dev") -> pd.DataFrame:
+def contrast_table(frame: pd.DataFrame, rule: str = "best_dev", found: list[Family] | None = None) -> pd.DataFrame:
     """Every pair of methods as a table: the better mean in `a`; difference, 95 % interval, p, corrected p, pairs, test.
+
+    Args:
+        frame: from `analysis.load`.
+        rule: which checkpoint counts (`analysis.RULES`).
+        found: `families(frame, rule)`, where the caller has them already.
 
     Returns:
         model, task, n_shots, domain, a, a_pattern, b, b_pattern, difference, low, high, p, p_holm, n, test ('paired', 'welch',
@@ -141,7 +146,7 @@ def contrast_table(frame: pd.DataFrame, rule: str = "best_dev") -> pd.DataFrame:
             each.difference.mean, each.difference.low, each.difference.high, each.difference.p, each.p, each.difference.n,
             each.difference.test, each.detectable,
         )
-        for family in families(frame, rule)
+        for family in (families(frame, rule) if found is None else found)
         for each in family.contrasts
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=[*names, "n", "test", "detectable"]).assign(rule=rule)

@@ -13,6 +13,7 @@ from analysis.columns import DOMAINS
 from analysis.frame import load, read_predictions, record_paths
 from analysis.selection import select
 from analysis.stats import ALPHA, bootstrap_difference, holm, mcnemar
+from analysis.tables import common_shots
 from llmft.files import Place, read_many
 from llmft.record import RecordError
 from llmft.seeds import stream
@@ -68,7 +69,7 @@ def example_scores(root: str | Place, trials: pd.DataFrame, set_name: str) -> tu
 
 
 def example_contrasts(root: str | Place, frame: pd.DataFrame, rule: str = "best_dev") -> tuple[pd.DataFrame, list[str]]:
-    """The method with the best mean against each other one, answer by answer, at every number of shots.
+    """The method with the best mean against each other one, answer by answer, at the number of shots that the answer speaks of.
 
     Returns:
         One row for each model, task, number of shots, domain and other method: `a` the best, `b` the other; `n_seeds` (pairs; a
@@ -88,17 +89,16 @@ def example_contrasts(root: str | Place, frame: pd.DataFrame, rule: str = "best_
     for domain in DOMAINS:
         scored = done[done[f"{domain}_score"].notna()]
         for (model, task, set_name), trials in scored.groupby(["model", "task", f"{domain}_set"]):
+            n_shots = common_shots(trials)
+            trials = trials[trials["n_shots"].isin([0, n_shots])]
             scores, unread = example_scores(root, trials, set_name)
             problems |= dict.fromkeys(unread)
-            trials = trials[trials["digest"].isin(scores.index)]
-            for n_shots in sorted({n for n in trials["n_shots"] if n}) or [0]:
-                cells = {
-                    key: scores.loc[cell.drop_duplicates("data_seed").set_index("data_seed")["digest"].to_numpy()]
-                    .set_index(cell["data_seed"].drop_duplicates().astype(int))
-                    for key, cell in trials[trials["n_shots"].isin([0, n_shots])].groupby(["method", "pattern", "n_shots"])
-                }  # fmt: skip
-                where = dict(zip(_COLUMNS, (model, task, n_shots, domain, set_name), strict=False))
-                rows += [where | row for row in _against_best(cells)]
+            cells = {}
+            for key, cell in trials[trials["digest"].isin(scores.index)].groupby(["method", "pattern", "n_shots"]):
+                by_seed = cell.drop_duplicates("data_seed").set_index("data_seed")["digest"]
+                cells[key] = scores.loc[by_seed.to_numpy()].set_index(by_seed.index.astype(int))
+            where = dict(zip(_COLUMNS, (model, task, n_shots, domain, set_name), strict=False))
+            rows += [where | row for row in _against_best(cells)]
     return pd.DataFrame(rows, columns=_COLUMNS).assign(rule=rule), list(problems)
 
 

@@ -15,7 +15,7 @@ from analysis.matrix import model_size, size_name
 from analysis.rows import LABEL
 from analysis.selection import CELL, select
 from analysis.stats import half_width
-from analysis.tables import common_shots, compare, compare_groups
+from analysis.tables import common_shots
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,14 +61,18 @@ def scatter(frame: pd.DataFrame, rule: str = "best_dev") -> str:
     return draw(panels, paint, handles, "In-domain against out-of-domain score, one point for each trial", (4.2, 4.2))
 
 
-def shots_figure(frame: pd.DataFrame, rule: str = "best_dev") -> str:
-    """Mean score against the number of shots, with 95 % intervals, in and out of domain, for each model and task."""
-    table = compare(frame, rule)
+def shots_figure(frame: pd.DataFrame, table: pd.DataFrame) -> str:
+    """Mean score against the number of shots, with 95 % intervals, in and out of domain, for each model and task.
+
+    Args:
+        frame: from `analysis.load`; it gives the methods their colours, the same in every figure.
+        table: from `analysis.compare`.
+    """
     rows = table[table["n"].fillna(0) > 0]
     if rows[rows["n_shots"] > 0].groupby(["model", "task"])["n_shots"].nunique().max() in (0, 1) or rows.empty:
         return notice("There is one number of shots: nothing to draw against it.")
     look, ticks = Look(frame), sorted(set(rows["n_shots"]) - {0})
-    rows, trials = look.name(rows), select(frame, rule)
+    rows = look.name(rows)
 
     def paint(axes: Axes, content: tuple[str, pd.DataFrame]) -> None:
         domain, cells = content
@@ -82,19 +86,23 @@ def shots_figure(frame: pd.DataFrame, rule: str = "best_dev") -> str:
                 continue
             _line(axes, look, name, line["n_shots"].astype(float), line[f"{domain}_mean"], line[f"{domain}_half_width"])
         log_axis(axes, ticks, [str(n) for n in ticks])
-        axes.set(xlabel="shots", ylabel=axis_name(_of(trials, cells), domain))
+        axes.set(xlabel="shots", ylabel=axis_name(cells, domain))
 
     panels = _domain_panels(rows)
     return draw(panels, paint, lambda: [*look.handles(rows), _majority_handle()], "Score against the number of shots")
 
 
-def sizes_figure(frame: pd.DataFrame, rule: str = "best_dev") -> str:
-    """Mean score against the size of the model (from its name), with 95 % intervals, at the number of shots most methods have."""
-    table = compare(frame, rule)
+def sizes_figure(frame: pd.DataFrame, table: pd.DataFrame) -> str:
+    """Mean score against the size of the model (from its name), with 95 % intervals, at the number of shots most methods have.
+
+    Args:
+        frame: from `analysis.load`, for the colours.
+        table: from `analysis.compare`.
+    """
     rows = table[(table["n"].fillna(0) > 0) & (table["model"].map(model_size) < math.inf)]
     if rows["model"].nunique() < 2:
         return notice("There are fewer than two models whose names tell a size: nothing to draw against it.")
-    look, trials = Look(frame), select(frame, rule)
+    look = Look(frame)
     rows = look.name(rows).assign(size=[model_size(name) for name in rows["model"]])
 
     def paint(axes: Axes, content: tuple[str, pd.DataFrame]) -> None:
@@ -107,7 +115,7 @@ def sizes_figure(frame: pd.DataFrame, rule: str = "best_dev") -> str:
             _line(axes, look, name, line["size"], line[f"{domain}_mean"], line[f"{domain}_half_width"])
         ticks = cells.drop_duplicates("size").sort_values("size")
         log_axis(axes, ticks["size"], [size_name(name) for name in ticks["model"]], rotation=45 if len(ticks) > 5 else 0)
-        axes.set(xlabel="parameters of the model", ylabel=axis_name(_of(trials, cells), domain))
+        axes.set(xlabel="parameters of the model", ylabel=axis_name(cells, domain))
 
     panels = []
     for task, of_task in rows.groupby("task"):
@@ -204,12 +212,15 @@ def cost_figure(frame: pd.DataFrame, rule: str = "best_dev", cost: str = "tokens
     return draw(panels, paint, lambda: look.handles(table, lines=False), f"Score against {COSTS[cost]}")
 
 
-def sets_figure(frame: pd.DataFrame, rule: str = "best_dev") -> str:
+def sets_figure(frame: pd.DataFrame, groups: pd.DataFrame) -> str:
     """Accuracy on each label of each out-of-domain set: a model that follows a shortcut is right on one label and wrong on the other.
 
     For HANS a row is a heuristic and a label (McCoy et al. 2019, Figure 1). At the number of shots that most methods have.
+
+    Args:
+        frame: from `analysis.load`, for the colours.
+        groups: from `analysis.compare_groups`.
     """
-    groups = compare_groups(frame, rule)
     rows = groups[(groups["group"] == LABEL) & (groups["domain"] == "out")]
     if rows.empty:
         return notice("No out-of-domain set says how each label did.")

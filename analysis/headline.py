@@ -43,7 +43,12 @@ def headline(frame: pd.DataFrame, rule: str = "best_dev") -> list[Answer]:
     Raises:
         UserError: there is no such rule.
     """
-    comparison, found = compare(frame, rule), families(frame, rule)
+    found = families(frame, rule)
+    return answer(compare(frame, rule, found), found, rule)
+
+
+def answer(comparison: pd.DataFrame, found: list[Family], rule: str) -> list[Answer]:
+    """`headline`, from `analysis.compare` and `analysis.families`."""
     answers = []
     for (model, task), rows in comparison.groupby(["model", "task"], sort=False):
         here = [family for family in found if (family.model, family.task) == (model, task)]

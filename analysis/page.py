@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.beside import beside, beside_notes, beside_sheet, beside_title
 from analysis.columns import DOMAINS
-from analysis.contrasts import families
+from analysis.contrasts import Family
 from analysis.findings import CODES, cross_findings
-from analysis.headline import headline, main_family
+from analysis.headline import answer, main_family
 from analysis.layout import TITLES, interval, lay_out, percent
 from analysis.manifest import Manifest
 from analysis.matrix import model_size, size_matrix
@@ -21,7 +21,7 @@ from analysis.ranking import difference_sheet, ranking
 from analysis.selection import CELL, select
 from analysis.sheets import Sheet, trimmed
 from analysis.strips import draw_strips
-from analysis.tables import common_shots, compare, compare_groups
+from analysis.tables import common_shots
 from llmft.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,20 +30,21 @@ if TYPE_CHECKING:
 _OPEN_GROUPS = 6  # a grouping with more values than this is folded away
 
 
-def page_content(frame: pd.DataFrame, rule: str, manifest: Manifest | None) -> dict[str, Any]:
+def page_content(
+    frame: pd.DataFrame, rule: str, manifest: Manifest | None, comparison: pd.DataFrame, found: list[Family], groups: pd.DataFrame
+) -> dict[str, Any]:
     """Everything but what needs the folder itself (figures, single answers, the plan)."""
-    comparison, found = compare(frame, rule), families(frame, rule)
     blocks, footnotes = lay_out(comparison)
     commands = command_sheet(frame, rule)
     return {
         "title": (manifest.plan_name if manifest else "") or "Comparison of adaptation methods",
         "rule": rule,
-        "answers": headline(frame, rule),
+        "answers": answer(comparison, found, rule),
         "blocks": list(zip(blocks, draw_strips(comparison), strict=True)),
         "footnotes": footnotes,
         "rankings": _rankings(found),
         "differences": difference_sheet(found),
-        "groups": group_sheets(compare_groups(frame, rule)),
+        "groups": group_sheets(groups),
         "matrices": _matrices(frame, rule, comparison),
         "published": _published(frame, rule),
         "findings": cross_findings(frame, rule, manifest),
@@ -73,7 +74,7 @@ def example_sheet(table: pd.DataFrame) -> Sheet:
         sheet.rows.append([
             row["model"], row["task"], str(row["n_shots"]), row["set"], _name(row, "a", several), _name(row, "b", several), span, str(row["n_seeds"]), f"{row['n_examples']:,}", *counts,
         ])  # fmt: skip
-    return trimmed(sheet, "model", "task", "examples", "seeds")
+    return trimmed(sheet, "model", "task")
 
 
 def _name(row: dict[str, Any], side: str, several: set[str]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.budget import budget_curves, costs
-from analysis.contrasts import contrast_table
+from analysis.contrasts import contrast_table, families
 from analysis.curves import load_curves
 from analysis.examples import example_contrasts, load_for_rule
 from analysis.findings import cross_findings
@@ -60,18 +60,20 @@ def write_report(
     if frame is None:
         frame, _ = load_for_rule(root, rule)
     manifest = read_manifest(root)
-    comparison, found = compare(frame, rule), cross_findings(frame, rule, manifest)
+    contrasts, found = families(frame, rule), cross_findings(frame, rule, manifest)
+    comparison, groups = compare(frame, rule, contrasts), compare_groups(frame, rule)
     answers, unread = example_contrasts(root, frame, rule)
-    figures = draw_figures(frame, load_curves(root, frame), rule)
+    figures = draw_figures(frame, load_curves(root, frame), rule, comparison, groups)
+    content = page_content(frame, rule, manifest, comparison, contrasts, groups)
     page = _render(
-        **page_content(frame, rule, manifest), examples=example_sheet(answers), unread=unread, plan=_plan(root), figures=figures
+        **content, examples=example_sheet(answers), unread=unread, plan=_plan(root), figures=figures
     )
     files = {
         "tables/comparison.md": to_markdown(comparison, found),
         "tables/comparison.tex": to_latex(comparison, found),
         "tables/comparison.csv": to_csv(comparison),
-        "tables/groups.csv": to_csv(compare_groups(frame, rule)),
-        "tables/contrasts.csv": to_csv(contrast_table(frame, rule)),
+        "tables/groups.csv": to_csv(groups),
+        "tables/contrasts.csv": to_csv(contrast_table(frame, rule, contrasts)),
         "tables/examples.csv": to_csv(answers),
         "tables/budget.csv": to_csv(budget_curves(frame)),
         "tables/costs.csv": to_csv(costs(frame, rule)),
@@ -86,15 +88,29 @@ def write_report(
     return folder / "report.html"
 
 
-def draw_figures(frame: pd.DataFrame, curves: pd.DataFrame, rule: str = "best_dev") -> dict[str, str]:
-    """Every figure of `FIGURES` as an SVG element, by name."""
+def draw_figures(
+    frame: pd.DataFrame,
+    curves: pd.DataFrame,
+    rule: str = "best_dev",
+    comparison: pd.DataFrame | None = None,
+    groups: pd.DataFrame | None = None,
+) -> dict[str, str]:
+    """Every figure of `FIGURES` as an SVG element, by name.
+
+    Args:
+        curves: from `analysis.load_curves`.
+        comparison, groups: `analysis.compare(frame, rule)` and `analysis.compare_groups(frame, rule)`, where the caller has them.
+    """
     from analysis import figures
+
+    comparison = compare(frame, rule) if comparison is None else comparison
+    groups = compare_groups(frame, rule) if groups is None else groups
 
     return {
         "scatter": figures.scatter(frame, rule),
-        "shots": figures.shots_figure(frame, rule),
-        "sizes": figures.sizes_figure(frame, rule),
-        "sets": figures.sets_figure(frame, rule),
+        "shots": figures.shots_figure(frame, comparison),
+        "sizes": figures.sizes_figure(frame, comparison),
+        "sets": figures.sets_figure(frame, groups),
         "cost": figures.cost_figure(frame, rule),
         "curves": figures.learning_curves(frame, curves),
         "rates": figures.rates_figure(frame),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import combinations
 from typing import NamedTuple
 
@@ -145,18 +146,25 @@ def bootstrap_difference(
     """
     from scipy.special import ndtri, stdtrit
 
-    table = np.asarray(differences, float)
+    table = np.asarray(differences, "float32")
     n_seeds, n_examples = table.shape
     generator, quantile = np.random.default_rng(seed), (1 + level) / 2
     wider = stdtrit(n_seeds - 1, quantile) / ndtri(quantile) * math.sqrt(n_seeds / (n_seeds - 1)) if n_seeds > 1 else 0.0
-    means, chunk = [], max(1, 2_000_000 // n_examples)
-    for start in range(0, n_resamples, chunk):
-        size = min(chunk, n_resamples - start)
-        seeds = generator.multinomial(n_seeds, [1 / n_seeds] * n_seeds, size) / n_seeds  # [resamples, seeds]
-        examples = generator.multinomial(n_examples, [1 / n_examples] * n_examples, size) / n_examples
-        means.append((((1 + wider * (n_seeds * seeds - 1)) / n_seeds @ table) * examples).sum(1))
-    low, high = np.quantile(np.concatenate(means), [1 - quantile, quantile])
+    seeds = generator.multinomial(n_seeds, [1 / n_seeds] * n_seeds, n_resamples)  # [resamples, seeds]
+    weights = (1 + wider * (seeds - 1)) / n_seeds
+    draws = _example_draws(n_examples, n_resamples, seed)
+    of_seeds = [table @ draws[start : start + 256].T.astype("float32") for start in range(0, n_resamples, 256)]
+    means = (weights * np.concatenate(of_seeds, 1).T).sum(1) / n_examples
+    low, high = np.quantile(means, [1 - quantile, quantile])
     return float(low), float(high)
+
+
+@lru_cache(maxsize=2)
+def _example_draws(n: int, n_resamples: int, seed: int) -> np.ndarray:
+    """How often each of `n` examples is in each resample  # [resamples, n]; the same for every pair of methods, so drawn once."""
+    generator = np.random.default_rng([seed, n])
+    rows = (np.bincount(generator.integers(0, n, n), minlength=n) for _ in range(n_resamples))
+    return np.stack([row.astype("uint8") for row in rows])
 
 
 def indistinct_groups(names: Sequence[str], p_values: Mapping[tuple[str, str], float], alpha: float = ALPHA) -> list[list[str]]:

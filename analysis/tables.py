@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from analysis.columns import DOMAINS
-from analysis.contrasts import MAJORITY, families
+from analysis.contrasts import MAJORITY, Family, families
 from analysis.selection import CELL, select
 from analysis.stats import half_width
 from llmft.spec import ORACLES
@@ -21,12 +21,13 @@ _STATISTICS = ("mean", "sd", "max", "half_width")
 _INTEGERS = ("n_shots", "n", "n_failed", "n_unselected")
 
 
-def compare(frame: pd.DataFrame, rule: str = "best_dev") -> pd.DataFrame:
+def compare(frame: pd.DataFrame, rule: str = "best_dev", found: Iterable[Family] | None = None) -> pd.DataFrame:
     """How each cell did over its report trials, in and out of domain, and the majority-class row of each model and task.
 
     Args:
         frame: from `analysis.load`.
         rule: which checkpoint counts (`analysis.RULES`).
+        found: `analysis.families(frame, rule)`, where the caller has them already.
 
     Returns:
         One row for each cell, sorted by model, task, n_shots, method, pattern. Raw numbers: scores in [0, 1] (accuracies, for classification).
@@ -61,7 +62,7 @@ def compare(frame: pd.DataFrame, rule: str = "best_dev") -> pd.DataFrame:
     names = [*CELL, "rule", "is_oracle", "metric", "n", "n_failed", "n_unselected"]
     names += [f"{prefix}_{name}" for prefix in DOMAINS for name in ("set", *_STATISTICS)]
     table = pd.DataFrame(rows, columns=[*names, "gap_mean", "findings"])
-    unbeaten = _unbeaten(frame, rule)
+    unbeaten = _unbeaten(families(frame, rule) if found is None else found)
     for domain in DOMAINS:
         table[f"{domain}_top"] = [(domain, *cell) in unbeaten for cell in table[CELL].itertuples(index=False, name=None)]
     table["rule"], table["is_oracle"] = rule, rule in ORACLES
@@ -100,7 +101,8 @@ def compare_groups(frame: pd.DataFrame, rule: str = "best_dev") -> pd.DataFrame:
 
 def common_shots(rows: pd.DataFrame) -> int:
     """The number of shots with the most methods; the largest of equals, 0 where nothing has shots."""
-    counts = rows[(rows["n_shots"] > 0) & (rows["n"].fillna(0) > 0)].groupby("n_shots")["method"].nunique()
+    tried = rows[rows["n_shots"] > 0] if "n" not in rows else rows[(rows["n_shots"] > 0) & (rows["n"].fillna(0) > 0)]
+    counts = tried.groupby("n_shots")["method"].nunique()
     return max(((count, int(shots)) for shots, count in counts.items()), default=(0, 0))[1]
 
 
@@ -141,11 +143,11 @@ def _majority_rows(report: pd.DataFrame) -> Iterator[dict[str, Any]]:
         yield row | {"gap_mean": row["in_domain_mean"] - row["out_of_domain_mean"], "metric": "accuracy"}
 
 
-def _unbeaten(frame: pd.DataFrame, rule: str) -> set[tuple]:
+def _unbeaten(found: Iterable[Family]) -> set[tuple]:
     """(domain, *cell) of every method with shots that none at the same number of shots is shown to beat."""
     return {
         (family.domain, family.model, family.task, sample.method, sample.n_shots, sample.pattern)
-        for family in families(frame, rule)
+        for family in found
         if len(family.samples) > 1
         for sample in family.samples
         if sample.n_shots and not family.beaten(sample)
