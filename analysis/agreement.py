@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.examples import example_scores
+from analysis.examples import example_scores, shared_examples
 from analysis.selection import CELL, select
 from llmft.files import Place
 from llmft.seeds import stream
@@ -45,7 +45,7 @@ def sample_agreement(
     """
     trials = frame[(frame["stage"] == "report") & (frame["status"] == "finished")]
     tables = [example_scores(root, of_rule, set_name)[0] for _, of_rule in trials.groupby("selection")]
-    ids = sorted(set.intersection(*(set(table.columns) for table in tables if len(table))) if tables else ())
+    ids = shared_examples(tables)
     rows = [table[ids].to_numpy() for table in tables if len(table)]
     scores = np.concatenate(rows) if rows else np.empty((0, 0))  # [checkpoints, examples]
     if len(scores) < 3 or scores.shape[1] <= n:

@@ -104,12 +104,12 @@ def beside_notes(table: pd.DataFrame, our_name: str, their_name: str) -> Iterato
     for differs, rows in table[table["differs"] != ""].groupby("differs"):
         cells = rows.drop_duplicates(CELL)
         methods = ", ".join(sorted(set(cells["method"])))
-        yield f"{our_name} and {their_name} differ in {differs} in {len(cells)} cells ({methods})"
+        yield f"{our_name} and {their_name} differ in {differs} in {_count(len(cells))} ({methods})"
     tests = set(table.loc[table["status"] == "both", "test"])
     if "welch" in tests:
         yield "no shared draws in some cells: those differences are tested by Welch's test, not in pairs"
     if n := len(table[table["status"] == "theirs only"].drop_duplicates(CELL)):
-        yield f"{n} cells are only in {their_name}"
+        yield f"{_count(n)} only in {their_name}"
 
 
 def beside_title(table: pd.DataFrame, our_name: str, their_name: str) -> str:
@@ -117,7 +117,8 @@ def beside_title(table: pd.DataFrame, our_name: str, their_name: str) -> str:
     oracle = " (an oracle: it looks at the reported sets)" if table["is_oracle"].any() else ""
     rules = {our_name: table["rule"].iloc[0], their_name: table["other_rule"].iloc[0]}
     chosen = " and ".join(f"{rule} in {name}" for name, rule in rules.items())
-    return f"{metric_name(table['metric']).capitalize()} (± 95 % interval); checkpoints: {chosen}{oracle}; p by Holm over the table"
+    metric = metric_name(table["metric"])
+    return f"{metric[0].upper()}{metric[1:]} (± 95 % interval); checkpoints: {chosen}{oracle}; p by Holm over the table"
 
 
 def _cells(chosen: pd.DataFrame) -> dict[tuple, pd.DataFrame]:
@@ -194,6 +195,10 @@ def _differing(mine: pd.DataFrame, other: pd.DataFrame) -> Iterator[str]:
         a, b = set(mine[column].dropna()), set(other[column].dropna())
         if a and b and a != b:
             yield column
+
+
+def _count(n: int) -> str:
+    return f"{n} cell{'' if n == 1 else 's'}"
 
 
 def _what(cells: dict[tuple, pd.DataFrame]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,6 +67,12 @@ def example_scores(root: str | Place, trials: pd.DataFrame, set_name: str) -> tu
     rows = {digest: scores for digest, scores in found.items() if isinstance(scores, pd.Series) and len(scores)}
     table = pd.DataFrame(list(rows.values()), index=list(rows)).dropna(axis="columns")  # examples that every trial answered
     return table, [text for text in found.values() if isinstance(text, str)]
+
+
+def shared_examples(tables: Iterable[pd.DataFrame]) -> list[str]:
+    """Ids of the examples that every trial of every table answered, sorted; tables without trials do not count."""
+    ids = [set(table.columns) for table in tables if len(table)]
+    return sorted(set.intersection(*ids)) if ids else []
 
 
 def example_contrasts(root: str | Place, frame: pd.DataFrame, rule: str = "best_dev") -> tuple[pd.DataFrame, list[str]]:
@@ -176,7 +183,7 @@ def best_on_examples(root: str | Place, frame: pd.DataFrame, n: int = 50, seed: 
         for selection, of_rule in trials.groupby("selection"):
             tables[selection], unread = example_scores(root, of_rule, set_name)
             problems |= dict.fromkeys(unread)
-        ids = sorted(set.intersection(*(set(table.columns) for table in tables.values() if len(table))) if tables else ())
+        ids = shared_examples(tables.values())
         if len(ids) <= n:
             if ids:
                 problems[f"{set_name}: {len(ids)} examples with answers are too few to choose by {n} and report on others"] = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from analysis.contrasts import MAJORITY, Contrast, Family, Sample, families
-from analysis.layout import TITLES, percent, tallies, unit
+from analysis.layout import TITLES, metric_name, percent, tallies, unit
 from analysis.stats import ALPHA, half_width
 from analysis.tables import compare
 from llmft.spec import ORACLES
@@ -79,12 +79,13 @@ def points(contrast: Contrast) -> str:
 def _sentence(rows: pd.DataFrame, found: list[Family], domain: str, rule: str) -> tuple[str, bool]:
     name = next(iter(rows[f"{domain}_set"].dropna()), None)
     oracle = ["checkpoints chosen by an oracle"] if rule in ORACLES else []
-    inside = ", ".join([*([name] if name else []), *oracle])
+    metric = next(iter(rows["metric"].dropna()), "accuracy")
+    inside = ", ".join([*([name] if name else []), *([] if metric == "accuracy" else [metric_name(rows["metric"])]), *oracle])
     where = f"{TITLES[domain]}{f' ({inside})' if inside else ''},"
     if not found:
         return f"{where} there is no result.", False
     family = main_family(found)
-    teller = _Teller(family, unit(next(iter(rows["metric"].dropna()), "accuracy")))
+    teller = _Teller(family, unit(metric))
     text, sure = teller.verdict()
     caution = _caution(rows, family.samples[0], domain, name)
     return f"{where} {text}{caution}", sure and not caution

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from analysis.selection import select
 from analysis.stats import ALPHA, holm, welch_p
 from llmft.errors import UserError, unknown_name
@@ -108,9 +110,9 @@ def _matching(trials: pd.DataFrame, conditions: Mapping[str, Any], side: str) ->
             raise unknown_name("column", column, trials.columns, f"size_matrix, {side}")
         values = trials[column]
         if isinstance(wanted, str):
-            trials = trials[[isinstance(value, str) and fnmatchcase(value, wanted) for value in values]]
+            trials = trials[np.array([isinstance(value, str) and fnmatchcase(value, wanted) for value in values], bool)]
         else:
-            trials = trials[(values == wanted).fillna(False)]
+            trials = trials[(values == wanted).fillna(False).astype(bool)]
     if trials.empty:
         raise UserError(f"size_matrix: no trial has {side} {_words(conditions)}. Look at the frame's columns, or the rule.")
     for column in _CONDITIONS:

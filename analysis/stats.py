@@ -123,16 +123,17 @@ def mcnemar(a_right: Sequence[bool], b_right: Sequence[bool]) -> tuple[int, int,
 def minimum_detectable_effect(sd: float, n: int, power: float = 0.8, alpha: float = ALPHA) -> float:
     """The smallest true difference that a paired two-sided t-test on `n` differences of spread `sd` would find with this power."""
     from scipy.optimize import brentq
-    from scipy.special import nctdtr, stdtrit
+    from scipy.special import chdtri, ndtr, stdtrit
 
     if n < 2 or not sd > 0:
         return math.nan if n < 2 or math.isnan(sd) else 0.0
-    critical = stdtrit(n - 1, 1 - alpha / 2)
+    # power = mean over the chi-distributed sd of the normal's two tails; scipy's noncentral t is NaN where its tail is tiny
+    scale = stdtrit(n - 1, 1 - alpha / 2) * np.sqrt(chdtri(n - 1, (np.arange(4000) + 0.5) / 4000) / (n - 1))
 
-    def lacks(shift: float) -> float:  # the upper tail of the noncentral t, which scipy gives as NaN where it is 1
-        return 1 - np.nan_to_num(nctdtr(n - 1, shift, critical)) - power
+    def lacks(shift: float) -> float:
+        return float((ndtr(shift - scale) + ndtr(-shift - scale)).mean()) - power
 
-    return float(brentq(lacks, 0.0, critical + 40.0)) * sd / math.sqrt(n)
+    return float(brentq(lacks, 0.0, scale.max() + 10.0)) * sd / math.sqrt(n)
 
 
 def bootstrap_difference(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from analysis.columns import DOMAINS
 from analysis.contrasts import MAJORITY, Family, families
@@ -108,9 +111,15 @@ def common_shots(rows: pd.DataFrame) -> int:
 
 def describe(values: pd.Series) -> dict[str, float]:
     """Mean, sd, maximum and half width of the 95 % t-interval of the mean, over what is not missing; NaN where undefined."""
-    values = values.dropna()
-    numbers = values.to_numpy()
-    return {"mean": values.mean(), "sd": values.std(ddof=1), "max": values.max(), "half_width": half_width(numbers)}
+    numbers = values.to_numpy(dtype=float)
+    numbers = numbers[~np.isnan(numbers)]
+    n = len(numbers)
+    return {
+        "mean": float(numbers.mean()) if n else math.nan,
+        "sd": float(numbers.std(ddof=1)) if n > 1 else math.nan,
+        "max": float(numbers.max()) if n else math.nan,
+        "half_width": half_width(numbers),
+    }
 
 
 def _numbers(trials: pd.DataFrame) -> dict[str, Any]:
