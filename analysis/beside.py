@@ -142,7 +142,12 @@ def _pair(a: dict, b: dict) -> Iterator[tuple]:
 
 def _place(cell: tuple) -> tuple:
     model, task, _, n_shots, pattern = cell
-    return model.replace("\\", "/").rstrip("/").rpartition("/")[2].lower(), task, n_shots, pattern
+    return short_name(model), task, n_shots, pattern
+
+
+def short_name(model: str) -> str:
+    """What names of one model have in common: 'opt-125m' for 'facebook/opt-125m' and '/models/OPT-125m/'."""
+    return model.replace("\\", "/").rstrip("/").rpartition("/")[2].lower()
 
 
 def _row(cell: tuple, other_method: str, mine: pd.DataFrame | None, other: pd.DataFrame | None, domain: str) -> dict[str, Any]:

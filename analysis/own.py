@@ -43,8 +43,9 @@ def own_frame(data: pd.DataFrame) -> pd.DataFrame:
     given = {name: data[name] for name in data.columns}
     given.setdefault("base_method", data["method"])
     given.setdefault("digest", pd.Series([f"own/{i}" for i in range(len(data))], index=data.index))
-    for name, value in _DEFAULTS.items():
-        given.setdefault(name, pd.Series([value] * len(data), index=data.index))
+    for name, value in _DEFAULTS.items():  # also where single values are missing: no row may fall out of the table for that
+        values = given.get(name, pd.Series([None] * len(data), index=data.index, dtype="object"))
+        given[name] = values.where(values.notna(), value)
     given.setdefault("is_oracle", given["selection"].isin(ORACLES))
     if len(scores) == 2:
         given.setdefault("gap", data[scores[0]] - data[scores[1]])

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from analysis.beside import beside, beside_notes, beside_sheet, beside_title
+from analysis.beside import beside, beside_notes, beside_sheet, beside_title, short_name
 from analysis.columns import DOMAINS
 from analysis.contrasts import Family
 from analysis.findings import CODES, cross_findings
@@ -16,7 +16,7 @@ from analysis.manifest import Manifest
 from analysis.matrix import model_size, size_matrix
 from analysis.matrix_render import MARKS, matrix_cells
 from analysis.protocol import cost_sheet, facts, failure_sheet, provenance, search_sheet
-from analysis.published import SOURCES, load_published
+from analysis.published import SOURCES, load_published, published_places
 from analysis.ranking import difference_sheet, ranking
 from analysis.selection import CELL, select
 from analysis.sheets import Sheet, trimmed
@@ -152,8 +152,9 @@ def _published(frame: pd.DataFrame, rule: str) -> list[dict[str, Any]]:
     """One's own cells beside the published ones, for each collection that has any of them."""
     found = []
     for name, source in SOURCES.items():
-        if set(frame["digest"].dropna().str.partition("/")[0]) == {name}:
-            continue  # the report is on the published runs themselves
+        ours = {(short_name(model), task) for model, task in frame[["model", "task"]].dropna().itertuples(index=False)}
+        if not ours & {(short_name(model), task) for model, task in published_places(name)}:
+            continue
         try:
             table = beside(frame, load_published(name), rule)
         except UserError:  # no cell in common: nothing to show

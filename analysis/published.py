@@ -53,9 +53,7 @@ def load_published(name: str = "mosbach2023") -> pd.DataFrame:
     """
     import pandas as pd
 
-    if name not in SOURCES:
-        raise unknown_name("collection of published runs", name, SOURCES)
-    runs = pd.read_csv(FOLDER / f"{name}.csv.gz", dtype={"pattern": "str"}, keep_default_na=False, na_values=[""])
+    runs = _read(name)
     runs = runs[_canonical(runs)].reset_index(drop=True)
     rows = [_row(name, run) for run in runs.to_dict("records")]
     sets = dict.fromkeys(column for row in rows for column in row if column not in {each.name for each in COLUMNS})
@@ -63,9 +61,22 @@ def load_published(name: str = "mosbach2023") -> pd.DataFrame:
     return pd.DataFrame({column: pd.Series([row.get(column) for row in rows], dtype=dtype) for column, dtype in dtypes.items()})
 
 
+def published_places(name: str = "mosbach2023") -> set[tuple[str, str]]:
+    """(model, task) of every published run: a quick look at what there is to compare with."""
+    return set(_read(name)[["model", "task"]].itertuples(index=False, name=None))
+
+
 def load_results(name: str) -> pd.DataFrame:
     """`load_published` for one of `SOURCES`, `analysis.load` for anything else: a folder or its URL."""
     return load_published(name) if name in SOURCES else load(name)
+
+
+def _read(name: str) -> pd.DataFrame:
+    import pandas as pd
+
+    if name not in SOURCES:
+        raise unknown_name("collection of published runs", name, SOURCES)
+    return pd.read_csv(FOLDER / f"{name}.csv.gz", dtype={"pattern": "str"}, keep_default_na=False, na_values=[""])
 
 
 def _canonical(runs: pd.DataFrame) -> pd.Series:

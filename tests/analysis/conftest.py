@@ -18,6 +18,10 @@ def store(tmp_path, monkeypatch) -> Store:
 
 @pytest.fixture
 def full_store(store) -> Store:
+    return fill(store)
+
+
+def fill(store: Store) -> Store:
     """Four methods, two numbers of shots, one failure, one suspicious cell, a zero-shot row."""
     generator = np.random.default_rng(1)
     constant = Finding(
