@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from analysis.selection import CELL, select
 from analysis.stats import expected_best
 
@@ -80,7 +82,9 @@ def costs(frame: pd.DataFrame, rule: str = "best_dev", score: str = "out_of_doma
         )
     table = pd.DataFrame(rows, columns=[*CELL, "score", *COSTS, "search_hours"])
     for cost in COSTS:
-        table[f"front_{cost}"] = [_on_front(table, row, cost) for _, row in table.iterrows()]
+        table[f"front_{cost}"] = False
+        for _, cells in table.groupby(["model", "task"]):
+            table.loc[cells.index, f"front_{cost}"] = _on_front(cells["score"].to_numpy(), cells[cost].to_numpy())
     return table.assign(rule=rule)
 
 
@@ -88,8 +92,8 @@ def _device_hours(trials: pd.DataFrame) -> pd.Series:
     return trials["wall_s"] * trials["n_workers"].fillna(1).astype("float64") / 3600
 
 
-def _on_front(table: pd.DataFrame, row: pd.Series, cost: str) -> bool:
-    same = table[(table["model"] == row["model"]) & (table["task"] == row["task"])]
-    better = (same["score"] >= row["score"]) & (same[cost] <= row[cost])
-    strictly = (same["score"] > row["score"]) | (same[cost] < row[cost])
-    return bool(row[cost] == row[cost] and not (better & strictly).any())
+def _on_front(score: np.ndarray, cost: np.ndarray) -> np.ndarray:
+    """Which have no other that is as good on both and better on one  # [cells]."""
+    as_good = (score[:, None] <= score) & (cost[:, None] >= cost)  # [cell, other]
+    better = (score[:, None] < score) | (cost[:, None] > cost)
+    return ~np.isnan(cost) & ~(as_good & better).any(1)

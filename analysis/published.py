@@ -56,8 +56,8 @@ def load_published(name: str = "mosbach2023") -> pd.DataFrame:
     runs = _read(name)
     runs = runs[_canonical(runs)].reset_index(drop=True)
     rows = [_row(name, run) for run in runs.to_dict("records")]
-    sets = dict.fromkeys(column for row in rows for column in row if column not in {each.name for each in COLUMNS})
-    dtypes = {column.name: column.dtype for column in COLUMNS} | dict.fromkeys(sets, "float64")
+    declared = {column.name: column.dtype for column in COLUMNS}
+    dtypes = declared | dict.fromkeys((column for row in rows for column in row if column not in declared), "float64")
     return pd.DataFrame({column: pd.Series([row.get(column) for row in rows], dtype=dtype) for column, dtype in dtypes.items()})
 
 
