@@ -23,6 +23,7 @@ _STYLE = {"svg.fonttype": "none", "svg.hashsalt": "llmft", "font.size": 10.0, "t
 _STYLE |= {"axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK, "text.parse_math": False, "text.usetex": False}
 _STYLE |= {"svg.image_inline": True, "path.simplify": True, "axes.linewidth": 0.7}
 _COLUMNS, _TITLE = 3, 44  # panels in a row, characters
+_LEGEND_LINE = 0.215  # inches
 
 
 class Look:
@@ -101,7 +102,10 @@ def draw(
     with matplotlib.rc_context(_STYLE):
         shown = handles()
         widest = max((len(each.get_label()) for each in shown), default=0)
-        figure = Figure(figsize=(size[0] * n_columns + 0.6 + 0.085 * widest, size[1] * n_rows), layout="constrained")
+        per_column = max(1, int((size[1] * n_rows - 0.2) / _LEGEND_LINE))
+        n_lists = -(-len(shown) // per_column)
+        width = size[0] * n_columns + n_lists * (0.6 + 0.085 * widest)
+        figure = Figure(figsize=(width, size[1] * n_rows), layout="constrained")
         figure.patch.set_alpha(0)
         grid = figure.subplots(n_rows, n_columns, squeeze=False)
         for axes in grid.flat[len(panels) :]:
@@ -112,7 +116,7 @@ def draw(
             paint(axes, content)
             axes.set_title(title if len(title) <= _TITLE else f"…{title[1 - _TITLE :]}", fontsize=10.5)
         if shown:
-            figure.legend(handles=shown, loc="outside right upper", frameon=False, fontsize=9.5)
+            figure.legend(handles=shown, loc="outside right upper", frameon=False, fontsize=9.5, ncols=n_lists)
         file = io.StringIO()
         FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None, "Creator": None})
     return _embeddable(file.getvalue(), label)

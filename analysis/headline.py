@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+_NAMED = 6  # of more methods that cannot be told apart only the first are named; the ranking has all
+
+
 @dataclass(frozen=True)
 class Answer:
     """Which method is best for one model and task. `sure` tells for each sentence whether the comparisons allow one to say so."""
@@ -125,6 +128,8 @@ class _Teller:
             text = f"no method is shown to beat the majority class ({self.value(majority)}){self.at}: {self.family.name(best)} leads with"
             return f"{text} {self.value(best)}, above it by {points(lead)}{nearest}.{self.sight(lead)}", False
         names = [self.family.name(each) for each in (best, *alike)]
+        if len(names) > _NAMED:
+            names = [*names[: _NAMED - 1], f"{len(names) - _NAMED + 1} others"]
         listed = f"{', '.join(names[:-1])} and {names[-1]}"
         return f"one cannot tell which of {listed} is best{self.at}: {above}.{self.sight(first)}", False
 

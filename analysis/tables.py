@@ -12,6 +12,7 @@ import numpy as np
 
 from analysis.columns import DOMAINS
 from analysis.contrasts import MAJORITY, Family, families
+from analysis.matrix import model_size
 from analysis.selection import CELL, select
 from analysis.stats import half_width
 from llmft.spec import ORACLES
@@ -72,10 +73,13 @@ def compare(frame: pd.DataFrame, rule: str = "best_dev", found: Iterable[Family]
     names = ["model", "task", "method", "pattern", "metric", "findings", "in_domain_set", "out_of_domain_set"]
     texts = dict.fromkeys(names, "str")
     table = table.astype(texts | dict.fromkeys(_INTEGERS, "Int64"))
-    return table.sort_values(_ORDER, key=_baseline_first, kind="stable").reset_index(drop=True)
+    return table.sort_values(_ORDER, key=_reading_order, kind="stable").reset_index(drop=True)
 
 
-def _baseline_first(column: pd.Series) -> pd.Series:
+def _reading_order(column: pd.Series) -> pd.Series:
+    """Baselines before methods; models by the size in their names, those without one last."""
+    if column.name == "model":
+        return column.map(lambda name: f"{model_size(name):016.0f} {name}")
     return column.where(column != MAJORITY, "") if column.name == "method" else column
 
 
