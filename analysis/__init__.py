@@ -18,6 +18,7 @@ from analysis.curves import load_curves
 from analysis.examples import best_on_examples, example_contrasts, example_scores, load_for_rule
 from analysis.figures import scatter
 from analysis.findings import CODES, cross_findings
+from analysis.forgetting import forgetting_table, load_forgetting, mean_relative_drop
 from analysis.frame import load, predictions
 from analysis.headline import Answer, headline
 from analysis.manifest import Choice, Manifest, read_manifest
@@ -68,18 +69,21 @@ __all__ = [
     "example_scores",
     "expected_best",
     "families",
+    "forgetting_table",
     "headline",
     "holm",
     "indistinct_groups",
     "load",
     "load_curves",
     "load_for_rule",
+    "load_forgetting",
     "load_published",
     "load_results",
     "matrix_to_latex",
     "matrix_to_markdown",
     "matrix_to_terminal",
     "mcnemar",
+    "mean_relative_drop",
     "minimum_detectable_effect",
     "own_frame",
     "predictions",

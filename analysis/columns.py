@@ -101,6 +101,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("peak_memory_bytes", "Int64", "largest memory in use"),
     Column("tokens_trained", "Int64", "tokens seen in training"),
     Column("tokens_evaluated", "Int64", "tokens seen in evaluation"),
+    Column("n_parameters", "Int64", "parameters of the model, without what the method adds"),
     Column("n_trainable_parameters", "Int64", "parameters that were trained"),
     Column("stored_bytes", "Int64", "what is kept beside the base model"),
     Column("tokens_per_query", "float64", "mean length of a prompt, demonstrations included"),

@@ -12,12 +12,14 @@ _SEEDS = ("data_seed", "order_seed", "init_seed", "dropout_seed")
 _OPTIONS = {"pattern": "--pattern", "verbalizer": "--verbalizer", "n_dev": "--n-dev", "n_test": "--n-test"}
 _OPTIONS |= {"max_length": "--max-length", "precision": "--precision"}
 _TRAIN_OPTIONS = {"learning_rate": "--lr", "epochs": "--epochs", "batch_size": "--batch-size"}
-_TOLD = {"model", "task", "data", "method", "settings", "n_shots", "train", *_SEEDS, *_OPTIONS}
+_TOLD = {"model", "task", "definition", "data", "method", "settings", "n_shots", "train", *_SEEDS, *_OPTIONS}
+_TOLD |= {"forgetting"}  # measured beside the task: the numbers of the cell do not hang on it
 
 
 def trial_command(spec: TrialSpec) -> str | None:
-    """`llmft trial ...` for this trial; None where the command line cannot say it (a trial of the search, seeds that differ)."""
-    if spec.test_sets == () or len({getattr(spec, name) for name in _SEEDS}) > 1:
+    """`llmft trial ...` for this trial; None where the command line cannot say it: a trial of the search, seeds that differ, a task
+    that the plan defines."""
+    if spec.test_sets == () or spec.definition or len({getattr(spec, name) for name in _SEEDS}) > 1:
         return None
     parts = ["llmft", "trial", "--task", spec.task, "--method", spec.method, "--model", spec.model.name]
     if spec.model.revision != "main":

@@ -19,7 +19,7 @@ _SEEDS = ("data_seed", "order_seed", "init_seed", "dropout_seed")
 _TRAIN = ("learning_rate", "epochs", "batch_size")
 _COST = (
     *("wall_s", "train_s", "evaluate_s", "device", "n_workers", "peak_memory_bytes", "tokens_trained", "tokens_evaluated"),
-    *("n_trainable_parameters", "stored_bytes", "tokens_per_query", "flops", "n_steps"),
+    *("n_parameters", "n_trainable_parameters", "stored_bytes", "tokens_per_query", "flops", "n_steps"),
 )
 
 

@@ -56,7 +56,10 @@ def make_cells(n_trials: int):
     }
     plan = parse_plan(content, "overhead")
     return plan, build_cells(
-        plan, "overhead", lambda name, revision: ModelRef(name=name, fingerprint=name, path="nowhere"), lambda task, directory: _data(task)
+        plan,
+        "overhead",
+        lambda name, revision: ModelRef(name=name, fingerprint=name, path="nowhere"),
+        lambda task, directory: _data(task),
     )
 
 

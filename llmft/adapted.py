@@ -10,6 +10,7 @@ import torch
 from llmft.batches import QueryBatch, encode_prefix
 from llmft.method import Method
 from llmft.model import BorrowedModel
+from llmft.scoring import all_logits
 
 
 class Adapted(torch.nn.Module):
@@ -23,11 +24,13 @@ class Adapted(torch.nn.Module):
         super().__init__()
         self.network, self.method, self.model = model.network, method, model
 
-    def forward(self, what: Literal["loss", "scores", "prefix"], given: QueryBatch | tuple[int, ...]) -> Any:
-        """The method's `loss` or `scores` of a batch, or the encoded `prefix` of token ids."""
+    def forward(self, what: Literal["loss", "scores", "logits", "prefix"], given: QueryBatch | tuple[int, ...]) -> Any:
+        """The method's `loss` or `scores` of a batch, its logits of all words at all places, or the encoded `prefix` of token ids."""
         with self.model.autocast():
             if what == "prefix":
                 return encode_prefix(self.model, given)
+            if what == "logits":
+                return all_logits(self.model, given)
             return getattr(self.method, what)(self.model, given)
 
     def no_sync(self) -> AbstractContextManager:

@@ -44,15 +44,19 @@ class QueryBatch:
     """Queries ready for the network; padded on the right.
 
     With label words of several tokens every query has one row a label word (the word's last token left out), in that order;
-    otherwise one row.
+    otherwise one row. An encoder reads each query once: there the rows are the decoder's.
 
     Attributes:
-        input_ids, attention_mask: [rows, length]; the mask also covers the prefix, [rows, prefix + length].
-        answer_at: [rows], the place in `input_ids` whose next token is the (first token of the) label word.
+        input_ids, attention_mask: [rows, length]; the mask also covers the prefix, [rows, prefix + length]. With an encoder
+            they are what it reads, [queries, length].
+        answer_at: [rows], the place in `input_ids`, or in `decoder_input_ids`, whose next token is the (first token of the)
+            label word.
         labels: [queries], gold labels.
         indices: [queries], their places in the set.
         words: the label words.
         prefix: what precedes every row, already encoded; None where the rows hold everything.
+        decoder_input_ids: [rows, length of the longest row], what the decoder reads; None for causal models. Its padding needs
+            no mask, since nothing before it sees it.
     """
 
     input_ids: torch.Tensor
@@ -62,9 +66,14 @@ class QueryBatch:
     indices: torch.Tensor
     words: LabelWords
     prefix: Prefix | None = None
+    decoder_input_ids: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]
+
+    @property
+    def n_rows(self) -> int:
+        return self.answer_at.shape[0]
 
     @property
     def position_ids(self) -> torch.Tensor:
@@ -90,23 +99,29 @@ def make_batch(
         opening: its tokens, to be put in front of every row instead.
     """
     endings = [()] if words.single else [ids[:-1] for ids in words.ids]
-    rows = [(*opening, *queries.suffixes[i]) for i in indices]
-    answer_at = [len(row) - 1 for row in rows for _ in endings]
-    full = [row + ending for row in rows for ending in endings]
-    length = max(map(len, full))
-    ids = np.zeros((len(full), length), dtype=np.int64)
-    mask = np.zeros((len(full), length), dtype=np.int64)
-    for place, row in enumerate(full):
-        ids[place, : len(row)] = row
-        mask[place, : len(row)] = 1
+    read = [(*opening, *queries.suffixes[i]) for i in indices]
+    before = [queries.start] * len(read) if queries.start else read  # what a word follows
+    answer_at = [len(row) - 1 for row in before for _ in endings]
+    full = [row + ending for row in before for ending in endings]
+    ids, mask = _pad(read if queries.start else full)
     if prefix:
         mask = np.concatenate([np.ones((len(full), prefix.length), dtype=np.int64), mask], axis=1)
 
     def tensor(values) -> torch.Tensor:
         return torch.as_tensor(values, device=model.device)
 
-    labels = tensor([queries.labels[i] for i in indices])
-    return QueryBatch(tensor(ids), tensor(mask), tensor(answer_at), labels, tensor(list(indices)), words, prefix)
+    labels, decoder = tensor([queries.labels[i] for i in indices]), tensor(_pad(full)[0]) if queries.start else None
+    return QueryBatch(tensor(ids), tensor(mask), tensor(answer_at), labels, tensor(list(indices)), words, prefix, decoder)
+
+
+def _pad(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids, padded on the right, and their mask; [rows, length] each."""
+    ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = row
+        mask[place, : len(row)] = 1
+    return ids, mask
 
 
 def deal(

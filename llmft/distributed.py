@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from llmft.adapted import Adapted
+from llmft.blocks import find_blocks
 from llmft.errors import UserError
 from llmft.model import HALF
 from llmft.runtime import Runtime
@@ -81,8 +82,7 @@ def _blocks(network: torch.nn.Module) -> list[torch.nn.Module]:
     Raises:
         UserError: it gives none.
     """
-    names = set(network._no_split_modules or ())
-    blocks = [module for module in network.modules() if type(module).__name__ in names]
+    blocks = find_blocks(network)
     if not blocks:
         raise UserError(
             f"model: transformers does not name the blocks of {network.config.model_type!r} models, so they cannot be sharded. "

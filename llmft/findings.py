@@ -19,6 +19,7 @@ CODES = {
     "no_demonstrations": "no demonstration fitted: the trial is zero-shot",
     "label_words_share_first_token": "two label words begin with the same token",
     "label_word_prefixes_another": "one label word is the beginning of another, which favours it",
+    "known_training_task": "the model is known to have been trained on the task's data set before",
     "train_test_overlap": "drawn examples also stand in a test set",
     "loss_did_not_fall": "the training loss ended no lower than it began",
     "skipped_steps": "optimiser steps were skipped because fp16 gradients overflowed",

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmft.spec import Spec
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftConfig
 
     from llmft.model import BorrowedModel
     from llmft.scoring import QueryBatch, Scores
@@ -50,7 +51,12 @@ class Method:
         search: what a sweep searches, by the name of a setting or of a `TrainSpec` field.
         trains: whether weights are changed at all.
         uses_shots: whether labelled examples are used at all.
+        base_weights: how the base model's linear layers are held: "fp32", or in 4 bits, "nf4".
+        has_own_head: whether a new head answers in place of the language model's, so that there are no words.
         paper: where the method comes from.
+
+    Attributes:
+        n_virtual_tokens: places that the method takes in front of every prompt.
     """
 
     class Settings(Spec):
@@ -60,7 +66,10 @@ class Method:
     search: ClassVar[dict[str, Range]] = {}
     trains: ClassVar[bool] = True
     uses_shots: ClassVar[bool] = True
+    base_weights: ClassVar[Literal["fp32", "nf4"]] = "fp32"
+    has_own_head: ClassVar[bool] = False
     paper: ClassVar[str] = ""
+    n_virtual_tokens: int = 0
 
     def __init__(self, settings: Spec | None = None):
         self.settings = settings if settings is not None else self.Settings()
@@ -87,3 +96,10 @@ class Method:
         import torch.nn.functional as F
 
         return F.cross_entropy(self.scores(model, batch).labels.float(), batch.labels)
+
+    def peft_config(self, network: torch.nn.Module) -> PeftConfig | None:
+        """The method in peft's words, for `llmft.export`; None where peft has none for it, or where nothing is added to `network`.
+
+        In the model that peft makes of it, what is trained must have the names that it has here, behind "base_model.model.".
+        """
+        return None

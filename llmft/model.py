@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,23 +21,14 @@ from typing import Any
 
 import torch
 
+from llmft.architecture import DROPOUT, language_model, last_states, own_logits
 from llmft.errors import UserError
 from llmft.hub import fetch_model, hub_access, pin
+from llmft.quantised import check_quantised, nf4
 from llmft.spec import ModelRef
 
 TOY = Path(__file__).parent / "toy" / "model"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-DROPOUT = {  # the names of the hidden dropout, by architecture: OPT ignores `hidden_dropout_prob`
-    "opt": ("dropout",),
-    "gpt2": ("resid_pdrop", "embd_pdrop"),
-    "gpt_neo": ("resid_dropout", "embed_dropout"),
-    "gpt_neox": ("hidden_dropout",),
-    "gptj": ("resid_pdrop", "embd_pdrop"),
-    "bloom": ("hidden_dropout",),
-    "falcon": ("hidden_dropout",),
-    "phi": ("resid_pdrop", "embd_pdrop"),
-    "stablelm": ("hidden_dropout",),
-}
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SAMPLE = 1 << 20  # bytes from either end of a weights file that its fingerprint reads
 
@@ -132,11 +124,20 @@ def load_config(ref: ModelRef):
     return _load_from_folder(ref, AutoConfig.from_pretrained, "configuration")
 
 
+def tuned_from(ref: ModelRef) -> str | None:
+    """The model that this one was tuned from, where its config.json says so (transformers before 5 wrote it there)."""
+    folder = Path(ref.path or fetch_model(ref.name, ref.revision, weights=False))
+    return json.loads((folder / "config.json").read_text()).get("_name_or_path")
+
+
 def context_length(config) -> int:
-    """The longest text, in tokens, that the model's positions reach; a large number where there is no bound."""
-    for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
-        if isinstance(value := getattr(config, name, None), int):
-            return value
+    """The longest text, in tokens, that the model's positions reach (an encoder's, where there is one); a large number where there
+    is no bound. T5's relative positions have none, although its configuration may say how long it was trained."""
+    names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_encoder_position_embeddings")
+    if not hasattr(config, "relative_attention_num_buckets"):
+        for name in names:
+            if isinstance(value := getattr(config, name, None), int):
+                return value
     return 1 << 30
 
 
@@ -145,7 +146,7 @@ class BorrowedModel:
     """A network in a trial's hands.
 
     Attributes:
-        network: a causal language model of transformers; methods may add modules to it.
+        network: a language model of transformers, causal or with an encoder; methods may add modules to it.
         device, precision: where it computes, and "fp32", "bf16" or "fp16".
         plain_head: whether the logits are just the output embedding times the last hidden state (a few architectures scale or cap
             them; then the network's own forward is used).
@@ -155,6 +156,11 @@ class BorrowedModel:
     device: torch.device
     precision: str
     plain_head: bool
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether an encoder reads the prompt, and a decoder of its own says the answer."""
+        return self.network.config.is_encoder_decoder
 
     @property
     def width(self) -> int:
@@ -179,33 +185,33 @@ KEPT_SHARE = (
 _BASE: dict[tuple, tuple[torch.nn.Module, bool]] = {}  # the one used last at the end
 
 
-def _load_base(ref: ModelRef, dropout: float | None) -> tuple[torch.nn.Module, bool]:
-    """The untouched network on the CPU in fp32; from this process's memory if it was used lately."""
-    key = (ref.name, ref.revision, ref.fingerprint, dropout)
+def _load_base(ref: ModelRef, dropout: float | None, base_weights: str = "fp32") -> tuple[torch.nn.Module, bool]:
+    """The untouched network on the CPU, in fp32 or quantised; from this process's memory if it was used lately."""
+    key = (ref.name, ref.revision, ref.fingerprint, dropout, base_weights)
     if key in _BASE:
         _BASE[key] = _BASE.pop(key)
     else:
-        from transformers import AutoModelForCausalLM
         from transformers.utils import logging as transformers_logging
 
-        changed = {}
+        config, changed = load_config(ref), {}
         if dropout is not None:
-            config = load_config(ref)
             if config.model_type not in DROPOUT:
                 raise UserError(
                     f"train.dropout: the name of the dropout of {config.model_type!r} models is not known. Set it to null to keep the "
                     f"model's own. Known: {', '.join(sorted(DROPOUT))}."
                 )
             changed = dict.fromkeys(DROPOUT[config.model_type], dropout)
+        if base_weights == "nf4":
+            changed |= {"quantization_config": nf4(), "device_map": {"": "cpu"}}
         transformers_logging.disable_progress_bar()  # of the weights' loading; downloads show theirs
         network, loading = _load_from_folder(
-            ref, AutoModelForCausalLM.from_pretrained, "weights", dtype=torch.float32, output_loading_info=True, **changed
+            ref, language_model(config).from_pretrained, "weights", dtype=torch.float32, output_loading_info=True, **changed
         )
         if missing := sorted(loading["missing_keys"]):  # transformers would go on with random numbers in their place
             raise UserError(
                 f"model: the weights of {ref.name} lack {len(missing)} tensors ({', '.join(missing[:3])} ...). Fetch them again."
             )
-        network.requires_grad_(False).eval()
+        check_quantised(network.requires_grad_(False).eval())
         _make_room(_n_bytes(network))
         _BASE[key] = network, _has_plain_head(network)
     return _BASE[key]
@@ -228,8 +234,7 @@ def _has_plain_head(network) -> bool:
     head, ids = network.get_output_embeddings(), torch.tensor([[5, 6, 7]])
     if head is None:
         return False
-    hidden = network.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    return bool(torch.allclose(head(hidden), network(input_ids=ids, use_cache=False).logits, atol=1e-5, rtol=1e-5))
+    return bool(torch.allclose(head(last_states(network, ids)), own_logits(network, ids), atol=1e-5, rtol=1e-5))
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -239,7 +244,13 @@ def choose_device(name: str | None) -> torch.device:
 
 @contextmanager
 def borrow_model(
-    ref: ModelRef, precision: str, device: torch.device, dropout: float | None = None, copied: bool = True, kept: bool = True
+    ref: ModelRef,
+    precision: str,
+    device: torch.device,
+    dropout: float | None = None,
+    copied: bool = True,
+    kept: bool = True,
+    base_weights: str = "fp32",
 ) -> Iterator[BorrowedModel]:
     """A network to work with, every parameter frozen. It lies on the CPU, for `Runtime.wrap` to put where it shall be.
 
@@ -249,23 +260,29 @@ def borrow_model(
             stored in half as well.
         kept: whether this process will need the base model again. If not, the caller gets the base itself: one copy in memory
             instead of two.
+        base_weights: `Method.base_weights`.
 
     Raises:
         UserError: the weights cannot be loaded.
     """
-    network, plain_head = _load_base(ref, dropout)
+    network, plain_head = _load_base(ref, dropout, base_weights)
     if not kept:
         _BASE.clear()
     elif copied or precision in HALF or device.type != "cpu":
         network = copy.deepcopy(network)
-    if not copied:
-        network.to(dtype=HALF.get(precision))
+    if not copied and precision in HALF:
+        network.to(dtype=HALF[precision])
     try:
         yield BorrowedModel(network, device, precision, plain_head)
     finally:
         del network
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def n_parameters(network: torch.nn.Module) -> int:
+    """How many numbers a network has; where they are held in 4 bits, a byte holds two."""
+    return sum(parameter.numel() * (2 if parameter.dtype is torch.uint8 else 1) for parameter in network.parameters())
 
 
 def checksum(network: torch.nn.Module) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 FIELD = re.compile(r"\{(\w+)\}")
 
@@ -39,15 +39,33 @@ def render_prompt(
     demonstrations: Sequence[tuple[Mapping[str, str], str]],
     query: Mapping[str, str],
     separator: str,
+    instruction: str = "",
 ) -> str:
-    """Demonstrations (fields, label word) and the query, joined by `separator`."""
-    parts = [pattern.render_labelled(fields, word) for fields, word in demonstrations]
+    """The instruction, if there is one, demonstrations (fields, label word) and the query, joined by `separator`."""
+    parts = [instruction] if instruction else []
+    parts += [pattern.render_labelled(fields, word) for fields, word in demonstrations]
     return separator.join([*parts, pattern.render(query)])
 
 
-NLI_PATTERNS: Mapping[str, Pattern] = {  # Mosbach et al. 2023, Table 5, with real newlines
-    "minimal": Pattern("{premise} {hypothesis} ?"),
-    "gpt-3": Pattern("{premise} question: {hypothesis} Yes or No? answer:"),
-    "eval-harness": Pattern("{premise}\nQuestion: {hypothesis} True or False?\nAnswer:", verbalizer="true-false"),
-}
+def with_literals(patterns: Mapping[str, Pattern]) -> dict[str, Pattern]:
+    """The patterns and, under NAME-literal, those with newlines as the shell handed them to the code of Mosbach et al. 2023.
+
+    There a newline arrived as the two characters backslash and n, after a space. So did the newlines of the separator: a plan that
+    replicates the paper's contexts also says `separator: '\\n\\n'`.
+    """
+    literal = {
+        f"{name}-literal": replace(pattern, template=pattern.template.replace("\n", " \\n"))
+        for name, pattern in patterns.items()
+        if "\n" in pattern.template
+    }
+    return {**patterns, **literal}
+
+
+NLI_PATTERNS: Mapping[str, Pattern] = with_literals(
+    {  # Mosbach et al. 2023, Table 5, with real newlines
+        "minimal": Pattern("{premise} {hypothesis} ?"),
+        "gpt-3": Pattern("{premise} question: {hypothesis} Yes or No? answer:"),
+        "eval-harness": Pattern("{premise}\nQuestion: {hypothesis} True or False?\nAnswer:", verbalizer="true-false"),
+    }
+)
 NLI_VERBALIZERS: Mapping[str, tuple[str, ...]] = {"yes-no": ("Yes", "No"), "true-false": ("True", "False")}

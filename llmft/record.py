@@ -22,6 +22,7 @@ from llmft.spec import TrialSpec
 
 SCHEMA_VERSION = 1
 RECORD_FILE, PREDICTIONS_FILE, WEIGHTS_FILE = "record.json", "predictions.parquet", "weights.safetensors"
+EVALUATION_FILE = "evaluation.json"
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A measured number; JSON has no NaN, so null stands for it."""
@@ -118,6 +119,46 @@ class Cost(Data):
     n_out_of_memory: int = Field(0, description="times the trial ran out of memory and was started again with smaller passes")
 
 
+class Measure(Data):
+    """One number that says what else a model can do.
+
+    `source` is "llmft" or "harness" (`name` is a task of theirs), or "text" (a file's name). `n` counts examples, or tokens.
+    """
+
+    source: Literal["llmft", "harness", "text"]
+    name: str
+    metric: str
+    value: Number
+    stderr: float | None = None
+    n: int | None = None
+    larger_is_better: bool = True
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.source, self.name, self.metric
+
+
+class Change(Data):
+    """The same number of the base model (`before`; null: not measured) and of the adapted one (`after`)."""
+
+    before: Measure | None
+    after: Measure
+
+
+class Evaluation(Data):
+    """What `llmft evaluate` measured with a trial's weights, beside its record.
+
+    `limit` and `packages` are those of the last run; a number that was measured again stands once.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    digest: str
+    changes: list[Change]
+    limit: int | None = None
+    weights_sha256: str | None = None
+    packages: dict[str, str] = Field(default_factory=dict)
+
+
 class TrialRecord(Data):
     """One trial's whole result. Anything a table needs is in here."""
 
@@ -134,6 +175,10 @@ class TrialRecord(Data):
     curve: list[CurvePoint] = Field(default_factory=list)
     findings: list[Finding] = Field(default_factory=list)
     draws: Draws = Field(default_factory=Draws)
+    forgetting: list[Change] = Field(default_factory=list, description="what else the model could do before and can after")
+    weight_distance: float | None = Field(
+        None, description="Euclidean, between the base's weights and the adapted ones; null: not measured"
+    )
     cost: Cost | None = None
     provenance: dict[str, Any] = Field(default_factory=dict)
     predictions_sha256: str | None = None
@@ -191,6 +236,27 @@ def read_record(folder: str | Place) -> TrialRecord:
     if record.schema_version > SCHEMA_VERSION:
         raise RecordError(f"{path}: {NEWER.format(record.schema_version)}")
     return record
+
+
+def read_evaluation(folder: str | Place) -> Evaluation | None:
+    """What was measured with a trial's weights afterwards; None where nothing was.
+
+    Raises:
+        OSError: the file cannot be read.
+        RecordError: it is damaged, or of a newer schema.
+    """
+    path = open_folder(folder) / EVALUATION_FILE
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        evaluation = Evaluation.model_validate_json(content)
+    except ValidationError as error:
+        raise RecordError(f"{path}: {_why_unreadable(content, error)}") from error
+    if evaluation.schema_version > SCHEMA_VERSION:
+        raise RecordError(f"{path}: {NEWER.format(evaluation.schema_version)}")
+    return evaluation
 
 
 NEWER = f"schema version {{}} is newer than this program's ({SCHEMA_VERSION}); upgrade llmft."

@@ -1,6 +1,7 @@
 """The folder is the registry: every file in `methods/` and `tasks/` is one method or task, under the name of the file.
 
-The names are known without importing anything; a file is imported when it is asked for.
+The names are known without importing anything; a file is imported when it is asked for. A file whose name begins with an underscore
+holds what several others share.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from llmft.errors import UserError, unknown_name
 from llmft.spec import error_lines
 
 if TYPE_CHECKING:
+    from llmft.definition import TaskDefinition
     from llmft.method import Method
     from llmft.task import Task
 
 
 def _names(folder: str) -> tuple[str, ...]:
-    return tuple(sorted(path.stem for path in (Path(__file__).parent / folder).glob("*.py") if path.stem != "__init__"))
+    return tuple(sorted(path.stem for path in (Path(__file__).parent / folder).glob("*.py") if not path.stem.startswith("_")))
 
 
 METHODS: tuple[str, ...] = _names("methods")
@@ -57,12 +59,16 @@ def complete_settings(name: str, settings: dict) -> dict:
     return build_method(name, settings).settings.model_dump(mode="json")
 
 
-def load_task(name: str) -> Task:
-    """The task `name`.
+def load_task(name: str, definition: TaskDefinition | None = None) -> Task:
+    """The task `name`, from its file or from the user's own definition.
 
     Raises:
         UserError: there is no such task.
     """
+    if definition is not None:
+        from llmft.defined import DefinedTask
+
+        return DefinedTask(definition)
     if name not in TASKS:
         raise unknown_name("task", name, TASKS)
     return importlib.import_module(f"llmft.tasks.{name}").TASK

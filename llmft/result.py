@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmft import cost, findings
+from llmft.contamination import contamination_findings
 from llmft.errors import Cause
 from llmft.evaluate import Predictions
 from llmft.metrics import set_metrics
@@ -46,6 +47,8 @@ def finished_record(spec: TrialSpec, setting: Setting, encoded: EncodedTrial, re
     }
     found = findings.word_findings(setting.words)
     found += findings.prompt_findings(encoded, len(setting.method.context(setting.draw.shots)))
+    sets = [spec.task, *(test.name for test in setting.tests)]
+    found += contamination_findings([spec.model.name, setting.tuned_from], sets)
     found += findings.overlap_findings(setting.draw.shots + setting.draw.dev, setting.data)
     if setting.method.trains:
         found += findings.training_findings(result.first_loss, result.last_loss, result.n_steps, result.n_skipped_steps)

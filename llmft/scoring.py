@@ -37,14 +37,40 @@ def _inputs(batch: QueryBatch) -> dict[str, Any]:
     }
 
 
+def _encode(model: BorrowedModel, batch: QueryBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The encoder's states and their mask for each of the decoder's rows, [rows, length, width] and [rows, length]."""
+    encoded = model.network.get_encoder()(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+    n_each = batch.n_rows // len(batch)
+    return encoded.repeat_interleave(n_each, 0), batch.attention_mask.repeat_interleave(n_each, 0)
+
+
 def hidden_states(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
-    """The last layer's states, [rows, length, width]."""
-    return model.network.base_model(**_inputs(batch)).last_hidden_state
+    """The last layer's states (a decoder's, where there is one of its own), [rows, length, width]."""
+    if batch.decoder_input_ids is None:
+        return model.network.base_model(**_inputs(batch)).last_hidden_state
+    encoded, mask = _encode(model, batch)
+    decoder = model.network.get_decoder()
+    return decoder(
+        input_ids=batch.decoder_input_ids, encoder_hidden_states=encoded, encoder_attention_mask=mask, use_cache=False
+    ).last_hidden_state
+
+
+def _own_logits(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
+    """The logits of the network's own forward, [rows, length, vocabulary]."""
+    if batch.decoder_input_ids is None:
+        return model.network(**_inputs(batch)).logits
+    from transformers.modeling_outputs import BaseModelOutput
+
+    encoded, mask = _encode(model, batch)
+    outputs = BaseModelOutput(last_hidden_state=encoded)
+    return model.network(
+        encoder_outputs=outputs, attention_mask=mask, decoder_input_ids=batch.decoder_input_ids, use_cache=False
+    ).logits
 
 
 def answer_hidden(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
-    """The state at the right-most real token of each query, [queries, width]."""
-    rows = torch.arange(len(batch), device=model.device) * (batch.input_ids.shape[0] // len(batch))
+    """The state from which each query's answer is said, [queries, width]: at the right-most real token, or a decoder's first."""
+    rows = torch.arange(len(batch), device=model.device) * (batch.n_rows // len(batch))
     return hidden_states(model, batch)[rows, batch.answer_at[rows]]
 
 
@@ -53,14 +79,19 @@ def _logits_at(model: BorrowedModel, batch: QueryBatch):
     if model.plain_head:
         hidden, head = hidden_states(model, batch), model.network.get_output_embeddings()
         return lambda rows, places: head(hidden[rows, places])
-    logits = model.network(**_inputs(batch)).logits
+    logits = _own_logits(model, batch)
     return lambda rows, places: logits[rows, places]
+
+
+def all_logits(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
+    """The logits of every word at every place of the rows, [rows, length, words], for what must be read beyond the answer."""
+    return model.network(**_inputs(batch)).logits[:, -batch.input_ids.shape[1] :]
 
 
 def label_word_scores(model: BorrowedModel, batch: QueryBatch) -> Scores:
     """The log-probability of every label word after every query, and which word is the best of all."""
     logits_at, words, n = _logits_at(model, batch), batch.words, len(batch)
-    rows = torch.arange(batch.input_ids.shape[0], device=model.device)
+    rows = torch.arange(batch.n_rows, device=model.device)
     if words.single:
         logits = logits_at(rows, batch.answer_at).float()  # [queries, vocabulary]
         ids = torch.tensor([word[0] for word in words.ids], device=model.device)

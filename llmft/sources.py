@@ -15,6 +15,8 @@ from typing import Any
 from llmft import hub
 from llmft.errors import UserError
 from llmft.spec import DataRef
+from llmft.tables import read_rows
+from llmft.task import Example
 
 
 @dataclass(frozen=True)
@@ -25,28 +27,44 @@ class Source:
         files: names under which a local folder may hold it; the first that is there is taken.
         hub: (repository, configuration, split, revision) of parquet files on the hub; configuration None stands for the only one
             that there is. Every public data set has its rows as parquet files under the revision `refs/convert/parquet`.
+            None: it is not on the hub, and a local folder must hold it.
+        columns: the names of the columns where a text file has no header.
+        obtain: where a file that is not on the hub is to be had.
     """
 
     files: tuple[str, ...]
-    hub: tuple[str, str | None, str, str]
+    hub: tuple[str, str | None, str, str] | None
+    columns: tuple[str, ...] = ()
+    obtain: str = ""
 
-    def find(self, directory: str) -> Path:
+    def find(self, directory: str | None) -> Path:
         """The local file.
 
         Raises:
             UserError: none of `files` is in the folder.
         """
+        if directory is None:
+            raise UserError(
+                f"data: {self.files[0]} is not on the hub; give a folder that holds it with --data-dir (data_dir in a plan). "
+                f"The rest still comes from the hub. The file: {self.obtain}."
+            )
         folder = Path(directory).expanduser()
         if not folder.is_dir():
             raise UserError(
                 f"data_dir: {folder} is not a folder. Give a folder that holds {self.files[0]}, or leave it out to use the hub."
             )
-        for name in self.files:
-            if (folder / name).is_file():
-                return folder / name
-        raise UserError(
-            f"data_dir: {folder} holds none of {', '.join(self.files)}. Put one of them there, or leave data_dir out to use the hub."
-        )
+        if (path := self.look_in(folder)) is None:
+            other = ", or leave data_dir out to use the hub" if self.hub else f"; the hub has it not. It is {self.obtain}"
+            raise UserError(f"data_dir: {folder} holds none of {', '.join(self.files)}. Put one of them there{other}.")
+        return path
+
+    def look_in(self, folder: Path) -> Path | None:
+        """The local file, or None."""
+        return next((folder / name for name in self.files if (folder / name).is_file()), None)
+
+    def comes_from_hub(self, data: DataRef) -> bool:
+        """Whether the rows are those of the hub: without a folder, and beside one where `resolve_sources` found a commit."""
+        return self.hub is not None and (data.directory is None or data.commit(*self.hub[::3]) is not None)
 
     def paths(self, data: DataRef) -> list[Path]:
         """The files with the rows; those of the hub are fetched if they are not in its cache.
@@ -54,11 +72,11 @@ class Source:
         Raises:
             UserError: none is there, or they cannot be fetched.
         """
-        return self._hub_files(data.commit(self.hub[0], self.hub[3])) if data.directory is None else [self.find(data.directory)]
+        return self._hub_files(data) if self.comes_from_hub(data) else [self.find(data.directory)]
 
-    def _hub_files(self, commit: str | None) -> list[Path]:
+    def _hub_files(self, data: DataRef) -> list[Path]:
         repository, configuration, split, revision = self.hub
-        commit = commit or hub.pin(repository, revision, "dataset")
+        commit = data.commit(repository, revision) or hub.pin(repository, revision, "dataset")
         patterns = [f"{configuration or '*'}/{split}{rest}" for rest in ("-*.parquet", "/*.parquet")]  # pushed, converted
         folder = hub.fetch(repository, commit, patterns, "dataset")
         files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
@@ -71,12 +89,10 @@ class Source:
 
     def origin(self, data: DataRef) -> str:
         """Which copy the rows are, for a person: the local file's name, or the commit on the hub."""
+        if not self.comes_from_hub(data):
+            return self.find(data.directory).name
         repository, _, _, revision = self.hub
-        return (
-            self.find(data.directory).name
-            if data.directory
-            else f"{repository}@{data.commit(repository, revision) or revision}"
-        )
+        return f"{repository}@{data.commit(repository, revision) or revision}"
 
     def rows(self, data: DataRef) -> list[dict[str, Any]]:
         """Every row.
@@ -84,11 +100,14 @@ class Source:
         Raises:
             UserError: as `paths`, or a file is damaged.
         """
-        return [row for path in self.paths(data) for row in _file_rows(path)]
+        return [row for path in self.paths(data) for row in read_rows(path, self.columns)]
 
 
 def resolve_sources(sources: Sequence[Source], directory: str | None) -> DataRef:
     """The data that `sources` are now: their contents as one fingerprint and, from the hub, the commits that hold them.
+
+    A folder goes before the hub. What it holds nothing of comes from the hub, by whole repositories: a folder with one split of a
+    repository must hold the others that are needed.
 
     The contents and not the commits make the fingerprint, so a local copy of the hub's files is the same data, and so is a
     repository of which only the description was changed.
@@ -96,39 +115,32 @@ def resolve_sources(sources: Sequence[Source], directory: str | None) -> DataRef
     Raises:
         UserError: a file is not there, or cannot be fetched.
     """
-    wanted = sorted({(source.hub[0], source.hub[3]) for source in sources}) if directory is None else []
-    commits = tuple((name, revision, hub.pin(name, revision, "dataset")) for name, revision in wanted)
-    data = DataRef(directory=directory, commits=commits)
-    hashes = (_content_hash(source.paths(data)) for source in sources)
+    local = [source for source in sources if source.hub is None]
+    if directory is not None:
+        folder = Path(directory).expanduser()
+        held = {source.hub[0] for source in sources if source.hub and source.look_in(folder)}
+        local += [source for source in sources if source.hub and (source.hub[0] in held or not folder.is_dir())]
+    for source in local:  # nothing is asked of the hub while a file is missing that it shall not give
+        source.paths(DataRef(directory=directory))
+    wanted = sorted({source.hub[::3] for source in sources if source not in local})
+    try:
+        commits = tuple((name, revision, hub.pin(name, revision, "dataset")) for name, revision in wanted)
+        data = DataRef(directory=directory, commits=commits)
+        hashes = [content_hash(source.paths(data)) for source in sources]
+    except UserError as error:
+        if directory is None:
+            raise
+        missing = ", ".join(source.files[0] for source in sources if source not in local)
+        raise UserError(f"data_dir: {directory} does not hold {missing}, and {str(error).removeprefix('data: ')}") from None
     return data.model_copy(update={"fingerprint": hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16]})
 
 
-def _content_hash(paths: Iterable[Path]) -> str:
+def content_hash(paths: Iterable[Path]) -> str:
+    """The hash of what the files hold, one after the other."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _file_rows(path: Path) -> list[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.csv as csv
-    import pyarrow.json as json
-    import pyarrow.parquet as parquet
-
-    try:
-        if path.suffix == ".parquet":
-            return parquet.read_table(path).to_pylist()
-        if path.suffix in (".jsonl", ".json"):
-            return json.read_json(path).to_pylist()
-        tabs = csv.ParseOptions(
-            delimiter="\t" if path.suffix in (".tsv", ".txt") else ",", quote_char=False if path.suffix == ".txt" else '"'
-        )
-        return csv.read_csv(path, parse_options=tabs).to_pylist()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({str(error).splitlines()[0]}). The file is damaged or no {path.suffix[1:]}; fetch it again."
-        ) from None
 
 
 def checked_label(row: dict[str, Any], n_labels: int, where: str) -> int:
@@ -138,6 +150,8 @@ def checked_label(row: dict[str, Any], n_labels: int, where: str) -> int:
         UserError: the row has none, or it is not one of the task's.
     """
     label = row.get("label")
+    if isinstance(label, str) and label.isdecimal():  # from a text file
+        label = int(label)
     if not isinstance(label, int) or not 0 <= label < n_labels:
         raise UserError(
             f"{where}: label {label!r} is not one of the task's labels 0 to {n_labels - 1}. Correct the row or leave it out."
@@ -157,7 +171,23 @@ def checked_fields(row: dict[str, Any], columns: dict[str, str], where: str) -> 
     return {name: row[column] for name, column in columns.items()}
 
 
-def numbered(rows: Iterable[dict[str, Any]], name: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(id, place for an error message, row) of each row."""
+def numbered(rows: Iterable[dict[str, Any]], name: str, where: str = "") -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(id, place for an error message, row) of each row; `where` is the table's name in messages, `name` that in ids."""
     for index, row in enumerate(rows):
-        yield f"{name}/{index}", f"{name}, row {index}", row
+        yield f"{name}/{index}", f"{where or name}, row {index}", row
+
+
+def labelled_examples(rows: Iterable[dict[str, Any]], name: str, columns: dict[str, str], n_labels: int) -> tuple[Example, ...]:
+    """The examples of a table whose column `label` holds indices.
+
+    Args:
+        name: opens every id and error message.
+        columns: as for `checked_fields`.
+
+    Raises:
+        UserError: a row lacks a text, or its label is not one of the task's.
+    """
+    return tuple(
+        Example(id_, checked_fields(row, columns, where), checked_label(row, n_labels, where))
+        for id_, where, row in numbered(rows, name)
+    )

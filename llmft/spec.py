@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
+
+from llmft.definition import TaskDefinition
+from llmft.strict import Spec
 
 DIGEST_VERSION = 1
 """Raised when the same spec would give another answer (a mended method, another draw). Old records then count as stale."""
-
-
-class Spec(BaseModel):
-    """A frozen model that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class ModelRef(Spec):
@@ -51,12 +49,30 @@ class DataRef(Spec):
         return next((commit for *asked, commit in self.commits if asked == [repository, revision]), None)
 
 
+class FileRef(Spec):
+    """A file or folder of the user's; its place does not count for the digest."""
+
+    path: str
+    fingerprint: str = ""
+
+
+class ForgettingSpec(Spec):
+    """What else a model could do: measured with the base model and with the adapted one (`llmft.forgetting`)."""
+
+    tasks: dict[str, DataRef] = Field(default_factory=dict, description="tasks of llmft, zero-shot on their in-domain set")
+    harness: tuple[str, ...] = Field((), description="tasks of lm-evaluation-harness")
+    harness_dir: FileRef | None = Field(None, description="a folder with further tasks in the harness's format")
+    text: FileRef | None = Field(None, description="a text whose perplexity is measured")
+    limit: int | None = Field(None, ge=1, description="examples of each task; null: all")
+
+
 class TrainSpec(Spec):
     """How the weights are trained. The defaults are those of Mosbach et al. 2023, Table 7."""
 
     learning_rate: float = Field(1e-5, gt=0)
     epochs: int = Field(40, ge=1)
     batch_size: int = Field(32, ge=1, description="examples per optimiser step")
+    optimizer: Literal["adamw", "adafactor", "sgd", "adamw_8bit"] = "adamw"
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_ratio: float = Field(0.1, ge=0, le=1, description="share of the steps; rounds up to whole steps")
     weight_decay: float = Field(0.0, ge=0)
@@ -75,19 +91,28 @@ Selection = Literal["none", "last", "best_dev", "best_in_domain", "best_out_of_d
 ORACLES: tuple[Selection, ...] = ("best_in_domain", "best_out_of_domain")
 
 
+STREAMS: tuple[str, ...] = ("data", "order", "init", "dropout")
+"""What has a seed of its own: which examples are drawn, their order, the weights that are added, dropout."""
+
+
 class TrialSpec(Spec):
     """One model adapted once to one task with one method, shots, seed and hyper-parameters.
 
     `settings` are the method's own hyper-parameters, complete with their defaults (`llmft.registry.complete_settings`).
+    `definition` is the task itself where it is the user's own; None: `task` is a file in llmft/tasks.
     """
 
     model: ModelRef
     task: str
+    definition: TaskDefinition | None = None
     data: DataRef = DataRef()
     method: str
     settings: dict[str, Any] = Field(default_factory=dict)
     n_shots: int = Field(0, ge=0)
     shots_unit: Literal["total", "per_class"] = "total"
+    draw: Literal["balanced", "random"] = Field("balanced", description="random: shots have the pool's shares of the labels")
+    demonstrations: tuple[str, ...] = Field((), description="ids of the shots, in place of a draw")
+    instruction: str = Field("", description="text that opens every prompt")
     pattern: str = "minimal"
     verbalizer: str = "default"
     separator: str = "\n\n"
@@ -104,11 +129,18 @@ class TrialSpec(Spec):
     max_length: int | None = Field(None, ge=8, description="tokens of a prompt; null: the model's context")
     selections: tuple[Selection, ...] = ("last", "best_dev")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    forgetting: ForgettingSpec | None = Field(None, description="measured beside the task; null: nothing")
 
     @model_validator(mode="after")
     def _consistent(self) -> TrialSpec:
         if "best_dev" in self.selections and self.n_dev == 0:
             raise ValueError("selection 'best_dev' needs dev examples: set n_dev above 0, or selections to ['last']")
+        if self.draw == "random" and self.shots_unit == "per_class":
+            raise ValueError("shots_unit 'per_class' needs draw 'balanced'; a random draw gives a number in total")
+        if self.demonstrations and self.n_shots != len(self.demonstrations):
+            raise ValueError(f"demonstrations names {len(self.demonstrations)} examples; set n_shots to that (got {self.n_shots})")
+        if len(set(self.demonstrations)) < len(self.demonstrations):
+            raise ValueError("demonstrations names an example twice")
         if self.test_sets == () and self.n_dev == 0:
             raise ValueError("nothing to score: name test_sets, or set n_dev above 0")
         return self
@@ -121,6 +153,14 @@ class TrialSpec(Spec):
         if self.model.fingerprint:  # which tells more than a name, and does not change when a folder is renamed
             content["model"] = {"fingerprint": self.model.fingerprint}
         content["data"] = {"fingerprint": self.data.fingerprint}
+        if self.definition:
+            content["definition"] = self.definition.content(self.pattern, self.verbalizer)
+        if wanted := self.forgetting:
+            content["forgetting"] |= {
+                "tasks": {name: data.fingerprint for name, data in wanted.tasks.items()},
+                "harness_dir": wanted.harness_dir and wanted.harness_dir.fingerprint,
+                "text": wanted.text and wanted.text.fingerprint,
+            }
         canonical = json.dumps({"version": DIGEST_VERSION, **content}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:20]
 
@@ -129,9 +169,9 @@ class TrialSpec(Spec):
         """(model, task, method, n_shots, pattern): what a table row compares."""
         return self.model.name, self.task, self.method, self.n_shots, self.pattern
 
-    def with_seed(self, seed: int) -> TrialSpec:
-        """The same trial with all four seeds set to `seed`."""
-        return self.model_copy(update=dict.fromkeys(("data_seed", "order_seed", "init_seed", "dropout_seed"), seed))
+    def with_seed(self, seed: int, streams: Iterable[str] = STREAMS) -> TrialSpec:
+        """The same trial with the seeds of `streams`, by default all four, set to `seed`."""
+        return self.model_copy(update={f"{name}_seed": seed for name in streams})
 
 
 def error_lines(error, where: str, allowed: dict[str, Any] | None = None) -> str:

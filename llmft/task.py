@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from llmft.errors import UserError
 from llmft.prompts import Pattern
 from llmft.seeds import stream
 from llmft.spec import DataRef
+
+if TYPE_CHECKING:
+    from llmft.sources import Source
 
 
 @dataclass(frozen=True)
@@ -40,18 +44,30 @@ class TestSet:
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task's rows: the pool that shots and dev come from, and the reported sets. `revision` says which copy it is."""
+    """A task's rows: the pool that shots and dev come from, and the reported sets. `revision` says which copy it is.
+
+    `dev_pool` is where dev comes from if the task keeps examples apart for it; empty: from `pool`.
+    """
 
     pool: tuple[Example, ...]
     tests: tuple[TestSet, ...]
     revision: str = ""
+    dev_pool: tuple[Example, ...] = ()
 
     @cached_property
     def pool_by_label(self) -> dict[int, list[Example]]:
-        by_label: dict[int, list[Example]] = {}
-        for example in self.pool:
-            by_label.setdefault(example.label, []).append(example)
-        return by_label
+        return _by_label(self.pool)
+
+    @cached_property
+    def dev_pool_by_label(self) -> dict[int, list[Example]]:
+        return _by_label(self.dev_pool) if self.dev_pool else self.pool_by_label
+
+
+def _by_label(examples: Iterable[Example]) -> dict[int, list[Example]]:
+    by_label: dict[int, list[Example]] = {}
+    for example in examples:
+        by_label.setdefault(example.label, []).append(example)
+    return by_label
 
 
 @dataclass(frozen=True)
@@ -63,7 +79,7 @@ class Draw:
 
 
 class Task:
-    """A classification task. Subclasses give the class attributes and `load`.
+    """A classification task. Subclasses give the class attributes and `load`, and `resolve_data` if they read no `sources`.
 
     Class attributes:
         labels: names of the labels, in the order of their indices.
@@ -71,6 +87,7 @@ class Task:
         verbalizers: name -> one word per label. "default" stands for the one that the pattern names.
         in_domain, out_of_domain: names of the test sets; the first of `out_of_domain` is the headline number.
         needs_data: whether `load` reads files or the hub.
+        sources: the tables that `load` reads.
     """
 
     labels: tuple[str, ...]
@@ -79,6 +96,7 @@ class Task:
     in_domain: str
     out_of_domain: tuple[str, ...] = ()
     needs_data: bool = True
+    sources: tuple[Source, ...] = ()
 
     def resolve_data(self, directory: str | None) -> DataRef:
         """Where the rows come from, with a fingerprint of their contents.
@@ -89,7 +107,9 @@ class Task:
         Raises:
             UserError: the folder lacks a file, or is not there.
         """
-        raise NotImplementedError
+        from llmft.sources import resolve_sources
+
+        return resolve_sources(self.sources, directory)
 
     def load(self, data: DataRef) -> TaskData:
         """Every row.
@@ -117,31 +137,66 @@ def per_label(n_shots: int, unit: str, n_labels: int, where: str = "n_shots") ->
     return n_shots // n_labels
 
 
-def draw_examples(data: TaskData, n_labels: int, n_shots: int, unit: str, n_dev: int, seed: int) -> Draw:
-    """Draw shots and dev, balanced over the labels.
+def draw_examples(
+    data: TaskData,
+    n_labels: int,
+    n_shots: int,
+    unit: str,
+    n_dev: int,
+    seed: int,
+    kind: str = "balanced",
+    fixed: Sequence[str] = (),
+) -> Draw:
+    """Draw shots and dev. Dev is balanced over the labels.
 
     Each label's pool is put in a random order that depends on `seed` alone; shots come from its front and dev from its back.
     So the same seed gives every method the same examples, fewer shots are a subset of more, and dev does not change with the
     number of shots.
 
+    Args:
+        kind: "balanced", or "random": shots come from the whole pool but dev, with its shares of the labels.
+        fixed: ids of examples of the pool that are the shots instead, whatever the seed.
+
     Raises:
-        UserError: the pool has too few examples of a label.
+        UserError: the pool has too few examples of a label, or none with such an id.
     """
-    k_shots = per_label(n_shots, unit, n_labels)
+    wanted = frozenset(fixed)
+    named = {example.id: example for example in data.pool if example.id in wanted}
+    if missing := [name for name in fixed if name not in named]:
+        raise UserError(
+            f"demonstrations: no example of the training pool has the id {missing[0]!r}; one is {data.pool[0].id!r}."
+        )
+    k_shots = per_label(n_shots, unit, n_labels) if kind == "balanced" and not fixed else 0
     k_dev = [n_dev // n_labels + (label < n_dev % n_labels) for label in range(n_labels)]
-    shots, dev = [], []
+    balanced, dev = [], []
     for label in range(n_labels):
-        rows = data.pool_by_label.get(label, [])
-        if k_shots + k_dev[label] > len(rows):
+        rows = [row for row in data.pool_by_label.get(label, []) if row.id not in named]
+        order = _shuffled(rows, seed, f"pool/{label}")
+        dev_order = _shuffled(data.dev_pool_by_label.get(label, []), seed, f"dev/{label}") if data.dev_pool else order
+        if len(order) < k_shots + (0 if data.dev_pool else k_dev[label]):
             raise UserError(
                 f"n_shots: {k_shots} shots and {k_dev[label]} dev examples of label {label} are more than the "
                 f"{len(rows)} that the training pool holds. Use fewer shots or a smaller n_dev."
             )
-        order = stream(seed, f"pool/{label}").permutation(len(rows))
-        shots.append([rows[i] for i in order[:k_shots]])
-        dev.append([rows[i] for i in order[len(rows) - k_dev[label] :]])
-    interleaved = tuple(example for group in zip(*shots, strict=True) for example in group)  # any prefix stays balanced
-    return Draw(interleaved, tuple(example for group in dev for example in group))
+        if len(dev_order) < k_dev[label]:
+            raise UserError(
+                f"n_dev: {k_dev[label]} examples of label {label} are more than the {len(dev_order)} that dev holds. Use a smaller n_dev."
+            )
+        balanced.append(order[:k_shots])
+        dev += dev_order[len(dev_order) - k_dev[label] :]
+    if fixed:
+        return Draw(tuple(named[name] for name in fixed), tuple(dev))
+    if kind == "balanced":  # interleaved: any prefix stays balanced
+        return Draw(tuple(example for group in zip(*balanced, strict=True) for example in group), tuple(dev))
+    apart = {example.id for example in dev}
+    rest = [row for row in data.pool if row.id not in apart]
+    if n_shots > len(rest):
+        raise UserError(f"n_shots: {n_shots} are more than the {len(rest)} examples that the training pool holds beside dev.")
+    return Draw(tuple(_shuffled(rest, seed, "pool")[:n_shots]), tuple(dev))
+
+
+def _shuffled(rows: Sequence[Example], seed: int, name: str) -> list[Example]:
+    return [rows[i] for i in stream(seed, name).permutation(len(rows))]
 
 
 def subsample(test: TestSet, n: int | None, seed: int = 123) -> TestSet:

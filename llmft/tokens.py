@@ -19,7 +19,7 @@ CANDIDATES = 8  # longest queries that are tried when demonstrations must be dro
 
 @dataclass(frozen=True)
 class LabelWords:
-    """The label words of a trial: their texts and, for each, the token ids that follow the prompt."""
+    """The label words of a trial: their texts and, for each, the token ids that follow the prompt (or a decoder's start)."""
 
     words: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
@@ -34,20 +34,39 @@ class LabelWords:
         return max(len(ids) for ids in self.ids)
 
 
-def encode(tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, with the tokenizer's own opening token and without a closing one."""
+def encode(tokenizer, texts: Sequence[str], closed: bool = False) -> list[list[int]]:
+    """Token ids of each text, with the tokenizer's own opening token; with its closing one only if `closed`, as encoders read it."""
     encoded = tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
+    if closed:
+        return encoded
     sample = tokenizer("a")["input_ids"]
     if len(sample) > 1 and sample[-1] == tokenizer.eos_token_id:
         encoded = [ids[:-1] for ids in encoded]
     return encoded
 
 
-def resolve_label_words(tokenizer, pattern: Pattern, words: Sequence[str], sample: Mapping[str, str]) -> LabelWords:
+def encode_answer(tokenizer, text: str) -> tuple[int, ...]:
+    """The token ids of an answer that a decoder of its own says: tokenised alone, as a target, without what the tokenizer adds."""
+    return tuple(tokenizer(text_target=text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def decoder_start(tokenizer, token: int) -> tuple[int, ...]:
+    """What a decoder reads before an answer: its start `token`, and whatever opens the tokenizer's texts.
+
+    As transformers trains encoder-decoder models. T5: `<pad>`; BART: `</s><s>`.
+    """
+    sample = tokenizer(text_target="a", return_special_tokens_mask=True)
+    return (token, *sample["input_ids"][: sample["special_tokens_mask"].index(0)])
+
+
+def resolve_label_words(
+    tokenizer, pattern: Pattern, words: Sequence[str], sample: Mapping[str, str], in_decoder: bool = False
+) -> LabelWords:
     """The token ids of each label word after a prompt.
 
     Args:
         sample: the fields of any example, to see the words in their place.
+        in_decoder: whether a decoder of its own says them, so that they stand alone and not behind the prompt.
 
     Raises:
         UserError: a word is unknown to the tokenizer, melts into the prompt's last token, or two words have the same tokens.
@@ -55,13 +74,16 @@ def resolve_label_words(tokenizer, pattern: Pattern, words: Sequence[str], sampl
     prompt = pattern.render(sample)
     (before,), ids = encode(tokenizer, [prompt]), []
     for word in words:
-        (whole,) = encode(tokenizer, [prompt + pattern.label_prefix + word])
-        answer = tuple(whole[len(before) :])
-        if whole[: len(before)] != before:
-            raise UserError(
-                f"verbalizer: label word {word!r} cannot be scored after the pattern {pattern.template!r}: this tokenizer joins it "
-                "with the text before. Choose a pattern that does not end in a space, or another word."
-            )
+        if in_decoder:
+            answer = encode_answer(tokenizer, word)
+        else:
+            (whole,) = encode(tokenizer, [prompt + pattern.label_prefix + word])
+            answer = tuple(whole[len(before) :])
+            if whole[: len(before)] != before:
+                raise UserError(
+                    f"verbalizer: label word {word!r} cannot be scored after the pattern {pattern.template!r}: this tokenizer "
+                    "joins it with the text before. Choose a pattern that does not end in a space, or another word."
+                )
         if not answer or (tokenizer.unk_token_id in answer and tokenizer.unk_token_id != tokenizer.bos_token_id):
             raise UserError(f"verbalizer: label word {word!r} is unknown to this model's tokenizer. Choose another verbalizer.")
         ids.append(answer)
@@ -74,10 +96,14 @@ def resolve_label_words(tokenizer, pattern: Pattern, words: Sequence[str], sampl
 
 @dataclass(frozen=True)
 class EncodedQueries:
-    """The prompts of one set: what follows the trial's common prefix, and the labels. Lists of the same length."""
+    """The prompts of one set: what follows the trial's common prefix, and the labels. Lists of the same length.
+
+    Where an encoder reads the prompts, `start` is what the decoder reads before an answer; it is empty for causal models.
+    """
 
     suffixes: tuple[tuple[int, ...], ...]
     labels: tuple[int, ...]
+    start: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -105,6 +131,9 @@ def encode_trial(
     sets: Mapping[str, Sequence[Example]],
     max_length: int,
     order=None,
+    instruction: str = "",
+    start: tuple[int, ...] = (),
+    share_prefix: bool = True,
 ) -> EncodedTrial:
     """Tokenise every prompt of a trial.
 
@@ -113,8 +142,11 @@ def encode_trial(
 
     Args:
         demonstrations: in the order of the draw (labels interleaved).
-        max_length: tokens that a prompt and its label word may take together.
+        max_length: tokens that a prompt and its label word may take together; with an encoder, the prompt alone.
         order: a generator that shuffles the demonstrations in the prompt (None: as drawn).
+        instruction: text that opens every prompt.
+        start: as of `EncodedQueries`; prompts for an encoder keep the tokenizer's closing token.
+        share_prefix: whether what all prompts begin with shall be taken apart (`llmft.architecture.shares_prefix`).
 
     Raises:
         TrialFailure: a query does not fit even without demonstrations (QUERY_TOO_LONG).
@@ -122,14 +154,15 @@ def encode_trial(
 
     def texts(examples: Sequence[Example], shown: Sequence[Example]) -> list[str]:
         labelled = [(example.fields, words.words[example.label]) for example in shown]
-        return [render_prompt(pattern, labelled, example.fields, separator) for example in examples]
+        return [render_prompt(pattern, labelled, example.fields, separator, instruction) for example in examples]
 
-    limit = max_length - words.longest + 1  # the last token of a label word is never fed to the model
+    closed = bool(start)
+    limit = max_length if start else max_length - words.longest + 1  # the last token of a label word is never fed to the model
     queries = [example for examples in sets.values() for example in examples]
     lengths = [
         len(ids)
-        for start in range(0, len(queries), CHUNK)
-        for ids in encode(tokenizer, texts(queries[start : start + CHUNK], ()))
+        for first in range(0, len(queries), CHUNK)
+        for ids in encode(tokenizer, texts(queries[first : first + CHUNK], ()), closed)
     ]
     if max(lengths) > limit:
         example = queries[lengths.index(max(lengths))]
@@ -139,30 +172,35 @@ def encode_trial(
         )
     longest = [queries[i] for i in sorted(range(len(queries)), key=lengths.__getitem__)[-CANDIDATES:]]
     kept, n_labels = list(demonstrations), len(words.words)
-    while kept and max(map(len, encode(tokenizer, texts(longest, kept)))) > limit:
+    while kept and max(map(len, encode(tokenizer, texts(longest, kept), closed))) > limit:
         kept = kept[:-n_labels]
     while True:
         shown = [kept[i] for i in order.permutation(len(kept))] if order is not None and kept else kept
-        prefix, rows = _encode_all(tokenizer, [(name, texts, examples, shown) for name, examples in sets.items()])
+        jobs = [(name, texts, examples, shown) for name, examples in sets.items()]
+        prefix, rows = _encode_all(tokenizer, jobs, closed, share_prefix)
         if not kept or len(prefix) + max(len(ids) for encoded in rows.values() for ids in encoded) <= limit:
             break
         kept = kept[:-n_labels]
     encoded = {
-        name: EncodedQueries(tuple(rows[name]), tuple(example.label for example in examples)) for name, examples in sets.items()
+        name: EncodedQueries(tuple(rows[name]), tuple(example.label for example in examples), start)
+        for name, examples in sets.items()
     }
     return EncodedTrial(prefix, encoded, tuple(shown), len(demonstrations) - len(kept))
 
 
-def _encode_all(tokenizer, jobs) -> tuple[tuple[int, ...], dict[str, list[tuple[int, ...]]]]:
-    """The longest common prefix of all prompts that leaves each at least one token, and the rest of each prompt, by set."""
+def _encode_all(tokenizer, jobs, closed: bool, share_prefix: bool) -> tuple[tuple[int, ...], dict[str, list[tuple[int, ...]]]]:
+    """The longest common prefix of all prompts that leaves each at least one token, and the rest of each prompt, by set.
+
+    Without `share_prefix` it is empty.
+    """
     first: list[int] = []  # the first prompt; every prompt begins with first[:common]
     common: int | None = None
     chunks: list[tuple[str, int, list[list[int]]]] = []
     for name, texts, examples, shown in jobs:
         for start in range(0, len(examples), CHUNK):
-            ids = encode(tokenizer, texts(examples[start : start + CHUNK], shown))
+            ids = encode(tokenizer, texts(examples[start : start + CHUNK], shown), closed)
             if common is None:
-                first, common = ids[0], len(ids[0]) - 1
+                first, common = ids[0], len(ids[0]) - 1 if share_prefix else 0
             for row in ids:
                 common = _n_common(first, row, min(common, len(row) - 1))
             chunks.append((name, common, [row[common:] for row in ids]))

@@ -13,6 +13,7 @@ from llmft.batches import deal, make_batch
 from llmft.distributed import shard_of
 from llmft.errors import Cause, TrialFailure
 from llmft.evaluate import Evaluator, Predictions
+from llmft.optimizers import build_optimizer
 from llmft.record import CurvePoint
 from llmft.seeds import derive, stream
 from llmft.setting import DEV, SHOTS
@@ -78,13 +79,7 @@ def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: M
     steps_per_epoch = math.ceil(len(shots) / train.batch_size)
     n_steps = steps_per_epoch * train.epochs
     n_warmup = n_warmup_steps(train.warmup_ratio, n_steps)
-    optimizer = torch.optim.AdamW(
-        trainable.values(),
-        lr=train.learning_rate,
-        betas=(train.beta1, train.beta2),
-        eps=train.epsilon,
-        weight_decay=train.weight_decay,
-    )
+    optimizer = build_optimizer(train, trainable.values())
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, n_steps, n_warmup, train.schedule)
     )
@@ -139,7 +134,7 @@ def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: M
                 _prune(result.curve, runtime.stop_below)
             if stopped:
                 break
-    keeper.finish(restore=runtime.keep_weights)
+    keeper.finish(restore=runtime.keep_weights or spec.forgetting is not None)
 
 
 def _add_gradients(

@@ -15,8 +15,12 @@ from llmft.batches import smaller_budget
 from llmft.distributed import is_lost_peer
 from llmft.errors import Cause, OutOfMemory, TrialFailure, UserError
 from llmft.evaluate import Evaluator
-from llmft.model import borrow_model, choose_device
-from llmft.record import Cost
+from llmft.forgetting import check_alone, check_forgetting, measure, measure_base, pair, starting_weights, weight_distance
+from llmft.method import Method
+from llmft.model import borrow_model, choose_device, n_parameters
+from llmft.optimizers import check_optimizer
+from llmft.quantised import check_bitsandbytes
+from llmft.record import Cost, Measure
 from llmft.result import TrialResult, failed_record, finished_record, predictions_file
 from llmft.runtime import Runtime
 from llmft.seeds import derive
@@ -79,34 +83,51 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def check_spec(spec: TrialSpec) -> None:
+def check_spec(spec: TrialSpec, here: bool = True) -> None:
     """Find every mistake that can be found without the weights.
+
+    Args:
+        here: whether the trial will run on this machine, so that it must have what the trial needs.
 
     Raises:
         UserError: one line that says what, where, what is allowed and how to mend it.
     """
-    settle(spec)
-    _check_precision(spec, choose_device(None))
+    method = settle(spec).method
+    if here:
+        _check_machine(spec, method, choose_device(None))
+    check_forgetting(spec)
 
 
-def _check_precision(spec: TrialSpec, device: torch.device) -> None:
+def _check_machine(spec: TrialSpec, method: Method, device: torch.device) -> None:
+    if method.base_weights == "nf4":
+        check_bitsandbytes(f"method '{spec.method}'")
+    if method.trains:
+        check_optimizer(spec.train, device)
     if spec.precision == "fp16" and device.type != "cuda":
         raise UserError(f"precision: fp16 needs a CUDA device, and this is {device.type}. Use fp32 or bf16.")
 
 
 def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialResult:
     setting, device = settle(spec), choose_device(runtime.device)
-    _check_precision(spec, device)
+    _check_machine(spec, setting.method, device)
+    alone = runtime.world_size == 1  # a process of a group is started for one trial
+    if setting.method.base_weights == "nf4" and not alone:
+        raise UserError(f"method '{spec.method}': a base in 4 bits is not trained by several processes. Use one GPU a trial.")
+    check_alone(spec, runtime)
+    began, before = _base_measures(spec, setting.method, runtime, device, began)
     encoded = encode_prompts(spec, setting)
     method, memory = setting.method, cost.PeakMemory(device)
     domains = {test.name: test.domain for test in setting.tests}
     dropout = spec.train.dropout if method.trains else None
-    alone = runtime.world_size == 1  # a process of a group is started for one trial
-    with borrow_model(spec.model, spec.precision, device, dropout, copied=method.trains, kept=alone) as model:
-        n_parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    with borrow_model(
+        spec.model, spec.precision, device, dropout, copied=method.trains, kept=alone, base_weights=method.base_weights
+    ) as model:
+        n_in_all = n_parameters(model.network)
+        base_names = {name for name, _ in model.network.named_parameters()}
         if method.trains:
             method.prepare(model, len(setting.task.labels), torch.Generator().manual_seed(derive(spec.init_seed, "init")))
         trainable = [(p.numel(), p.element_size()) for p in model.network.parameters() if p.requires_grad]
+        start = starting_weights(model.network, base_names) if spec.forgetting else {}
         adapted = Adapted(method, model)
         module, evaluator = runtime.wrap(adapted), Evaluator(adapted, encoded, setting.words, runtime)
         started = time.perf_counter()
@@ -115,12 +136,14 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
                 fit(spec, module, evaluator, domains, result)
             else:
                 _score(evaluator, domains, result)
+            finished = time.perf_counter()
+            after = measure(adapted, spec.model, spec.forgetting, runtime) if spec.forgetting and method.trains else before
         except Exception as error:
             if not _is_out_of_memory(error):
                 raise
             smaller = smaller_budget(_passes(spec, encoded, runtime), runtime.micro_batch_tokens)
             raise OutOfMemory(_reason(error)[1], smaller) from error
-        finished = time.perf_counter()
+        distance = weight_distance(model.network, start) if spec.forgetting else None
         weights = gather_weights(model, runtime) if method.trains and runtime.keep_weights else None
         spent = Cost(
             wall_s=finished - began,
@@ -130,18 +153,31 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
             peak_memory_bytes=int(runtime.largest(memory.n_bytes)),
             tokens_trained=result.n_tokens,
             tokens_evaluated=evaluator.n_tokens,
-            n_parameters=n_parameters,
+            n_parameters=n_in_all,
             n_trainable_parameters=sum(n for n, _ in trainable),
             stored_bytes=sum(n * size for n, size in trainable),
             tokens_per_query=_tokens_per_query(encoded, domains),
-            flops=cost.flops(n_parameters, result.n_tokens, evaluator.n_tokens),
+            flops=cost.flops(n_in_all, result.n_tokens, evaluator.n_tokens),
             n_steps=result.n_steps,
             n_workers=runtime.world_size,
             micro_batch_tokens=runtime.micro_batch_tokens,
             n_out_of_memory=runtime.n_out_of_memory,
         )
-    record = finished_record(spec, setting, encoded, result, spent)
+    record = finished_record(spec, setting, encoded, result, spent).model_copy(
+        update={"forgetting": pair(before, after), "weight_distance": distance}
+    )
     return TrialResult(record, predictions_file(setting, result), weights)
+
+
+def _base_measures(
+    spec: TrialSpec, method: Method, runtime: Runtime, device: torch.device, began: float
+) -> tuple[float, list[Measure]]:
+    """What the base model can do, and `began` without the time that this took: all trials of a model share it."""
+    if spec.forgetting is None or method.has_own_head:
+        return began, []
+    started = time.perf_counter()
+    measured = measure_base(spec, spec.forgetting, runtime, device)
+    return began + time.perf_counter() - started, measured
 
 
 def _score(evaluator: Evaluator, domains: Mapping[str, str], result: Fit) -> None:

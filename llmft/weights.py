@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from llmft.adapted import Adapted
 from llmft.distributed import whole
 from llmft.errors import UserError
-from llmft.model import BorrowedModel
+from llmft.model import BorrowedModel, borrow_model
+from llmft.registry import build_method, load_task
 from llmft.runtime import Runtime
+from llmft.seeds import derive
+from llmft.spec import TrialSpec
+
+
+@contextmanager
+def restored(spec: TrialSpec, path: Path | str | None, device: torch.device) -> Iterator[Adapted]:
+    """A trial's model as it was after the trial, on its device, for evaluation.
+
+    Args:
+        path: its `weights.safetensors`; None where its method trains nothing.
+
+    Raises:
+        UserError: as `load_weights`, or the base model cannot be loaded.
+    """
+    method = build_method(spec.method, spec.settings)
+    dropout = spec.train.dropout if method.trains else None
+    with borrow_model(spec.model, spec.precision, device, dropout, base_weights=method.base_weights) as model:
+        if method.trains:
+            n_labels = len(load_task(spec.task, spec.definition).labels)
+            method.prepare(model, n_labels, torch.Generator().manual_seed(derive(spec.init_seed, "init")))
+            load_weights(model, path)
+        yield Adapted(method, model).to(device).eval()
 
 
 def gather_weights(model: BorrowedModel, runtime: Runtime) -> bytes | None:
@@ -25,34 +51,35 @@ def gather_weights(model: BorrowedModel, runtime: Runtime) -> bytes | None:
     return save(kept) if runtime.rank == 0 else None
 
 
-@torch.no_grad()
 def load_weights(model: BorrowedModel, path: Path | str) -> None:
-    """Put a trial's `weights.safetensors` into a model that the trial's method has prepared.
-
-    ```python
-    method = build_method(spec.method, spec.settings)
-    with borrow_model(spec.model, spec.precision, device, spec.train.dropout) as model:
-        method.prepare(model, n_labels, torch.Generator().manual_seed(derive(spec.init_seed, "init")))
-        load_weights(model, path)
-        model.network.to(device).eval()
-    ```
+    """Put a trial's `weights.safetensors` into a model that the trial's method has prepared, as `restored` does.
 
     Raises:
         UserError: the file is not there, or holds other parameters than the method trains.
     """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"weights: cannot read {path} ({error}). A trial keeps its weights where it is asked to.") from None
+    put_weights(model, content, where=f"weights: {path}")
+
+
+@torch.no_grad()
+def put_weights(model: BorrowedModel, content: bytes, where: str) -> None:
+    """As `load_weights`, with the file's contents; an error begins with `where`."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     try:
-        kept = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"weights: cannot read {path} ({error}). A trial keeps its weights where it is asked to.") from None
+        kept = load(content)
+    except SafetensorError as error:
+        raise UserError(f"{where}: these are no weights ({error}).") from None
     trained = {name: parameter for name, parameter in model.network.named_parameters() if parameter.requires_grad}
     shapes, expected = ({name: tuple(tensor.shape) for name, tensor in each.items()} for each in (kept, trained))
     if shapes != expected:
         wrong = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
         raise UserError(
-            f"weights: {path} and the prepared model differ in {len(wrong)} parameters ({', '.join(wrong[:3])} ...). "
+            f"{where}: kept weights and the prepared model differ in {len(wrong)} parameters ({', '.join(wrong[:3])} ...). "
             "Prepare the trial's own model with the trial's own method and settings."
         )
     for name, parameter in trained.items():

@@ -10,10 +10,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from llmft.errors import UserError, unknown_name
-from llmft.method import Range
-from llmft.registry import complete_settings, load_task, method_class
-from llmft.spec import DataRef, ModelRef, TrainSpec, TrialSpec, error_lines
+from llmft.method import Method, Range
+from llmft.registry import complete_settings, method_class
+from llmft.spec import STREAMS, DataRef, ForgettingSpec, ModelRef, TrainSpec, TrialSpec, error_lines
 from sweeps.plan import MethodEntry, ModelEntry, Plan, SearchPlan
+from sweeps.plan_tasks import resolve_named, resolve_tasks
 from sweeps.space import Params, Space, among, can_be, ordered
 
 
@@ -28,6 +29,7 @@ class Cell:
         ranges: what is searched; empty where the defaults are used.
         search: budget and seeds of the search; None where nothing is searched.
         report_seeds: seeds that are reported; one where no seed changes the answer.
+        vary: the streams that have these seeds; the others have the first.
         model_entry: what the plan says about the model, and so about what a trial gets.
     """
 
@@ -37,6 +39,7 @@ class Cell:
     ranges: Mapping[str, Range]
     search: SearchPlan | None
     report_seeds: tuple[int, ...]
+    vary: tuple[str, ...]
     model_entry: ModelEntry
 
     @cached_property
@@ -70,7 +73,7 @@ class Cell:
 
     def report_spec(self, params: Params, seed: int) -> TrialSpec:
         """One reported trial."""
-        return _with_params(self.base, params).with_seed(seed)
+        return _with_params(self.base, params).with_seed(self.report_seeds[0]).with_seed(seed, self.vary)
 
     def __str__(self) -> str:
         return f"{self.base.model.name} {self.base.task} {self.entry} {self.base.n_shots} shots ({self.base.pattern})"
@@ -170,8 +173,9 @@ def _check_ranges(where: str, cell: Cell) -> None:
 
 
 def _entry_cells(
-    where: str, plan: Plan, name: str, entry: MethodEntry, model_entry: ModelEntry, model: ModelRef, task: str, data: DataRef
+    where: str, plan: Plan, name: str, entry: MethodEntry, model_entry: ModelEntry, model: ModelRef, subject: Mapping[str, Any]
 ) -> list[Cell]:
+    """The cells of one method entry; `subject` are the fields of its specs that hold for the whole task."""
     method = entry.method or name
     try:
         cls = method_class(method)
@@ -190,16 +194,18 @@ def _entry_cells(
         if cls.uses_shots and n_shots < 1:
             raise UserError(f"{where}: n_shots: must be at least 1 for a method that uses shots (got {n_shots}).")
         base = _trial_spec(
-            where, model=model, task=task, data=data, method=method, settings=settings, n_shots=n_shots,
+            where, model=model, **subject, method=method, settings=settings, n_shots=n_shots,
             shots_unit=plan.shots_unit if n_shots else "total", pattern=entry.pattern or plan.pattern,
-            verbalizer=entry.verbalizer or plan.verbalizer, train=train, n_dev=plan.n_dev, test_sets=plan.test_sets,
+            verbalizer=entry.verbalizer or plan.verbalizer, separator=plan.separator,
+            instruction=plan.instruction if entry.instruction is None else entry.instruction, draw=plan.draw if n_shots else "balanced",
+            demonstrations=plan.demonstrations if n_shots else (), train=train, n_dev=plan.n_dev,
             n_test=plan.n_test, max_length=plan.max_length, precision=plan.precision,
             selections=plan.selections if cls.trains else ("none",),
         )  # fmt: skip
-        search_base = base.model_copy(update={"selections": (plan.search_selection,), "test_sets": ()})
+        search_base = base.model_copy(update={"selections": (plan.search_selection,), "test_sets": (), "forgetting": None})
         cell = Cell(
             entry=name, base=base, search_base=search_base, ranges=ranges, search=plan.search if ranges else None,
-            report_seeds=plan.report.seeds if cls.uses_shots or cls.trains else plan.report.seeds[:1], model_entry=model_entry,
+            report_seeds=_report_seeds(plan, cls), vary=plan.report.vary, model_entry=model_entry,
         )  # fmt: skip
         _check_ranges(where, cell)
         cells.append(cell)
@@ -225,20 +231,19 @@ def build_cells(
     """
     if resolve_model is None:
         from llmft.model import resolve_model  # imports torch
-    if resolve_data is None:
-        resolve_data = _resolve_data
     _train_spec(f"{where}: train", plan.train)
     try:
-        sources = {task: resolve_data(task, plan.data_dir) for task in plan.tasks}
+        subjects = resolve_tasks(plan, resolve_data or resolve_named)
         models = [resolve_model(entry.name, entry.revision) for entry in plan.models]
+        forgetting = _resolve_forgetting(plan)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     cells: dict[str, Cell] = {}
     for model_entry, model in zip(plan.models, models, strict=True):
-        for task in plan.tasks:
+        for subject in subjects:
             for name, entry in plan.methods.items():
                 for cell in _entry_cells(
-                    f"{where}: methods.{name}", plan, name, entry, model_entry, model, task, sources[task]
+                    f"{where}: methods.{name}", plan, name, entry, model_entry, model, subject | {"forgetting": forgetting}
                 ):
                     if cell.key in cells:
                         raise UserError(
@@ -248,5 +253,17 @@ def build_cells(
     return list(cells.values())
 
 
-def _resolve_data(task: str, directory: str | None) -> DataRef:
-    return load_task(task).resolve_data(directory)
+def _report_seeds(plan: Plan, cls: type[Method]) -> tuple[int, ...]:
+    """The plan's seeds, or the first alone where nothing that they vary changes the method's answer."""
+    changing = set(STREAMS) if cls.trains else {"data", "order"} if cls.uses_shots else set()
+    if plan.demonstrations and not cls.trains:
+        changing -= {"data"}
+    return plan.report.seeds if changing & set(plan.report.vary) else plan.report.seeds[:1]
+
+
+def _resolve_forgetting(plan: Plan) -> ForgettingSpec | None:
+    if plan.forgetting is None:
+        return None
+    from llmft.forgetting import resolve_forgetting  # imports torch
+
+    return resolve_forgetting(**dict(plan.forgetting), data_dir=plan.data_dir)

@@ -33,7 +33,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 PlanName = Annotated[
-    str, typer.Argument(help="a plan file, or the name of a plan that comes with llmft: quickstart, rte_hans", metavar="PLAN")
+    str, typer.Argument(help="a plan file, or the name of a plan that comes with llmft: quickstart, rte_hans, paper, ...", metavar="PLAN")
 ]
 DataDir = Annotated[str | None, typer.Option("--data-dir", help="a local folder with the tasks' files, in place of the plan's")]
 Models = Annotated[
@@ -105,7 +105,7 @@ def sweep(
     if serial and (address or workers):
         raise UserError("--serial runs without Ray: leave out --address and --workers.")
     plan, cells, where = _load(plan_name, models, data_dir)
-    check_cells(cells, where)
+    check_cells(cells, where, here=address is None)
     root = out or Path("results") / plan.name
     try:
         outcome = run_sweep(
@@ -169,7 +169,7 @@ def plan(
     from sweeps.views import count_by_stage, outlook_view, plan_table
 
     the_plan, cells, where = _load(plan_name, models, data_dir)
-    check_cells(cells, where)
+    check_cells(cells, where, here=not (device_memory or the_plan.device_memory))
     store = Store(out or Path("results") / the_plan.name)
     records, machine = store.load(), local_machine(device_memory or the_plan.device_memory)
     outlook = look_ahead(Schedule(cells), records, machine, gpus_per_trial, workers)
@@ -201,7 +201,7 @@ def fetch(plan_name: PlanName, data_dir: DataDir = None, models: Models = None) 
     for model, folder in zip(needs.models, needs.fetch(), strict=True):
         n_bytes = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{model.name}, commit {model.revision}: {n_bytes / 2**20:,.0f} MiB in {folder}")
-    for task, data in needs.data:
+    for task, data, _ in needs.data:
         print(f"{task}: {', '.join(f'{name}, commit {commit}' for name, _, commit in data.commits)}")
     print("everything is here; the plan needs no network" if needs else "the plan needs nothing of the hub")
     return 0
@@ -234,16 +234,21 @@ def trial(
     out: Annotated[
         _Place, typer.Option(parser=open_folder, metavar="FOLDER", help="keep the record in this folder, or URL, of results")
     ] = None,
+    keep_weights: Annotated[
+        bool, typer.Option("--keep-weights", help="keep what is trained in --out too, for llmft export")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the whole record")] = False,
 ) -> int:
     """Run one trial and print its record."""
     from sweeps.one_trial import run_one, trial_plan
 
+    if keep_weights and out is None:
+        raise UserError("--keep-weights needs a folder to keep them in: give --out.")
     short = {"learning_rate": lr, "epochs": epochs, "batch_size": batch_size}
     content = trial_plan(
         method, assignments or [], {name: value for name, value in short.items() if value is not None}, n_shots=shots, task=task,
         model=model, revision=revision, pattern=pattern, verbalizer=verbalizer, n_dev=n_dev, n_test=n_test, max_length=max_length,
-        precision=precision, data_dir=data_dir,
+        precision=precision, data_dir=data_dir, keep_weights=keep_weights,
     )  # fmt: skip
     record = run_one(content, seed, device, out)
     if as_json:
@@ -293,24 +298,97 @@ def compare(
 
 
 @app.command()
-def methods(name: Annotated[str | None, typer.Argument(help="one method, with its whole description")] = None) -> int:
-    """The ways of adapting a model."""
-    from llmft.registry import METHODS, method_class
-    from sweeps.views import methods_table
+def export(
+    results: Annotated[str, typer.Argument(help="a folder of results, or its URL")],
+    digest: Annotated[str, typer.Argument(help="the trial: the name of its folder in trials/, or how that begins")],
+    folder: Annotated[Path, typer.Argument(help="where to write; must be empty or not there")],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="a whole model for transformers, in place of an adapter for peft")
+    ] = False,
+) -> int:
+    """Write what a trial has trained so that peft or transformers loads it. Its plan says keep_weights: true."""
+    from sweeps.exports import export_trial
 
-    if name is not None:
-        print(sys.modules[method_class(name).__module__].__doc__)
-    _console().print(methods_table(METHODS if name is None else [name]))
+    print(export_trial(results, digest, folder, merge))
     return 0
 
 
 @app.command()
-def tasks() -> int:
-    """The tasks, with their test sets and patterns."""
-    from llmft.registry import TASKS
-    from sweeps.views import tasks_table
+def evaluate(
+    results: Annotated[str, typer.Argument(help="a folder of results, or its URL")],
+    digest: Annotated[str, typer.Argument(help="the trial: its folder's name below trials/, or the beginning of it")],
+    harness: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,NAME", help="tasks or groups of lm-evaluation-harness: mmlu,bbh,super-glue-lm-eval-v1"),
+    ] = None,
+    harness_dir: Annotated[str | None, typer.Option(help="a folder with further tasks in the harness's format (YAML)")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME", help="tasks of llmft, zero-shot on their in-domain set")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="a text file whose perplexity is measured")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="examples of each task [default: all]")] = None,
+    before: Annotated[bool, typer.Option("--before", help="measure the base model too")] = False,
+    data_dir: DataDir = None,
+    device: str | None = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+) -> int:
+    """Ask a trial's adapted model what else it can do, from the weights that a plan with keep_weights: true has kept.
 
-    _console().print(tasks_table(TASKS))
+    The numbers go into evaluation.json beside the trial's record; those of earlier calls stay, unless measured again.
+    """
+    from sweeps.evaluate import evaluate_trial
+    from sweeps.views import changes_table
+
+    evaluation = evaluate_trial(
+        open_folder(results), digest, _names(tasks), _names(harness), harness_dir, text, limit, before, data_dir, device
+    )
+    if as_json:
+        print(evaluation.model_dump_json(indent=1))
+    else:
+        _console().print(changes_table(evaluation.changes))
+    return 0
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()
+
+
+Markdown = Annotated[bool, typer.Option("--markdown", help="print the table as Markdown")]
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="one method, with its whole description")] = None, markdown: Markdown = False
+) -> int:
+    """The ways of adapting a model."""
+    from llmft.registry import METHODS, method_class
+    from sweeps.catalogue import METHOD_COLUMNS, markdown_table, method_rows, terminal_table
+
+    rows = method_rows(METHODS if name is None else [name])
+    if markdown:
+        print(markdown_table(METHOD_COLUMNS, rows))
+        return 0
+    if name is not None:
+        print(sys.modules[method_class(name).__module__].__doc__)
+    _console().print(terminal_table(METHOD_COLUMNS, rows))
+    return 0
+
+
+@app.command()
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="one task, with its rows and its patterns on an example")] = None,
+    data_dir: DataDir = None,
+    markdown: Markdown = False,
+) -> int:
+    """The tasks, with their test sets and patterns. Fetches nothing."""
+    from llmft.registry import TASKS
+    from sweeps.catalogue import TASK_COLUMNS, markdown_table, task_page, task_rows, terminal_table
+
+    if markdown:
+        print(markdown_table(TASK_COLUMNS, task_rows(TASKS if name is None else [name])))
+    else:
+        table = terminal_table(TASK_COLUMNS, task_rows(TASKS)) if name is None else task_page(name, data_dir)
+        _console().print(table, highlight=False)
     return 0
 
 

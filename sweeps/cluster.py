@@ -14,12 +14,12 @@ from sweeps.session import muted, ray_session, scratch_folder, watched_head  # i
 import ray
 from ray import tune
 
+from sweeps.cell_plan import Planned
 from sweeps.cells import Cell
 from sweeps.devices import Machine, cluster_machine, local_machine
 from sweeps.prefetch import fetch_on_every_node
 from sweeps.resources import place
 from sweeps.run import Ledger
-from sweeps.schedule import Planned
 from sweeps.searcher import Overseer, ScheduleSearcher
 from sweeps.slots import Slot, admissible
 from sweeps.trainable import TrialTrainable

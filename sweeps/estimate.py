@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from llmft.spec import TrialSpec
-from sweeps.schedule import CellState, Records
+from sweeps.cell_plan import CellState, Records
 
 if TYPE_CHECKING:
     from sweeps.devices import Machine

@@ -19,13 +19,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from llmft.architecture import DROPOUT, language_model, last_states, own_logits
 from llmft.batches import Prefix, QueryBatch, encode_prefix, make_batch, split_by_tokens
 from llmft.method import Method
-from llmft.model import DROPOUT, BorrowedModel, load_config
+from llmft.model import BorrowedModel, load_config
+from llmft.optimizers import state_bytes
 from llmft.registry import build_method, load_task
 from llmft.runtime import Runtime
 from llmft.spec import TrialSpec
 from llmft.tokens import EncodedQueries
+from sweeps.packed import hold_in_4_bits
 from sweeps.slots import Strategy
 from sweeps.workload import Workload
 
@@ -129,10 +132,13 @@ def estimate_memory(
     """
     budget = micro_batch_tokens or Runtime().micro_batch_tokens
     spec, sharded = work.spec, strategy == "fsdp"
-    method, n_labels = build_method(spec.method, spec.settings), len(load_task(spec.task).labels)
+    method, n_labels = build_method(spec.method, spec.settings), len(load_task(spec.task, spec.definition).labels)
     network = _build(spec, on_gpu)
     halved = max(map(_n_bytes, network.parameters())) // 2  # tensor by tensor
     n_parameters, base_bytes = sum(parameter.numel() for parameter in network.parameters()), _stored_bytes(network)
+    if method.base_weights == "nf4":
+        hold_in_4_bits(network)
+        base_bytes = _stored_bytes(network)
     if method.trains:
         without_data = BorrowedModel(network, torch.device("meta"), spec.precision, plain_head=True)
         method.prepare(without_data, n_labels, torch.Generator().manual_seed(0))
@@ -164,7 +170,7 @@ def estimate_memory(
         n_trainable=n_trainable,
         weight_bytes=0 if itself and n_workers == 1 else weights // share,
         gradient_bytes=gradients // share,
-        optimizer_bytes=2 * gradients // share,
+        optimizer_bytes=sum(state_bytes(spec.train, parameter) for parameter in trainable) // share,
         gathered_bytes=gathered,
         training_bytes=training,
         scoring_bytes=scoring,
@@ -197,8 +203,6 @@ def _at_work(network: torch.nn.Module) -> tuple[int, int, int]:
 
 def _build(spec: TrialSpec, on_gpu: bool) -> torch.nn.Module:
     """The network in fp32 on the meta device, as `llmft.model` loads it."""
-    from transformers import AutoModelForCausalLM
-
     config, changed = copy.deepcopy(load_config(spec.model)), {}
     if spec.train.dropout is not None:
         changed = dict.fromkeys(DROPOUT.get(config.model_type, ()), spec.train.dropout)
@@ -207,7 +211,9 @@ def _build(spec: TrialSpec, on_gpu: bool) -> torch.nn.Module:
     for name, value in changed.items():
         setattr(config, name, value)
     with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        network = language_model(config).from_config(config, dtype=torch.float32)
+        if not getattr(config, "scale_decoder_outputs", True):  # T5 1.1: transformers ties it until it sees the weights
+            network.set_output_embeddings(copy.deepcopy(network.get_output_embeddings()))
     return network.requires_grad_(False).eval()
 
 
@@ -241,15 +247,15 @@ def _has_plain_head(network: torch.nn.Module) -> bool:
     """What `llmft.model` finds by comparing logits, told by whether the network's own forward computes anything more."""
     ids, head = torch.zeros(1, 3, dtype=torch.long), network.get_output_embeddings()
     with _Operations() as own:
-        network(input_ids=ids, use_cache=False)
+        own_logits(network, ids)
     with _Operations() as plain:
-        head(network.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+        head(last_states(network, ids))
     return +own.counts == +plain.counts
 
 
 def _batch(work: Workload, model: BorrowedModel, lengths: Sequence[int], prefix: Prefix | None = None) -> QueryBatch:
     """A batch of prompts of these lengths; which tokens they have does not matter."""
-    queries = EncodedQueries(tuple((0,) * length for length in lengths), (0,) * len(lengths))
+    queries = EncodedQueries(tuple((0,) * length for length in lengths), (0,) * len(lengths), work.start)
     return make_batch(queries, range(len(lengths)), work.words, model, prefix)
 
 

@@ -57,13 +57,13 @@ def _value(text: str, value: str) -> Any:
         raise UserError(f"--set: the value is not readable as YAML (got {text!r}).") from None
 
 
-def trial_spec(content: dict[str, Any], seed: int) -> TrialSpec:
-    """The trial that `content`, from `trial_plan`, describes.
+def trial_spec(plan: Plan, seed: int) -> TrialSpec:
+    """The only cell's trial with this seed.
 
     Raises:
         UserError: a name or value is not known or not allowed.
     """
-    (cell,) = build_cells(parse_plan(content, WHERE), WHERE)
+    (cell,) = build_cells(plan, WHERE)
     return cell.report_spec({}, seed)
 
 
@@ -73,7 +73,8 @@ def run_one(content: dict[str, Any], seed: int, device: str | None, root: Place 
     Raises:
         UserError: a name or value is not known or not allowed.
     """
-    spec = trial_spec(content, seed)
+    plan = parse_plan(content, WHERE)
+    spec = trial_spec(plan, seed)
     store = Store(root) if root is not None else None
     if store and (stored := store.get(spec.digest)) and stored.finished:
         return stored
@@ -84,6 +85,6 @@ def run_one(content: dict[str, Any], seed: int, device: str | None, root: Place 
     if store is None:
         return run_trial(spec, Runtime(device=device)).record
     with store.locked():
-        result = run_trial(spec, Runtime(device=device))
-        store.put(result.record, result.predictions)
+        result = run_trial(spec, Runtime(device=device, keep_weights=plan.keep_weights))
+        store.put(result.record, result.predictions, result.weights)
     return result.record

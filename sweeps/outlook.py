@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from sweeps.cell_plan import CellState, Records
 from sweeps.devices import Machine
 from sweeps.estimate import Disk, Time, remaining_disk, remaining_time
 from sweeps.failures import FailurePolicy
 from sweeps.resources import Placement, place
-from sweeps.schedule import CellState, Records, Schedule
+from sweeps.schedule import Schedule
 
 
 @dataclass(frozen=True)

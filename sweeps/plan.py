@@ -14,8 +14,12 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from llmft.definition import TaskDefinition, TaskEntry, definition_keys
 from llmft.errors import UserError, unknown_name
-from llmft.spec import ORACLES, Selection, Spec, error_lines
+from llmft.registry import TASKS
+from llmft.spec import ORACLES, STREAMS, Selection, Spec, error_lines
+from sweeps.plan_files import read_files
+from sweeps.plan_search import PrunePlan, RangeEntry, SearchPlan
 from sweeps.yaml_file import read_yaml
 
 SHIPPED = Path(__file__).parent / "plans"
@@ -54,44 +58,6 @@ class ModelEntry(Spec):
         return self
 
 
-class RangeEntry(Spec):
-    """What is tried for one hyper-parameter: between `low` and `high`, or one of `choices`.
-
-    With `when: {schedule: [linear, cosine]}` it is searched only where the other hyper-parameter, searched or fixed, has such a
-    value. A hyper-parameter that is not searched itself at some point has no value there, for the conditions of others.
-    """
-
-    low: float | None = None
-    high: float | None = None
-    log: bool = False
-    integer: bool = False
-    choices: tuple[Any, ...] = ()
-    levels: int | None = Field(None, ge=2, description="values of a grid between low and high; null: as many as fit")
-    when: dict[str, Any] = Field(default_factory=dict, description="other hyper-parameter -> its value, or a list of them")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> RangeEntry:
-        if bool(self.choices) == (self.low is not None or self.high is not None):
-            raise ValueError("give either low and high, or choices")
-        if any(values == [] for values in self.when.values()):
-            raise ValueError("when names no value")
-        if self.choices:
-            if self.levels:
-                raise ValueError("levels is for low and high; choices are tried in full")
-            if any(choice in self.choices[:index] for index, choice in enumerate(self.choices)):
-                raise ValueError("choices names a value twice")
-            return self
-        if self.low is None or self.high is None or not -1e300 < self.low < self.high < 1e300:
-            raise ValueError("low must be a number below high")
-        if self.log and self.low <= 0:
-            raise ValueError("low must be above 0 where log is true")
-        if self.integer and (self.low % 1 or self.high % 1):
-            raise ValueError("low and high must be whole numbers where integer is true")
-        if self.integer and self.levels and self.levels > self.high - self.low + 1:
-            raise ValueError(f"levels must be at most {int(self.high - self.low + 1)}, the whole numbers from low to high")
-        return self
-
-
 class MethodEntry(Spec):
     """One method in a plan, and where it departs from the rest of the plan.
 
@@ -106,6 +72,7 @@ class MethodEntry(Spec):
     n_shots: tuple[int, ...] | None = Field(None, min_length=1)
     pattern: str | None = None
     verbalizer: str | None = None
+    instruction: str | None = None
 
     @model_validator(mode="after")
     def _fixed_or_searched(self) -> MethodEntry:
@@ -115,38 +82,26 @@ class MethodEntry(Spec):
         return self
 
 
-class PrunePlan(Spec):
-    """When a trial of the search is given up before its last epoch: its best dev score so far is below a floor.
+class ForgettingPlan(Spec):
+    """What the reported trials also measure, with the base model and with the adapted one; the weights' distance in any case."""
 
-    The floors of a trial come from the points of earlier rounds alone (`sweeps.prune`), so they do not hang on who ran first.
-    """
-
-    rule: Literal["median", "asha"]
-    min_epochs: int = Field(5, ge=1, description="every trial runs at least so long; the first rung of asha")
-    reduction_factor: int = Field(3, ge=2, description="asha: the rungs' ratio, and 1 in so many goes on at each")
-    min_points: int = Field(4, ge=1, description="earlier points that must have come to an epoch before it has a floor")
-
-
-class SearchPlan(Spec):
-    """How hyper-parameters are searched, with the same budget in every cell.
-
-    `n_trials` points are tried in each cell, each with every one of `seeds`; a space that holds fewer is tried in full. They are
-    asked for in rounds of `round_size`: a round's points depend on the plan and on earlier rounds, so a larger round runs wider
-    and learns less. The samplers are described in `sweeps.search`.
-    """
-
-    n_trials: int = Field(8, ge=1, description="points in each cell")
-    seeds: tuple[int, ...] = Field((100, 101), min_length=1)
-    sampler: Literal["tpe", "random", "grid", "cmaes"] = "tpe"
-    round_size: int = Field(4, ge=1, description="points that are tried at the same time")
-    seed: int = 0
-    prune: PrunePlan | None = Field(None, description="null: every trial runs to its last epoch")
+    tasks: tuple[str, ...] = Field((), description="tasks of llmft, zero-shot on their in-domain set")
+    harness: tuple[str, ...] = Field((), description="tasks of lm-evaluation-harness (llmft[harness])")
+    harness_dir: str | None = Field(None, description="a folder with further tasks in the harness's format")
+    text: str | None = Field(None, description="a text file whose perplexity is measured")
+    limit: int | None = Field(None, ge=1, description="examples of each task; null: all")
 
 
 class ReportPlan(Spec):
-    """The seeds whose results are reported. Five cannot reach p < .05 in a Wilcoxon test."""
+    """The seeds whose results are reported. Five cannot reach p < .05 in a Wilcoxon test.
+
+    With `vary: [data]` the examples alone differ from trial to trial, and the order, initialisation and dropout stay those of the
+    first seed; plans that vary one thing each tell where the spread comes from. A method gets one trial where nothing that varies
+    can change its answer.
+    """
 
     seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4, 5), min_length=1)
+    vary: tuple[Literal["data", "order", "init", "dropout"], ...] = Field(STREAMS, min_length=1)
 
 
 class Plan(Spec):
@@ -155,19 +110,24 @@ class Plan(Spec):
     name: str = Field("sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str = ""
     models: tuple[ModelEntry, ...] = Field(min_length=1)
-    tasks: tuple[str, ...] = Field(min_length=1)
+    tasks: tuple[TaskEntry, ...] = Field(min_length=1, description="names, and tasks of your own (llmft.definition)")
     data_dir: str | None = Field(None, description="a local folder with the tasks' files; null: the hub")
     n_shots: tuple[int, ...] = Field((16,), min_length=1)
     shots_unit: Literal["total", "per_class"] = "total"
+    draw: Literal["balanced", "random"] = "balanced"
+    demonstrations: tuple[str, ...] = Field((), description="ids of the shots, or a JSON file with them, in place of a draw")
     pattern: str = "minimal"
     verbalizer: str = "default"
+    instruction: str = Field("", description="text that opens every prompt")
+    separator: str = Field("\n\n", description="stands between the instruction, the demonstrations and the query")
     methods: dict[str, MethodEntry] = Field(min_length=1)
     train: dict[str, Any] = Field(default_factory=dict, description="fields of TrainSpec, for every method")
     search: SearchPlan | None = Field(None, description="null: every method runs with its defaults")
     report: ReportPlan = ReportPlan()
+    forgetting: ForgettingPlan | None = Field(None, description="null: only the plan's tasks are measured")
     n_dev: int = Field(64, ge=0)
     n_test: int | None = Field(None, ge=1)
-    test_sets: tuple[str, ...] | None = Field(None, min_length=1, description="null: all of the task's")
+    test_sets: tuple[str, ...] | None = Field(None, min_length=1, description="null: all; a task takes those that are its own")
     max_length: int | None = Field(None, ge=8)
     selections: tuple[Selection, ...] = Field(("last", "best_dev"), min_length=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -178,7 +138,9 @@ class Plan(Spec):
     @model_validator(mode="after")
     def _consistent(self) -> Plan:
         models = [(entry.name, entry.revision) for entry in self.models]
-        lists = {"models": models, "tasks": self.tasks, "n_shots": self.n_shots, "report.seeds": self.report.seeds}
+        if own := [task.name for task in self.tasks if isinstance(task, TaskDefinition) and task.name in TASKS]:
+            raise ValueError(f"tasks: {own[0]!r} is the name of a task that comes with llmft; give yours another")
+        lists = {"models": models, "tasks": self.task_names, "n_shots": self.n_shots, "report.seeds": self.report.seeds}
         if self.search:
             lists["search.seeds"] = self.search.seeds
             if both := sorted(set(self.search.seeds) & set(self.report.seeds)):
@@ -188,7 +150,16 @@ class Plan(Spec):
         for name, values in lists.items():
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} names a value twice")
+        if self.forgetting and any(max(entry.gpus or 1, entry.workers or 1) > 1 for entry in self.models):
+            raise ValueError(
+                "forgetting is measured by one process, and a model has several; remove it, set keep_weights to true and use "
+                "llmft evaluate afterwards"
+            )
         return self
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(task if isinstance(task, str) else task.name for task in self.tasks)
 
     @property
     def search_selection(self) -> Selection:
@@ -203,8 +174,11 @@ class Plan(Spec):
 
 def _known_keys(content: dict[str, Any]) -> dict[str, Any]:
     known: dict[str, Any] = {"": Plan.model_fields, "search": SearchPlan.model_fields, "report": ReportPlan.model_fields}
-    known["search.prune"] = PrunePlan.model_fields
-    models, methods = content.get("models"), content.get("methods")
+    known["search.prune"], known["forgetting"] = PrunePlan.model_fields, ForgettingPlan.model_fields
+    models, methods, tasks = content.get("models"), content.get("methods"), content.get("tasks")
+    for index, task in enumerate(tasks if isinstance(tasks, list) else ()):
+        if isinstance(task, dict):
+            known |= definition_keys(f"tasks.{index}", task)
     for index in range(len(models) if isinstance(models, list) else 0):
         known[f"models.{index}"] = ModelEntry.model_fields
     for name, entry in methods.items() if isinstance(methods, dict) else ():
@@ -266,7 +240,7 @@ def load_plan(name: str, *, models: tuple[str, ...] = (), data_dir: str | None =
         UserError: as `find_plan`, `read_yaml` and `parse_plan`.
     """
     path = find_plan(name)
-    content = {"name": path.stem, **read_yaml(path)}
+    content = read_files({"name": path.stem, **read_yaml(path)}, path)
     if models:
         content["models"] = list(models)
     if data_dir is not None:

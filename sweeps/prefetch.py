@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmft import hub
+from llmft.definition import TaskDefinition
 from llmft.errors import UserError
 from llmft.record import TrialRecord
 from llmft.registry import load_task
@@ -19,21 +20,21 @@ class Needs:
     """The models and the tasks' data of some cells that come from the hub; falsy if there are none."""
 
     models: tuple[ModelRef, ...]
-    data: tuple[tuple[str, DataRef], ...]
+    data: tuple[tuple[str, DataRef, TaskDefinition | None], ...]
 
     @classmethod
     def of(cls, cells: Iterable[Cell]) -> Needs:
         bases = [cell.base for cell in cells]
         return cls(
             models=tuple(dict.fromkeys(base.model for base in bases if base.model.path is None)),
-            data=tuple(dict.fromkeys((base.task, base.data) for base in bases if base.data.commits)),
+            data=tuple(dict.fromkeys((base.task, base.data, base.definition) for base in bases if base.data.commits)),
         )
 
     def __bool__(self) -> bool:
         return bool(self.models or self.data)
 
     def __str__(self) -> str:
-        return ", ".join([*(model.name for model in self.models), *(f"the rows of {task}" for task, _ in self.data)])
+        return ", ".join([*(model.name for model in self.models), *(f"the rows of {task}" for task, *_ in self.data)])
 
     def fetch(self) -> list[Path]:
         """Fetch what this machine's cache lacks; gives the folder of each model.
@@ -41,8 +42,8 @@ class Needs:
         Raises:
             UserError: something cannot be fetched.
         """
-        for task, data in self.data:
-            load_task(task).load(data)
+        for task, data, definition in self.data:
+            load_task(task, definition).load(data)
         return [hub.fetch_model(model.name, model.revision) for model in self.models]
 
     def are_here(self) -> bool:

@@ -13,9 +13,10 @@ from rich.text import Text
 
 from llmft.record import TrialRecord
 from llmft.spec import TrialSpec
+from sweeps.cell_plan import CellState, Planned, Records
 from sweeps.estimate import remaining_s
 from sweeps.prune import failed
-from sweeps.schedule import CellState, Planned, Records, Schedule
+from sweeps.schedule import Schedule
 from sweeps.screen import CellRow, cell_row, screen
 
 LINE_EVERY_S, LOOK_EVERY_S, REFRESH_PER_S = 20.0, 0.5, 2

@@ -7,18 +7,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from llmft.errors import UserError
 from llmft.files import Place
 from llmft.record import TrialRecord
+from sweeps.cell_plan import Planned
 from sweeps.cells import Cell
 from sweeps.failures import FailurePolicy
 from sweeps.plan import Plan
 from sweeps.prefetch import Needs, moved_models
 from sweeps.progress import Progress
 from sweeps.prune import failed
-from sweeps.schedule import Planned, RecordBook, Schedule
+from sweeps.schedule import RecordBook, Schedule
 from sweeps.store import Store
 from sweeps.studies import Mirror
 from sweeps.trackers import Tracker, tracking
@@ -121,14 +123,19 @@ class Ledger:
         self._written = time.monotonic()
 
 
-def check_cells(cells: list[Cell], where: str, check_spec: Callable[[Any], None] | None = None) -> None:
+def check_cells(cells: list[Cell], where: str, check_spec: Callable[[Any], None] | None = None, here: bool = True) -> None:
     """Find what would make every trial of a cell fail, before any trial starts.
+
+    Args:
+        here: whether the trials will run on this machine.
 
     Raises:
         UserError: as `llmft.trial.check_spec`; the line begins with the plan's file, `where`, and the method's entry.
     """
     if check_spec is None:
-        from llmft.trial import check_spec
+        from llmft import trial
+
+        check_spec = partial(trial.check_spec, here=here)
     for cell in cells:
         try:
             check_spec(cell.base)

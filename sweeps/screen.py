@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from llmft.record import TrialRecord
+from sweeps.cell_plan import CellState, Records
 from sweeps.cells import Cell
-from sweeps.schedule import CellState, Records
 from sweeps.search import best
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from ray.tune.search import Searcher
 
 from llmft.errors import Cause, UserError
 from llmft.record import TrialRecord
+from sweeps.cell_plan import Planned
 from sweeps.cells import Cell
 from sweeps.failures import Loss, diagnose, reason_of
 from sweeps.run import Ledger
-from sweeps.schedule import Planned
 from sweeps.slots import Slot
 from sweeps.store import StoreUnwritable
 

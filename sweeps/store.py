@@ -26,7 +26,8 @@ from sweeps.plan import Plan, parse_plan
 from sweeps.yaml_file import read_yaml
 
 if TYPE_CHECKING:
-    from sweeps.schedule import Records, Schedule
+    from sweeps.cell_plan import Records
+    from sweeps.schedule import Schedule
 
 T = TypeVar("T")
 

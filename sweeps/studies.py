@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmft.errors import UserError
+from sweeps.cell_plan import CellState, Point
 from sweeps.cells import Cell
-from sweeps.schedule import CellState, Point
 from sweeps.search import Outcome
 from sweeps.space import distribution
 

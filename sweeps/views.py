@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -12,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from llmft.method import Range
-from llmft.record import TrialRecord
+from llmft.record import Change, TrialRecord
+from sweeps.cell_plan import CellState, Planned, Records
 from sweeps.prune import failed
-from sweeps.schedule import CellState, Planned, Records
 
 if TYPE_CHECKING:
     from sweeps.outlook import Outlook
@@ -125,6 +123,18 @@ def size_text(n_bytes: float) -> str:
     return f"{size:.0f} {units[0]}" if size >= 10 or units[0] == "B" else f"{size:.1f} {units[0]}"
 
 
+def changes_table(changes: Iterable[Change]) -> Table:
+    """What else a model could do before and can after."""
+    table = _table("source", "name", "metric", "before", "after", "± (se)", "n", n_left=3)
+    for change in changes:
+        before, after = change.before, change.after
+        table.add_row(
+            after.source, after.name, after.metric, "" if before is None else f"{before.value:.4g}", f"{after.value:.4g}",
+            "" if after.stderr is None else f"{after.stderr:.2g}", "" if after.n is None else str(after.n),
+        )  # fmt: skip
+    return table
+
+
 def record_summary(record: TrialRecord) -> RenderableType:
     """One trial: its numbers by checkpoint and set, its findings and its cost."""
     spec, parts = record.spec, []
@@ -148,6 +158,8 @@ def record_summary(record: TrialRecord) -> RenderableType:
                 f"{numbers.macro_f1:.3f}", f"{numbers.mcc:.3f}", str(numbers.n),
             )  # fmt: skip
     parts.append(table)
+    if record.forgetting:
+        parts.append(changes_table(record.forgetting))
     for finding in record.findings:
         where = f" [{finding.set}{', ' + finding.selection if finding.selection else ''}]" if finding.set else ""
         parts.append(
@@ -174,41 +186,3 @@ def range_text(span: Range) -> str:
     else:
         text = f"{span.low:g} to {span.high:g}{', log' if span.log else ''}{', whole numbers' if span.integer else ''}"
     return text + "".join(f", where {name} is {' or '.join(map(str, values))}" for name, values in span.when.items())
-
-
-def methods_table(names: Iterable[str]) -> Table:
-    """Every method: what it trains, its settings and what a sweep searches."""
-    from llmft.registry import method_class
-
-    table = _table("method", "what it does", "trains", "settings", "searched", "source", n_left=6)
-    for name in names:
-        cls = method_class(name)
-        settings = cls.Settings().model_dump(mode="json")
-        table.add_row(
-            name,
-            _first_sentence(cls),
-            "yes" if cls.trains else "no",
-            "\n".join(f"{key}: {value}" for key, value in settings.items()) or "-",
-            "\n".join(f"{key}: {range_text(span)}" for key, span in cls.search.items()) or "-",
-            cls.paper or "-",
-        )
-    return table
-
-
-def tasks_table(names: Iterable[str]) -> Table:
-    """Every task: its labels, test sets and patterns."""
-    from llmft.registry import load_task
-
-    table = _table("task", "what it is", "labels", "in domain", "out of domain", "patterns", "data", n_left=7)
-    for name in names:
-        task = load_task(name)
-        table.add_row(
-            name, _first_sentence(type(task)), ", ".join(task.labels), task.in_domain, "\n".join(task.out_of_domain) or "-",
-            "\n".join(task.patterns), "hub or --data-dir" if task.needs_data else "built in",
-        )  # fmt: skip
-    return table
-
-
-def _first_sentence(cls: type) -> str:
-    text = " ".join((sys.modules[cls.__module__].__doc__ or "").split())
-    return re.sub(r" \([^()]*\d{4}[^()]*\)", "", text).split(". ")[0].rstrip(".")  # without its sources

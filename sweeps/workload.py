@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from llmft.batches import SHORTEST_PREFIX
-from llmft.setting import DEV, SHOTS, encode_prompts, settle
+from llmft.setting import DEV, SHOTS, draw, encode_prompts, settle
 from llmft.spec import TrialSpec
-from llmft.task import Draw, Example, draw_examples
+from llmft.task import Draw, Example
 from llmft.tokens import LabelWords
 from sweeps.cells import Cell, Params
 
@@ -39,7 +39,7 @@ class Workload:
 
     Attributes:
         spec: with the values of its search ranges that need the most, and of its seeds the one with the longest draw.
-        words: the label words.
+        words, start: the label words, and what a decoder of its own reads before them.
         prefix: tokens that open every prompt: the demonstrations, and what their pattern begins with.
         shots: tokens of each example that is trained on; empty where nothing is trained.
         dev, tests: what is scored besides.
@@ -51,6 +51,7 @@ class Workload:
     shots: tuple[int, ...]
     dev: Lengths | None
     tests: Mapping[str, Lengths]
+    start: tuple[int, ...] = ()
 
     @property
     def shares_prefix(self) -> bool:
@@ -89,21 +90,20 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
     cell = max(cells, key=lambda cell: cell.base.n_shots)  # fewer shots are a subset of more
     spec = cell.report_spec(_largest(cell), 0)
     setting = settle(spec)
-    task, method = setting.task, setting.method
+    method = setting.method
     seeds = {*cell.report_seeds, *(cell.search.seeds if cell.search else ())}
-    n_shots = spec.n_shots if method.uses_shots else 0
     draws = [
-        draw_examples(setting.data, len(task.labels), n_shots, spec.shots_unit, spec.n_dev, seed)
+        draw(spec.model_copy(update={"data_seed": seed}), setting.task, setting.data, method)
         for seed in sorted(seeds)[:MOST_SEEDS]
     ]
 
-    def weight(draw: Draw) -> int:
-        return sum(map(_n_characters, method.context(draw.shots))) or max(map(_n_characters, draw.shots), default=0)
+    def weight(drawn: Draw) -> int:
+        return sum(map(_n_characters, method.context(drawn.shots))) or max(map(_n_characters, drawn.shots), default=0)
 
-    draw = max(draws, key=weight)
+    longest = max(draws, key=weight)
     sampled = replace(
         setting,
-        draw=replace(draw, dev=_sample(draw.dev)),
+        draw=replace(longest, dev=_sample(longest.dev)),
         tests=tuple(replace(test, examples=_sample(test.examples)) for test in setting.tests),
     )
     encoded = encode_prompts(spec, sampled)
@@ -113,8 +113,9 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
         setting.words,
         len(encoded.prefix),
         lengths.get(SHOTS, ()),
-        Lengths(len(draw.dev), lengths[DEV]) if draw.dev else None,
+        Lengths(len(longest.dev), lengths[DEV]) if longest.dev else None,
         {test.name: Lengths(len(test.examples), lengths[test.name]) for test in setting.tests},
+        setting.start,
     )
 
 

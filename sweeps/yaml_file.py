@@ -1,4 +1,4 @@
-"""YAML as people mean it: a repeated key is an error, and `1e-3` is a number."""
+"""YAML as people mean it: a repeated key is an error, `1e-3` is a number, and `Yes` and `No` are words."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ _Loader.yaml_implicit_resolvers = {  # dates stay text
     first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_BOOLEAN = "tag:yaml.org,2002:bool"  # in YAML 1.1 also yes, no, on and off; in 1.2 these two alone
+_Loader.yaml_implicit_resolvers = {
+    first: [entry for entry in entries if entry[0] != _BOOLEAN] for first, entries in _Loader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOLEAN, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 # YAML 1.1 reads 1e-3 as text, because it has no point
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")

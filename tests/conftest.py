@@ -12,6 +12,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One Ray at a time: they are all started in the same process, where the tests go by processes."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> str:
     """The folder with RTE and HANS; tests that need it are skipped where it is absent."""
@@ -19,6 +26,29 @@ def data_dir() -> str:
     for name in ("rte_train.parquet", "rte_validation.parquet", "hans_regenerated.parquet"):
         if not (folder / name).is_file():
             pytest.skip(f"no {name} in {folder}: set LLMFT_TEST_DATA to a folder that holds it")
+    return str(folder)
+
+
+STANDS_IN = {  # test data -> the name of the complete file that it stands for
+    "rte_train.parquet": "rte_train.parquet", "rte_validation.parquet": "rte_validation.parquet",
+    "hans_regenerated.parquet": "hans_regenerated.parquet",
+    "mnli_train_subset.parquet": "mnli_train.parquet", "mnli_validation_matched.parquet": "mnli_validation_matched.parquet",
+    "mnli_validation_mismatched_hard.parquet": "mnli_validation_mismatched.parquet",
+    "qqp_subset_a.parquet": "qqp_train.parquet", "paws_qqp/dev_and_test.tsv": "paws_qqp.tsv",
+    "cola_train.parquet": "cola_train.parquet", "cola_validation.parquet": "cola_validation.parquet",
+    "cola_ood/dev.tsv": "cola_ood.tsv",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def task_data(data_dir, tmp_path_factory) -> str:
+    """A folder with the files of every task, some of them a part of the real ones; skipped where one is absent."""
+    folder = tmp_path_factory.mktemp("data")
+    for name, stands_for in STANDS_IN.items():
+        if not (path := Path(data_dir).resolve() / name).is_file():
+            pytest.skip(f"no {name} in {data_dir}: set LLMFT_TEST_DATA to a folder that holds it")
+        (folder / stands_for).symlink_to(path)
+    (folder / "qqp_validation.parquet").symlink_to(folder / "qqp_train.parquet")
     return str(folder)
 
 

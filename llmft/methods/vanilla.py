@@ -1,5 +1,7 @@
 """Vanilla fine-tuning (Devlin et al. 2019): a new classification head on the right-most real token; every weight is trained.
 
+Where an encoder reads the prompt, the head stands on the decoder's first state, from which the label word would be said.
+
 The head is linear, or fully connected as in Mosbach et al. 2023: Linear(d, d), ReLU, dropout, Linear(d, labels), weights from
 N(0, 0.02), biases 0.
 """
@@ -16,6 +18,7 @@ class Vanilla(Method):
     class Settings(Spec):
         head: Literal["fully_connected", "linear"] = "fully_connected"
 
+    has_own_head = True
     search = {"learning_rate": Range(1e-6, 1e-4, log=True)}
     paper = "Devlin et al. 2019"
 

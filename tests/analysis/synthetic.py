@@ -102,7 +102,8 @@ class Store:
         names = selections if trained else ("none",)
         metrics = {
             name: {
-                key: value.model_copy(update=dict.fromkeys(("score", "accuracy"), value.accuracy + shift.get(name, 0.0))) for key, value in sets.items()
+                key: value.model_copy(update=dict.fromkeys(("score", "accuracy"), value.accuracy + shift.get(name, 0.0)))
+                for key, value in sets.items()
             }
             for name in names
         }

@@ -6,7 +6,7 @@ import torch
 from small_models import byte_level_tokenizer, save_model, toy_text
 
 from llmft.model import resolve_model
-from llmft.registry import complete_settings, load_task
+from llmft.registry import complete_settings, load_task, method_class
 from llmft.spec import DataRef, ModelRef, TrainSpec, TrialSpec
 
 torch.set_num_threads(1)
@@ -43,13 +43,20 @@ def rte_opt(tmp_path_factory, rte_tokenizer) -> ModelRef:
 
 
 @pytest.fixture(scope="session")
-def spec_of(small_opt):
+def wide_opt(tmp_path_factory, tokenizer) -> ModelRef:
+    """The same, 64 wide: the least that can be held in 4 bits."""
+    return resolve_model(save_model(tmp_path_factory.mktemp("models") / "wide-opt", "opt", tokenizer, width=64, std=0.2))
+
+
+@pytest.fixture(scope="session")
+def spec_of(small_opt, wide_opt):
     """A short trial on the toy task; keywords change the spec, those of TrainSpec its training."""
 
     def make(method: str = "zero_shot", settings: dict | None = None, **changed) -> TrialSpec:
         train = {name: changed.pop(name) for name in list(changed) if name in TrainSpec.model_fields}
         train = TrainSpec(**{"learning_rate": 1e-3, "epochs": 2, "batch_size": 8} | train)
-        usual = {"model": small_opt, "task": "toy", "n_shots": 16, "n_dev": 8, "n_test": 16}
+        model = small_opt if method_class(method).base_weights == "fp32" else wide_opt
+        usual = {"model": model, "task": "toy", "n_shots": 16, "n_dev": 8, "n_test": 16}
         return TrialSpec(method=method, settings=complete_settings(method, settings or {}), train=train, **usual | changed)
 
     return make

@@ -5,7 +5,7 @@ import io
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from small_models import CPU, save_model
+from small_models import CPU, OPT_350M, save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmft.model import resolve_model
@@ -84,10 +84,25 @@ def test_in_context_on_real_rte_and_hans_equals_one_prompt_at_a_time(rte, rte_op
 
 @pytest.mark.parametrize(
     ("architecture", "changed"),
-    [("gpt2", {}), ("gpt_neox", {}), ("llama", {}), ("mistral", {"sliding_window": 16}), ("gemma2", {"sliding_window": 16})],
+    [
+        ("opt", OPT_350M),
+        ("gpt2", {}),
+        ("gpt_neox", {}),
+        ("llama", {}),
+        ("mistral", {"sliding_window": 16}),
+        ("gemma2", {"sliding_window": 16}),
+    ],
 )
 def test_other_architectures_equal_one_prompt_at_a_time(tmp_path, rte, rte_tokenizer, raw, architecture, changed):
     model = resolve_model(save_model(tmp_path / architecture, architecture, rte_tokenizer, n_positions=1024, **changed))
     record, rows = run(TrialSpec(**IN_CONTEXT, model=model, data=rte, n_shots=4, test_sets=("rte",), n_test=20))
     assert len(rows) == 20
+    compare(model.path, record, rows, raw)
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "rwkv"])
+def test_recurrent_models_read_whole_prompts(tmp_path, rte, rte_tokenizer, raw, architecture):
+    model = resolve_model(save_model(tmp_path / architecture, architecture, rte_tokenizer, n_positions=1024))
+    record, rows = run(TrialSpec(**IN_CONTEXT, model=model, data=rte, n_shots=2, test_sets=("rte",), n_test=5))
+    assert len(record.draws.demonstrations) == 2 and len(rows) == 5
     compare(model.path, record, rows, raw)

@@ -11,9 +11,10 @@ import pytest
 import torch
 from group import Run, run_in_group, scaled_step, second_dies, second_has_no_memory, seeds_used
 from safetensors.torch import load
-from small_models import CPU
+from small_models import CPU, save_model, t5_tokenizer, toy_text
 
 from llmft.errors import Cause
+from llmft.model import resolve_model
 from llmft.seeds import derive
 from llmft.setting import encode_prompts, settle
 from llmft.trial import run_trial
@@ -41,19 +42,23 @@ def assert_same(result, expected, atol: float = 1e-5) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(spec_of):
+def runs(spec_of, tmp_path_factory):
     """What is compared. With a steady epsilon: a gradient of rounding noise alone must not become a full step."""
 
     def run(method: str, settings: dict | None = None, before=None, **changed) -> Run:
         return Run(spec_of(method, **{"epsilon": 1e-4, "n_dev": 7, "n_test": 14} | changed), settings or {}, before)
 
     every = ("last", "best_dev", "best_in_domain", "best_out_of_domain")
+    t5 = save_model(tmp_path_factory.mktemp("models") / "t5", "t5", t5_tokenizer(toy_text()))
     early = {"epochs": 6, "learning_rate": 1e-2, "n_dev": 10, "n_shots": 12}
     return {
         "vanilla": run("vanilla"),
         "pattern": run("pattern", weight_decay=0.01, clip_norm=0.5),
         "lora": run("lora"),
+        "ia3": run("ia3"),
+        "adapter": run("adapter_parallel", {"micro_batch_tokens": 80}, batch_size=16, gradient_checkpointing=True),
         "in context": run("in_context"),
+        "encoder and decoder": run("pattern", {"micro_batch_tokens": 300}, model=resolve_model(t5)),
         "a last batch of one": run("pattern", n_shots=6, batch_size=5),
         "a dev set of one": run("pattern", n_dev=1, n_test=4),
         "many passes": run("pattern", FEW_AT_ONCE, batch_size=16, clip_norm=None),

@@ -10,6 +10,7 @@ from scipy.stats import norm
 from small_models import CPU, byte_level_tokenizer, toy_text
 
 from llmft import findings
+from llmft.contamination import contamination_findings
 from llmft.evaluate import Evaluator, Predictions
 from llmft.findings import CODES, accuracy_interval, set_findings, training_findings, word_findings, worst
 from llmft.metrics import set_metrics
@@ -212,6 +213,7 @@ PLANTED = {  # the simplest fault that must raise each code
     "no_demonstrations": lambda: findings.prompt_findings(squeezed(20), 8),
     "label_words_share_first_token": lambda: word_findings(LabelWords(("a", "b"), ((5, 6), (5, 7)))),
     "label_word_prefixes_another": lambda: word_findings(LabelWords(("a", "b"), ((5,), (5, 7)))),
+    "known_training_task": lambda: contamination_findings(["google/flan-t5-small"], ["rte"]),
     "train_test_overlap": lambda: findings.overlap_findings(ROWS, DATA),
     "loss_did_not_fall": lambda: training_findings(0.5, 0.6, 10, 0),
     "skipped_steps": lambda: training_findings(0.5, 0.4, 10, 1),

@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 import torch
-from small_models import CPU, save_model
+from small_models import CPU, OPT_350M, save_model
 from transformers import AutoModelForCausalLM
 
 from llmft.adapted import Adapted
@@ -31,8 +31,9 @@ def prepared(name: str, settings: dict, model: BorrowedModel, seed: int = 0, n_l
     return method
 
 
-def borrowed(ref, copied: bool = True):
-    return borrow_model(ref, "fp32", torch.device("cpu"), copied=copied)
+def borrowed(ref, copied: bool = True, name: str = "pattern"):
+    """The base as the method `name` has it."""
+    return borrow_model(ref, "fp32", torch.device("cpu"), copied=copied, base_weights=method_class(name).base_weights)
 
 
 def n_trainable(network) -> int:
@@ -67,6 +68,16 @@ def test_no_setting_has_the_name_of_a_training_field(name):
 
 
 @each_method
+def test_a_new_head_is_declared_and_has_no_words(spec_of, name):
+    spec = spec_of(name, n_shots=0 if name == "zero_shot" else 4)
+    setting = settle(spec)
+    with borrowed(spec.model) as model:
+        method = prepared(name, spec.settings, model)
+        predictions = Evaluator(Adapted(method, model), encode_prompts(spec, setting), setting.words, CPU).predict("toy")
+    assert (predictions.free is None) == method_class(name).has_own_head
+
+
+@each_method
 def test_twice_the_same_trial_is_twice_the_same_answer(spec_of, name):
     first, second = (run_trial(spec_of(name, n_shots=0 if name == "zero_shot" else 8), CPU) for _ in range(2))
     assert first.record.finished, first.record.message
@@ -83,11 +94,11 @@ def test_the_order_seed_changes_the_order_of_the_demonstrations_alone(spec_of):
 @each_method
 def test_the_base_model_stays_untouched(spec_of, name):
     spec = spec_of(name)
-    with borrowed(spec.model, copied=False) as base:
+    with borrowed(spec.model, copied=False, name=name) as base:
         before, modules = checksum(base.network), [name for name, _ in base.network.named_modules()]
         assert run_trial(spec, CPU).record.finished
         assert run_trial(spec.model_copy(update={"train": TrainSpec(learning_rate=1e30, epochs=1)}), CPU).record is not None
-    with borrowed(spec.model, copied=False) as again:
+    with borrowed(spec.model, copied=False, name=name) as again:
         assert again.network is base.network
         assert checksum(again.network) == before
         assert [name for name, _ in again.network.named_modules()] == modules
@@ -98,7 +109,7 @@ def test_the_base_model_stays_untouched(spec_of, name):
 def test_frozen_weights_stay_bit_identical_and_the_others_move(spec_of, name):
     spec = spec_of(name, selections=("last",), weight_decay=0.1)
     setting = settle(spec)
-    with borrowed(spec.model) as model:
+    with borrowed(spec.model, name=name) as model:
         method = prepared(name, spec.settings, model, derive(0, "init"))
         frozen = {name for name, parameter in model.network.named_parameters() if not parameter.requires_grad}
         before = weights(model.network)
@@ -130,16 +141,43 @@ def expected_trainable(name: str, settings: dict, network, n_labels: int) -> int
             return whole + width * width + width + width * n_labels + n_labels
         case "pattern":
             return whole
-        case "lora":
+        case "lora" | "qlora":
             targets = settings["targets"] or ["q_proj", "v_proj"]  # the paper's, section 4.2
-            return sum(settings["r"] * (n_in + n_out) for n_in, n_out in linear_sizes(network, targets))
+            sizes = linear_sizes(network, ALL_LINEAR if targets == "all-linear" else targets)
+            lengths = sum(n_out for _, n_out in sizes) if settings["dora"] else 0
+            return sum(settings["r"] * (n_in + n_out) for n_in, n_out in sizes) + lengths
+        case "ia3":
+            return sum(width + width + inner for _, inner in linear_sizes(network, ["fc1"]))  # keys, values, activations
+        case "bitfit" if settings["subset"] == "query_mlp":
+            return sum(n_out for _, n_out in linear_sizes(network, ["q_proj", "fc1"]))
+        case "bitfit":
+            return sum(vector.numel() for name, vector in network.named_parameters() if name.endswith(".bias"))
+        case "head_only":
+            return width * n_labels if settings["head"] == "linear" else width * width + width + width * n_labels + n_labels
+        case "last_layers":
+            blocks = linear_sizes(network, ["fc1"])
+            inner = blocks[0][1]
+            block = 4 * (width * width + width) + 2 * width * inner + inner + width + 2 * 2 * width
+            return settings["n_layers"] * block + 2 * width
+        case "adapter_houlsby":
+            n, norms = settings["bottleneck"], 2 * width * (2 * LAYERS + 1) if settings["train_norms"] else 0
+            return 2 * LAYERS * (2 * width * n + n + width) + norms
+        case "adapter_pfeiffer":
+            n = width // settings["reduction"]
+            return LAYERS * (2 * width * n + n + width)
+        case "adapter_parallel":
+            n = width // settings["reduction"]
+            return LAYERS * (2 if settings["beside"] == "both" else 1) * (2 * width * n + n + width)
     raise NotImplementedError(f"say here how many parameters the method {name!r} trains")
 
 
+LAYERS, ALL_LINEAR = 2, ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 VARIANTS = [
     *[(name, {}) for name in TRAINED],
     ("vanilla", {"head": "linear"}), ("lora", {"r": 3}), ("lora", {"targets": ["k_proj", "out_proj", "fc1"]}),
-    ("pattern", {"loss": "restricted"}),
+    ("pattern", {"loss": "restricted"}), ("lora", {"targets": "all-linear", "dora": True}), ("bitfit", {"subset": "query_mlp"}),
+    ("head_only", {"head": "fully_connected"}), ("last_layers", {"n_layers": 1}), ("adapter_houlsby", {"train_norms": False}),
+    ("adapter_parallel", {"beside": "both", "reduction": 4}), ("adapter_parallel", {"beside": "attention"}),
 ]  # fmt: skip
 
 
@@ -179,6 +217,16 @@ def test_the_vanilla_head_reads_the_last_real_token(spec_of):
             last = model.network.base_model(torch.tensor([[*encoded.prefix, *suffix]])).last_hidden_state[0, -1]
             torch.testing.assert_close(torch.tensor(row), (head @ last).log_softmax(0), atol=1e-5, rtol=0)
     assert predictions.free is None
+
+
+def test_the_vanilla_head_is_as_wide_as_the_output_embedding_reads(tmp_path, tokenizer, spec_of):
+    ref = resolve_model(save_model(tmp_path / "opt-350m", "opt", tokenizer, **OPT_350M))
+    with borrowed(ref) as model:
+        prepared("vanilla", {"head": "linear"}, model)
+        assert (model.width, model.network.config.hidden_size) == (16, 32)
+        assert model.network.classifier.weight.shape == (2, 16)
+    record = run_trial(spec_of("vanilla", model=ref, epochs=1, n_test=2), CPU).record
+    assert record.finished, record.message
 
 
 @pytest.mark.parametrize("architecture", ["opt", "gpt2", "llama", "gpt_neox"])

@@ -16,11 +16,15 @@ def test_the_published_patterns_word_for_word():  # Mosbach et al. 2023, Table 5
     rendered = {
         name: pattern.render_labelled(FIELDS, NLI_VERBALIZERS[pattern.verbalizer][0]) for name, pattern in NLI_PATTERNS.items()
     }
-    assert rendered == {
-        "minimal": "It rained. It was wet. ? Yes",
-        "gpt-3": "It rained. question: It was wet. Yes or No? answer: Yes",
-        "eval-harness": "It rained.\nQuestion: It was wet. True or False?\nAnswer: True",
-    }
+    assert (
+        rendered
+        == {
+            "minimal": "It rained. It was wet. ? Yes",
+            "gpt-3": "It rained. question: It was wet. Yes or No? answer: Yes",
+            "eval-harness": "It rained.\nQuestion: It was wet. True or False?\nAnswer: True",
+            "eval-harness-literal": r"It rained. \nQuestion: It was wet. True or False? \nAnswer: True",  # as the shell handed it over
+        }
+    )
 
 
 def test_a_prompt_by_hand():
@@ -46,7 +50,11 @@ def test_braces_in_a_template_that_name_nothing_stay():
 
 
 def test_newlines_are_real():
-    assert not any("\\n" in pattern.template for name in TASKS for pattern in load_task(name).patterns.values())
+    for task in map(load_task, TASKS):
+        for name, pattern in task.patterns.items():
+            assert ("\\n" in pattern.template) == name.endswith("-literal") and not (
+                "\n" in pattern.template and "\\n" in pattern.template
+            )
     assert NLI_PATTERNS["eval-harness"].render(FIELDS).splitlines() == [
         "It rained.",
         "Question: It was wet. True or False?",

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_models import config, network
+from small_models import OPT_350M, config, network
 
 from llmft.batches import encode_prefix, make_batch, split_by_tokens
 from llmft.model import BorrowedModel, _has_plain_head
@@ -15,14 +15,16 @@ QUERIES = tuple(tuple((7 * i + 3 * j) % N_WORDS for j in range(length)) for i, l
 SINGLE = LabelWords(("a", "b", "c"), ((7,), (8,), (33,)))
 SEVERAL = LabelWords(("a", "b", "c"), ((7, 9, 12), (8,), (7, 5)))
 ARCHITECTURES = {
-    "opt": {}, "gpt2": {}, "gpt_neox": {}, "llama": {}, "bloom": {}, "mistral": {"sliding_window": 8},
+    "opt": {}, "opt 350m": OPT_350M, "gpt2": {}, "gpt_neo": {}, "gptj": {}, "gpt_neox": {}, "llama": {}, "qwen2": {}, "phi": {},
+    "bloom": {}, "falcon": {}, "falcon alibi": {"alibi": True, "new_decoder_architecture": True, "num_kv_heads": 2},
+    "mistral": {"sliding_window": 8},
     "gemma2": {"final_logit_softcapping": 3.0, "sliding_window": 8}, "granite": {"logits_scaling": 4.0},
 }  # fmt: skip
 CHANGED_HEAD = ("gemma2", "granite")
 
 
 def borrowed(architecture: str) -> BorrowedModel:
-    made = network(config(architecture, N_WORDS, **ARCHITECTURES[architecture]))
+    made = network(config(architecture.split()[0], N_WORDS, **ARCHITECTURES[architecture]))
     return BorrowedModel(made, torch.device("cpu"), "fp32", _has_plain_head(made))
 
 

@@ -19,7 +19,7 @@ GOLDEN = TrialSpec(
 
 
 def test_the_digest_of_a_known_trial_is_frozen():
-    assert GOLDEN.digest == "06f77fd61b9e4696f3bf", (
+    assert GOLDEN.digest == "1722cdf4491ad59966de", (
         "every stored result would count as new: raise DIGEST_VERSION only if answers changed"
     )
 
@@ -68,7 +68,8 @@ def rebuild(annotation, value):
     return annotation.model_construct(**value) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else value
 
 
-PATHS = [path for path, _ in leaves(GOLDEN)]
+# a section, of which test_forgetting changes the fields, and a task of the user's own, whose digest test_defined looks at
+PATHS = [path for path, _ in leaves(GOLDEN) if path not in (("forgetting",), ("definition",))]
 WHERE_IT_LIES = [("model", "path"), ("data", "directory"), ("data", "commits"), ("model", "name"), ("model", "revision")]
 
 

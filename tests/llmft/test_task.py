@@ -137,3 +137,51 @@ def test_a_subsample_of_hans_is_balanced_and_constant(rte):
         assert set(Counter(example.groups["subcase"] for example in taken.examples).values()) == {10}
         assert ids(taken.examples) == ids(subsample(test, 100).examples)
         assert set(ids(subsample(test, 40).examples)) < set(ids(taken.examples))
+
+
+def test_a_random_draw_has_the_pools_shares_and_the_balanced_draws_dev():
+    rows = tuple(Example(f"row/{i}", {"text": ""}, int(i % 10 == 0)) for i in range(400))  # one in ten
+    data = TaskData(rows, ())
+    n_rare = 0
+    for seed in range(50):
+        draw = draw_examples(data, 2, 20, "total", 8, seed, "random")
+        assert draw.dev == draw_examples(data, 2, 20, "total", 8, seed).dev and by_label(draw.dev, 2) == [4, 4]
+        assert ids(draw_examples(data, 2, 7, "total", 8, seed, "random").shots) == ids(draw.shots)[:7]
+        assert len(set(ids(draw.shots + draw.dev))) == 28
+        n_rare += by_label(draw.shots, 2)[1]
+    assert 60 < n_rare < 140  # about 92 of 1,000 expected
+    with pytest.raises(UserError, match="393 are more than the 392"):
+        draw_examples(data, 2, 393, "total", 8, 0, "random")
+
+
+def test_fixed_shots_are_the_same_for_every_seed_and_never_in_dev():
+    data, fixed = pool(2, 10), ("row/3", "row/12", "row/1")
+    draws = [draw_examples(data, 2, 3, "total", 10, seed, fixed=fixed) for seed in range(20)]
+    assert all(ids(draw.shots) == list(fixed) and not set(fixed) & set(ids(draw.dev)) and len(draw.dev) == 10 for draw in draws)
+    assert len({tuple(ids(draw.dev)) for draw in draws}) > 1
+    with pytest.raises(UserError, match="no example of the training pool has the id 'row/99'; one is 'row/0'"):
+        draw_examples(data, 2, 1, "total", 0, 0, fixed=("row/99",))
+
+
+def test_dev_of_its_own_is_where_dev_comes_from():
+    apart = tuple(Example(f"dev/{i}", {"text": ""}, i % 2) for i in range(8))
+    data = TaskData(pool(2, 3).pool, (), dev_pool=apart)
+    draw = draw_examples(data, 2, 6, "total", 6, 0)
+    assert len(draw.shots) == 6 and {id.split("/")[0] for id in ids(draw.dev)} == {"dev"} and by_label(draw.dev, 2) == [3, 3]
+    with pytest.raises(UserError, match="n_dev: 5 examples of label 0 are more than the 4 that dev holds"):
+        draw_examples(data, 2, 6, "total", 10, 0)
+
+
+def test_a_trial_with_fixed_demonstrations_and_an_instruction(spec_of):
+    from llmft.model import load_tokenizer
+    from llmft.setting import encode_prompts, settle
+
+    fixed = ("toy_train/7", "toy_train/4", "toy_train/9")
+    spec = spec_of("in_context", n_shots=3, demonstrations=fixed, instruction="Read {this} first.", n_test=4, separator=" ## ")
+    setting = settle(spec)
+    encoded = encode_prompts(spec, setting)
+    assert tuple(ids(setting.draw.shots)) == fixed and sorted(ids(encoded.demonstrations)) == sorted(fixed)
+    text = load_tokenizer(spec.model).decode(encoded.prefix, skip_special_tokens=True)
+    pattern, words = setting.task.patterns["minimal"], setting.words.words
+    shown = [pattern.render_labelled(example.fields, words[example.label]) for example in encoded.demonstrations]
+    assert text.startswith(" ## ".join(["Read {this} first.", *shown, ""]).rstrip())

@@ -12,7 +12,7 @@ from scipy.stats import t
 from small_models import CPU
 
 from llmft.model import TOY, load_tokenizer, resolve_model
-from llmft.registry import complete_settings, load_task
+from llmft.registry import METHODS, complete_settings, load_task, method_class
 from llmft.spec import TrainSpec, TrialSpec
 from llmft.toy import pretrain
 from llmft.toy.language import ENTAILMENT, NOT_ENTAILMENT, NOUNS, PREPOSITIONS, VERBS, Pair, toy_data
@@ -148,3 +148,37 @@ def test_the_model_needs_demonstrations():
     """Whoever drops them on the way must not pass for in-context learning."""
     zero_shot, in_context = accuracies("zero_shot")[0].mean(), accuracies("in_context")[0].mean()
     assert in_context >= zero_shot + 0.1
+
+
+FEW_PARAMETERS = {  # method: settings, learning rate, epochs, what it must reach in domain with one seed
+    "adapter_houlsby": ({}, 5e-3, 5, 0.65),
+    "adapter_parallel": ({}, 5e-3, 5, 0.65),
+    "adapter_pfeiffer": ({}, 5e-3, 8, 0.65),
+    "bitfit": ({}, 1e-2, 8, 0.65),
+    "head_only": ({"head": "fully_connected"}, 3e-3, 20, 0.6),  # 4 standard errors above chance
+    "ia3": ({}, 5e-2, 5, 0.65),
+    "last_layers": ({}, 1e-3, 6, 0.65),
+    "qlora": ({}, 4e-3, 4, 0.65),
+}
+
+
+def test_no_trained_method_goes_without_a_margin():
+    assert {name for name in METHODS if method_class(name).trains} <= SETTINGS.keys() | FEW_PARAMETERS.keys()
+
+
+@pytest.mark.parametrize("method", FEW_PARAMETERS)
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2, 3))])
+def test_a_method_of_few_parameters_beats_chance_by_its_margin(method, seed):
+    if method_class(method).base_weights != "fp32":
+        pytest.importorskip("bitsandbytes")
+    settings, learning_rate, epochs, margin = FEW_PARAMETERS[method]
+    train = method_class(method).train_defaults | {"learning_rate": learning_rate, "epochs": epochs}
+    spec = TrialSpec(
+        model=resolve_model("toy"), task="toy", data=load_task("toy").resolve_data(None), method=method, n_shots=128, n_dev=0,
+        settings=complete_settings(method, settings), selections=("last",), test_sets=("toy",), train=TrainSpec(**train),
+    )  # fmt: skip
+    record = run_trial(spec.with_seed(seed), CPU).record
+    assert record.finished, record.message
+    accuracy = record.metrics["last"]["toy"].accuracy
+    print(f"{method}, seed {seed}: {accuracy:.3f}")
+    assert accuracy >= margin

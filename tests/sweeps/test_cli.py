@@ -22,7 +22,7 @@ def test_help_comes_at_once_and_imports_nothing_heavy():
     started = time.perf_counter()
     shown = llmft("--help")
     assert shown.returncode == 0 and time.perf_counter() - started < 2
-    for command in ("sweep", "plan", "fetch", "trial", "report", "methods", "tasks"):
+    for command in ("sweep", "plan", "fetch", "trial", "report", "export", "methods", "tasks"):
         assert command in shown.stdout and llmft(command, "--help").returncode == 0
 
 

@@ -17,6 +17,7 @@ from sweeps.plan import parse_plan
 CHANGES = [
     {},
     {"n_shots": [2], "shots_unit": "per_class", "n_dev": 32, "n_test": 50, "max_length": 200, "precision": "bf16"},
+    {"draw": "random", "instruction": "Is it so? It's {not} \"easy\"."},
     {"selections": ["last", "best_in_domain"], "test_sets": ["toy_hans"]},
     {"train": {"learning_rate": 3e-5, "epochs": 7, "batch_size": 4, "schedule": "cosine", "clip_norm": None, "dropout": 0.0}},
 ]
@@ -26,8 +27,8 @@ def spec_of(command: str, monkeypatch) -> TrialSpec:
     """The trial that the command line would run."""
     seen = []
 
-    def catch(content, seed, device, out):
-        seen.append(one_trial.trial_spec(content, seed))
+    def catch(content, seed, *_):
+        seen.append(one_trial.trial_spec(parse_plan(content, "trial"), seed))
         raise typer.Abort
 
     monkeypatch.setattr(one_trial, "run_one", catch)

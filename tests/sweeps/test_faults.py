@@ -55,8 +55,7 @@ def wait_for(condition, seconds: float = 60) -> None:
 def results(root) -> dict:
     """What a sweep found out, without times."""
     return {
-        digest: (record.status, record.cause, record.dev_score, record.metrics)
-        for digest, record in Store(root).load().items()
+        digest: (record.status, record.cause, record.dev_score, record.metrics) for digest, record in Store(root).load().items()
     }
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
+import ray
 import ray.train
 
 from llmft.errors import Cause, OutOfMemory, TrialFailure
@@ -18,7 +19,7 @@ from llmft.registry import complete_settings
 from llmft.runtime import Runtime
 from llmft.spec import TrainSpec, TrialSpec
 from llmft.trial import run_trial
-from sweeps.parallel import run_group, train_loop
+from sweeps.parallel import _failure, run_group, train_loop
 from sweeps.store import Store
 
 pytestmark = pytest.mark.ray
@@ -85,12 +86,12 @@ def test_a_group_gives_the_record_of_one_process(job_of, strategy, method):
 
 
 def first_short_of_memory_then_at_fault(spec: TrialSpec, runtime: Runtime):
-    if runtime.n_out_of_memory == 0:
-        if runtime.rank == 1:
-            raise OutOfMemory("2 GiB too few", runtime.micro_batch_tokens // 2)
+    if runtime.rank == 0:
         time.sleep(600)  # as one does that waits for the other
+    if runtime.n_out_of_memory == 0:
+        raise OutOfMemory("2 GiB too few", runtime.micro_batch_tokens // 2)
     seen = (runtime.micro_batch_tokens, runtime.n_out_of_memory, runtime.world_size, runtime.timeout_s < 300)
-    raise TrialFailure(Cause.CRASHED if runtime.rank == 1 else Cause.LOST, f"with {seen}")
+    raise TrialFailure(Cause.CRASHED, f"with {seen}")
 
 
 def test_a_group_starts_again_with_less_memory_and_a_fault_is_a_failed_record(job_of):
@@ -99,6 +100,33 @@ def test_a_group_starts_again_with_less_memory_and_a_fault_is_a_failed_record(jo
     record = Store(job["root"]).get(spec.digest)
     assert (record.status, record.cause) == ("failed", Cause.CRASHED)
     assert record.message == "with (75, 1, 2, True)" and (record.cost.n_workers, record.cost.n_out_of_memory) == (2, 1)
+
+
+class GroupFailed(Exception):
+    """As Ray Train's: what each process raised, by its rank."""
+
+    def __init__(self, *failures: Exception):
+        self.worker_failures = dict(enumerate(failures))
+
+
+def test_of_several_failures_the_one_at_fault_is_told():
+    lost, crashed, short = TrialFailure(Cause.LOST, ""), TrialFailure(Cause.CRASHED, ""), OutOfMemory("", 75)
+    assert _failure(GroupFailed(lost, crashed)) is crashed
+    assert _failure(GroupFailed(crashed, lost, short)) is short  # the others may have failed for want of it
+    for of_the_machine in (GroupFailed(lost, lost), GroupFailed(RuntimeError()), GroupFailed()):
+        with pytest.raises(GroupFailed):
+            _failure(of_the_machine)
+
+
+def test_a_group_that_the_search_gives_up_is_a_pruned_row_and_leaves_no_reservation(job_of):
+    spec, job = job_of("pattern", stop_below={"2": 1.1})
+    run_group(job, PAIR)
+    record = Store(job["root"]).get(spec.digest)
+    assert (record.status, record.cause) == ("failed", Cause.PRUNED) and [point.epoch for point in record.curve] == [1, 2]
+    deadline = time.monotonic() + 60
+    while left := [group for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
 
 
 def dies(spec: TrialSpec, runtime: Runtime):

@@ -1,7 +1,10 @@
+import json
+
 import pytest
 from fakes import fake_data, fake_model
 
 from llmft.errors import UserError
+from llmft.registry import load_task
 from sweeps.cells import build_cells
 from sweeps.plan import find_plan, load_plan, parse_plan, shipped_plans
 from sweeps.yaml_file import read_yaml
@@ -84,6 +87,12 @@ def error_of(path):
         ("zero_shot:", "zero_shot: {train: {epochs: 3}}", ["trains nothing"]),
         ("n_shots: [2, 4]", "n_shots: [0, 4]", ["at least 1"]),
         ("n_dev: 4", "n_dev: 0", ["n_dev above 0"]),
+        ("n_dev: 4", "n_dev: 4\ndemonstrations: [a, b]", ["demonstrations names 2 examples; set n_shots to that (got 4)"]),
+        ("n_dev: 4", "n_dev: 4\ndraw: random\nshots_unit: per_class", ["draw 'balanced'"]),
+        ("n_dev: 4", "n_dev: 4\ntest_sets: [toy, hans]", ["test_sets: unknown test set 'hans'", "toy_hans"]),
+        ("n_dev: 4", "n_dev: 4\ntest_sets: [rte]", ["test_sets: none is of the task 'toy'", "'rte'"]),
+        ("seeds: [0, 1, 2]", "seeds: [0, 1, 2], vary: [data, draw]", ["report.vary.1", "'init'"]),
+        ("tasks: [toy]", "tasks: [3]", ["tasks.0", "the name of a task, or a mapping"]),
         ("n_dev: 4", "n_dev: 4.5", ["n_dev", "4.5"]),
         (
             "zero_shot:",
@@ -227,3 +236,73 @@ def test_a_plan_with_everything_about_the_search_written_out_is_the_same_plan(pl
         )
     )
     assert parse_plan(plan.model_dump(mode="json"), "copy") == plan and plan.search.prune.reduction_factor == 3
+
+
+@pytest.mark.parametrize("name", shipped_plans())
+def test_shipped_plans_go_together_with_the_data(name, task_data):
+    plan, where = load_plan(name, data_dir=task_data)
+    cells = build_cells(plan, where, fake_model)
+    for cell in cells:
+        task = load_task(cell.base.task)
+        assert cell.base.pattern in task.patterns
+        assert cell.base.test_sets is None or {task.in_domain, task.out_of_domain[0]} <= set(cell.base.test_sets)
+    assert {cell.base.task for cell in cells} == set(plan.task_names)
+
+
+def test_the_papers_settings():
+    plan, where = load_plan("paper")
+    cells = build_cells(plan, where, fake_model, fake_data)
+    for cell in cells:
+        train = cell.base.train
+        assert (train.learning_rate, train.epochs, train.batch_size, train.warmup_ratio) == (1e-5, 40, 32, 0.1) and not cell.search
+        assert cell.base.separator == r"\n\n" and cell.base.test_sets == tuple(
+            name for name in ("rte", "mnli", "qqp", "hans", "paws_qqp") if name in load_task(cell.base.task).out_of_domain + (cell.base.task,)
+        )
+    assert {cell.base.n_shots for cell in cells if cell.entry == "pattern"} == {16, 32, 64, 128}
+    ten = [cell.report_spec({}, seed) for cell in cells if cell.entry == "pattern" for seed in cell.report_seeds]
+    assert len(ten) == 10 * 7 * 3 * 4 and {(spec.init_seed, spec.dropout_seed) for spec in ten} == {(0, 0)}
+    assert {(spec.data_seed, spec.order_seed) for spec in ten} == {(seed, seed) for seed in range(10)}
+
+
+def test_only_the_seeds_that_vary_differ(small_cells):
+    def seeds_of(entry: str, vary: str) -> list[tuple[int, ...]]:
+        _, cells = small_cells(("seeds: [0, 1, 2]", f"seeds: [3, 1, 2], vary: {vary}"))
+        cell = next(cell for cell in cells if cell.entry == entry)
+        specs = [cell.report_spec({}, seed) for seed in cell.report_seeds]
+        return [(spec.data_seed, spec.order_seed, spec.init_seed, spec.dropout_seed) for spec in specs]
+
+    assert seeds_of("lora", "[data, order, init, dropout]") == [(3, 3, 3, 3), (1, 1, 1, 1), (2, 2, 2, 2)]
+    assert seeds_of("lora", "[data]") == [(3, 3, 3, 3), (1, 3, 3, 3), (2, 3, 3, 3)]
+    assert seeds_of("lora", "[init, dropout]") == [(3, 3, 3, 3), (3, 3, 1, 1), (3, 3, 2, 2)]
+    assert seeds_of("in_context", "[order]") == [(3, 3, 3, 3), (3, 1, 3, 3), (3, 2, 3, 3)]
+    assert seeds_of("in_context", "[init]") == [(3, 3, 3, 3)]  # the same answer again and again is no spread
+    assert seeds_of("zero_shot", "[data]") == [(3, 3, 3, 3)]
+
+
+def test_what_stands_in_the_prompt_reaches_the_trials(small_cells):
+    plan, cells = small_cells(
+        ("n_dev: 4", "n_dev: 4\ninstruction: 'Judge:'\nseparator: ' ## '\ndraw: random"), ("zero_shot:", "zero_shot: {instruction: ''}")
+    )
+    by_entry = {cell.entry: cell.base for cell in cells}
+    assert by_entry["zero_shot"].instruction == "" and by_entry["lora"].instruction == "Judge:"
+    assert {base.separator for base in by_entry.values()} == {" ## "}
+    assert {entry: base.draw for entry, base in by_entry.items()} == {"zero_shot": "balanced", "in_context": "random", "lora": "random"}
+    assert parse_plan(plan.model_dump(mode="json"), "copy") == plan
+
+
+def test_fixed_demonstrations_come_from_the_plan_or_a_file(small_cells, plan_file, tmp_path):
+    ids = ["toy_train/5", "toy_train/2"]
+    (tmp_path / "ids.json").write_text(json.dumps(ids))
+    for written in (str(ids), "ids.json"):
+        _, cells = small_cells(("n_shots: [2, 4]", f"n_shots: [2]\ndemonstrations: {written}"))
+        assert {cell.entry: list(cell.base.demonstrations) for cell in cells} == {"zero_shot": [], "in_context": ids, "lora": ids}
+    for content, said in (("3", "must hold a list of ids"), ("[3]", "must hold a list of ids"), ("{", "is no JSON"), (None, "cannot be read")):
+        (tmp_path / "ids.json").unlink(missing_ok=True)
+        if content is not None:
+            (tmp_path / "ids.json").write_text(content)
+        assert said in error_of(plan_file(("n_shots: [2, 4]", "n_shots: [2]\ndemonstrations: ids.json")))
+
+
+def test_words_are_words(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: [Yes, no, On, off, y]\nb: [true, False]\n")
+    assert read_yaml(tmp_path / "a.yaml") == {"a": ["Yes", "no", "On", "off", "y"], "b": [True, False]}

@@ -1,0 +1,126 @@
+"""Where things are inside a network: its transformer blocks, and in each the projections that methods attach to.
+
+transformers gives no common names to the parts of a block, so a family that is new needs a row in `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmft.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Names:
+    """Names of the linear layers of a block, as the ends of their dotted paths.
+
+    Attributes:
+        attention, feed_forward: (the first, which reads the sublayer's input; the last, which writes its output). There may be
+            several such pairs: a decoder of an encoder-decoder model has two attentions.
+        key, value: the projections to keys and values; one name for both where they are fused.
+    """
+
+    attention: tuple[tuple[str, str], ...]
+    feed_forward: tuple[tuple[str, str], ...]
+    key: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """One attention or feed-forward part of one block: the layer that reads its input, the one that writes its output."""
+
+    kind: str
+    reads: torch.nn.Module
+    writes: torch.nn.Module
+
+
+_LLAMA = Names((("q_proj", "o_proj"),), (("gate_proj", "down_proj"),), "k_proj", "v_proj")
+_OPT = Names((("q_proj", "out_proj"),), (("fc1", "fc2"),), "k_proj", "v_proj")
+_FUSED = (("dense_h_to_4h", "dense_4h_to_h"),)
+_T5 = Names(
+    (("SelfAttention.q", "SelfAttention.o"), ("EncDecAttention.q", "EncDecAttention.o")),
+    (("DenseReluDense.wi", "DenseReluDense.wo"), ("DenseReluDense.wi_0", "DenseReluDense.wo")),
+    "k",
+    "v",
+)
+_BART = Names(
+    (("self_attn.q_proj", "self_attn.out_proj"), ("encoder_attn.q_proj", "encoder_attn.out_proj")),
+    (("fc1", "fc2"),),
+    "k_proj",
+    "v_proj",
+)
+FAMILIES = {
+    "opt": _OPT,
+    "gpt2": Names((("attn.c_attn", "attn.c_proj"),), (("mlp.c_fc", "mlp.c_proj"),), "attn.c_attn", "attn.c_attn"),
+    "gpt_neo": Names((("attention.q_proj", "attention.out_proj"),), (("mlp.c_fc", "mlp.c_proj"),), "k_proj", "v_proj"),
+    "gpt_neox": Names((("query_key_value", "attention.dense"),), _FUSED, "query_key_value", "query_key_value"),
+    "gptj": Names((("q_proj", "out_proj"),), (("fc_in", "fc_out"),), "k_proj", "v_proj"),
+    "bloom": Names((("query_key_value", "self_attention.dense"),), _FUSED, "query_key_value", "query_key_value"),
+    "falcon": Names((("query_key_value", "self_attention.dense"),), _FUSED, "query_key_value", "query_key_value"),
+    "phi": Names((("q_proj", "self_attn.dense"),), (("fc1", "fc2"),), "k_proj", "v_proj"),
+    **dict.fromkeys(("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "granite", "olmo", "olmo2",
+                     "stablelm", "smollm3"), _LLAMA),
+    **dict.fromkeys(("t5", "mt5"), _T5),
+    **dict.fromkeys(("bart", "mbart"), _BART),
+}  # fmt: skip
+
+
+def names_in(network, method: str) -> Names:
+    """The row of `FAMILIES` for a network.
+
+    Raises:
+        UserError: its family has none; the line names `method`.
+    """
+    family = network.config.model_type
+    if family not in FAMILIES:
+        raise UserError(
+            f"method '{method}': the layers of {family!r} models are not known. Known: {', '.join(sorted(FAMILIES))}. "
+            "Choose another model or method, or add a row to llmft/blocks.py."
+        )
+    return FAMILIES[family]
+
+
+def find_blocks(network) -> list[torch.nn.Module]:
+    """The transformer blocks in their order (an encoder's first), by the class names that transformers gives; empty if it gives none."""
+    names = set(network._no_split_modules or ())
+    return [module for module in network.modules() if type(module).__name__ in names]
+
+
+def is_norm(module) -> bool:
+    """Whether a module is a layer norm of some kind."""
+    return type(module).__name__.endswith("Norm")
+
+
+def find_sublayers(network, method: str) -> list[Sublayer]:
+    """Every attention and feed-forward part of every block, in their order.
+
+    Raises:
+        UserError: the family is not known, or a block has other layers than its family's; the line names `method`.
+    """
+    names, found, blocks = names_in(network, method), [], find_blocks(network)
+    for block in blocks:
+        layers = dict(block.named_modules())
+        parts = [
+            Sublayer(kind, layers[read], layers[written])
+            for kind in ("attention", "feed_forward")
+            for reads, writes in getattr(names, kind)
+            if (read := _ending(layers, reads)) and (written := _ending(layers, writes))
+        ]
+        if {part.kind for part in parts} != {"attention", "feed_forward"}:
+            raise UserError(
+                f"method '{method}': a block of this {network.config.model_type!r} model has other layers than "
+                f"{names.attention} and {names.feed_forward}. Choose another model or method."
+            )
+        found += parts
+    if not blocks:
+        raise UserError(f"method '{method}': transformers does not name the blocks of {network.config.model_type!r} models.")
+    return found
+
+
+def _ending(layers, name: str) -> str | None:
+    return next((path for path in layers if f".{path}".endswith(f".{name}")), None)

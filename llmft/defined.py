@@ -1,0 +1,144 @@
+"""The task that a definition describes: rows from the user's own files, checked one by one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from llmft import hub
+from llmft.definition import Table, TaskDefinition, label_text
+from llmft.errors import UserError
+from llmft.prompts import FIELD, Pattern
+from llmft.sources import Source, content_hash, numbered
+from llmft.spec import DataRef, error_lines
+from llmft.tables import read_rows
+from llmft.task import Example, Task, TaskData, TestSet
+
+MOST_LABELS = 50  # so many values are rather texts or numbers than labels
+
+
+class DefinedTask(Task):
+    """A task of the user's own."""
+
+    def __init__(self, definition: TaskDefinition):
+        self.definition = definition
+        self.labels = tuple(definition.labels)
+        self._places = {label_text(value): place for place, value in enumerate(definition.labels.values())}
+        self.patterns = {
+            name: Pattern(entry.template, entry.label_prefix, entry.verbalizer) for name, entry in definition.patterns.items()
+        }
+        self.verbalizers = definition.verbalizers
+        self.in_domain = definition.name
+        self.out_of_domain = tuple(definition.test.out_of_domain)
+
+    def resolve_data(self, directory: str | None = None) -> DataRef:
+        """The files, or splits on the hub, that the definition names, wherever `directory` is."""
+        tables = self.definition.tables
+        wanted = sorted({(table.hub.repository, table.hub.revision) for table in tables.values() if table.hub})
+        data = DataRef(commits=tuple((name, revision, hub.pin(name, revision, "dataset")) for name, revision in wanted))
+        hashes = (f"{name} {content_hash(_paths(table, data))}" for name, table in tables.items())
+        return data.model_copy(update={"fingerprint": hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16]})
+
+    def load(self, data: DataRef) -> TaskData:
+        sets = {
+            name: tuple(self._example(*row) for row in numbered(_rows(table, data), name, str(table)))
+            for name, table in self.definition.tables.items()
+        }
+        for name, examples in sets.items():
+            if not examples:
+                raise UserError(f"{self.definition.tables[name]}: holds no rows.")
+        tests = [TestSet(self.in_domain, "in", sets[self.in_domain])]
+        tests += [TestSet(name, "out", sets[name]) for name in self.out_of_domain]
+        return TaskData(
+            sets["train"], tuple(tests), revision=_origin(self.definition.test.in_domain, data), dev_pool=sets.get("dev", ())
+        )
+
+    def _example(self, id_: str, where: str, row: dict[str, Any]) -> Example:
+        definition = self.definition
+        for column in (*definition.columns.values(), definition.label, *definition.groups):
+            if column not in row:
+                raise UserError(f"{where}: there is no column {column!r}. Columns: {', '.join(map(str, row))}.")
+        fields = {field: row[column] for field, column in definition.columns.items()}
+        for field, text in fields.items():
+            if not isinstance(text, str) or not text.strip():
+                raise UserError(
+                    f"{where}: column {definition.columns[field]!r} holds no text (got {text!r}). Correct the row or leave it out."
+                )
+        label = _label(row[definition.label], where, definition.label)
+        if label not in self._places:
+            raise UserError(
+                f"{where}: label {row[definition.label]!r} in column {definition.label!r} is not one of {', '.join(self._places)}. "
+                "Correct the row, or add it to the task's labels."
+            )
+        return Example(id_, fields, self._places[label], {group: str(row[group]) for group in definition.groups})
+
+
+def complete(definition: TaskDefinition, data: DataRef) -> TaskDefinition:
+    """The definition with what it leaves out: the labels that the training pool holds, columns of the fields' names, label words.
+
+    Raises:
+        UserError: the pool cannot be read, or holds no fitting labels.
+    """
+    fields = [field for entry in definition.patterns.values() for field in FIELD.findall(entry.template)]
+    columns = definition.columns or {field: field for field in fields}
+    labels = definition.labels or _labels_in(_rows(definition.train, data), str(definition.train), definition.label)
+    verbalizers = definition.verbalizers or {"labels": tuple(labels)}
+    first = next(iter(verbalizers))
+    content = definition.model_dump(mode="json") | {"columns": columns, "labels": labels, "verbalizers": verbalizers}
+    for entry in content["patterns"].values():
+        entry["verbalizer"] = entry["verbalizer"] or first
+    try:
+        return TaskDefinition.model_validate_json(json.dumps(content))
+    except ValidationError as error:  # what only the labels of the files show
+        raise UserError(error_lines(error, f"with the labels {', '.join(labels)}")) from None
+
+
+def _labels_in(rows: Iterable[dict[str, Any]], where: str, column: str) -> dict[str, str]:
+    found: set[str] = set()
+    for index, row in enumerate(rows):
+        if column not in row:
+            raise UserError(f"{where}, row {index}: there is no column {column!r}. Columns: {', '.join(map(str, row))}.")
+        found.add(_label(row[column], f"{where}, row {index}", column))
+    if not 2 <= len(found) <= MOST_LABELS:
+        raise UserError(
+            f"{where}: column {column!r} holds {len(found)} different values; name the task's labels if it is the right column."
+        )
+    return {label: label for label in sorted(found, key=_numbers_first)}
+
+
+def _numbers_first(text: str) -> tuple[bool, float, str]:
+    try:
+        return False, float(text), text
+    except ValueError:
+        return True, 0.0, text
+
+
+def _label(value: Any, where: str, column: str) -> str:
+    if not isinstance(value, str | int | float) or label_text(value) in ("", "nan"):
+        raise UserError(f"{where}: column {column!r} holds no label (got {value!r}). Correct the row or leave it out.")
+    return label_text(value)
+
+
+def _paths(table: Table, data: DataRef) -> list[Path]:
+    if table.hub is not None:
+        hub_table = table.hub
+        return Source((), (hub_table.repository, hub_table.configuration, hub_table.split, hub_table.revision)).paths(data)
+    path = Path(table.file).expanduser()
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file.")
+    return [path]
+
+
+def _origin(table: Table, data: DataRef) -> str:
+    if table.hub is None:
+        return Path(table.file).name
+    return f"{table.hub.repository}@{data.commit(table.hub.repository, table.hub.revision)}"
+
+
+def _rows(table: Table, data: DataRef) -> list[dict[str, Any]]:
+    return [row for path in _paths(table, data) for row in read_rows(path)]

@@ -1,0 +1,28 @@
+"""Linear probe (Alain & Bengio 2017): a new classification head on the right-most real token of a frozen model.
+
+The head is that of vanilla fine-tuning, linear unless `head: fully_connected`; what it cannot read off the last layer stays
+unlearned, so the probe says how much the model knew before.
+"""
+
+from typing import Literal
+
+from llmft.method import Range
+from llmft.methods.vanilla import Vanilla
+from llmft.spec import Spec
+
+
+class HeadOnly(Vanilla):
+    class Settings(Spec):
+        head: Literal["fully_connected", "linear"] = "linear"
+
+    train_defaults = {"learning_rate": 1e-3}
+    search = {"learning_rate": Range(1e-4, 1e-1, log=True)}
+    paper = "Alain & Bengio 2017"
+
+    def prepare(self, model, n_labels, generator):
+        super().prepare(model, n_labels, generator)
+        model.network.requires_grad_(False)
+        model.network.classifier.requires_grad_(True)
+
+
+METHOD = HeadOnly

@@ -1,0 +1,36 @@
+"""(IA)3 (Liu et al. 2022): keys, values and the inner activations of the feed-forward part are multiplied by learned vectors.
+
+k * l_k, v * l_v and l_ff * f(W_1 x) in every block, each l beginning at 1: so the network begins exactly as it was. The layers are
+peft's, their places ours: the ones peft has for OPT scale the query in place of the value. Where query, key and value are one
+projection (GPT-2, GPT-NeoX, BLOOM, Falcon) its whole output is scaled, the query with it.
+"""
+
+from llmft.method import Range
+from llmft.methods.pattern import PatternBased
+
+
+class IA3(PatternBased):
+    train_defaults = {"learning_rate": 3e-3}
+    search = {"learning_rate": Range(3e-4, 1e-1, log=True)}
+    paper = "Liu et al. 2022"
+
+    def peft_config(self, network):
+        from peft import IA3Config
+
+        from llmft.blocks import names_in
+
+        names = names_in(network, "ia3")
+        inner = {writes for _, writes in names.feed_forward}
+        return IA3Config(
+            target_modules={names.key, names.value} | inner,
+            feedforward_modules=inner,
+            task_type="SEQ_2_SEQ_LM" if network.config.is_encoder_decoder else "CAUSAL_LM",
+        )
+
+    def prepare(self, model, n_labels, generator):
+        from llmft.injection import inject
+
+        inject(self.peft_config(model.network), model.network, generator)
+
+
+METHOD = IA3

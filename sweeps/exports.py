@@ -1,0 +1,43 @@
+"""A trial of a store, written for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmft.errors import UserError
+from llmft.files import Place
+from llmft.record import WEIGHTS_FILE
+from sweeps.store import Store
+
+
+def export_trial(root: Place | str, beginning: str, folder: Path, merge: bool) -> str:
+    """Write what one trial has trained into `folder` (`llmft.export`), and say what lies there.
+
+    Args:
+        root: the results.
+        beginning: of the trial's digest.
+        merge: the whole model, in place of the adapter alone.
+
+    Raises:
+        UserError: there is no such trial, it kept no weights, or it cannot be written so.
+    """
+    store = Store(root)
+    found = [record for digest, record in sorted(store.load().items()) if digest.startswith(beginning)]
+    if len(found) != 1:
+        raise UserError(f"{store.root}: {len(found)} trials begin with {beginning!r}. Give the digest of one.")
+    (record,) = found
+    if record.weights_sha256 is None:
+        raise UserError(
+            f"{store.root}: trial {record.digest} ({record.spec.method}) kept no weights. Run its plan with keep_weights: true into "
+            "a new folder."
+        )
+    from llmft.export import export_adapter, export_model
+
+    weights = (store.folder(record.digest) / WEIGHTS_FILE).read_bytes()
+    (export_model if merge else export_adapter)(record.spec, weights, folder)
+    what = (
+        "a whole model: AutoModelForCausalLM.from_pretrained"
+        if merge
+        else "an adapter: peft.PeftModel.from_pretrained(base, ...)"
+    )
+    return f"{folder} holds {what}; {record.spec.method} on {record.spec.task}, base {record.spec.model.name}"
