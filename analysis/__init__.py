@@ -40,6 +40,7 @@ from analysis.stats import (
     welch,
 )
 from analysis.tables import compare, compare_groups
+from analysis.variance import seed_variance
 
 __all__ = [
     "CELL",
@@ -92,6 +93,7 @@ __all__ = [
     "sample_agreement",
     "scatter",
     "search_points",
+    "seed_variance",
     "select",
     "size_matrix",
     "to_csv",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from analysis.beside import beside, beside_notes, beside_sheet, beside_title, sh
 from analysis.columns import DOMAINS
 from analysis.contrasts import Family
 from analysis.findings import CODES, cross_findings
+from analysis.forgetting import forgetting_table
 from analysis.headline import answer, main_family
 from analysis.layout import TITLES, interval, lay_out, percent
 from analysis.manifest import Manifest
@@ -31,7 +33,12 @@ _OPEN_GROUPS = 6  # a grouping with more values than this is folded away
 
 
 def page_content(
-    frame: pd.DataFrame, rule: str, manifest: Manifest | None, comparison: pd.DataFrame, found: list[Family], groups: pd.DataFrame
+    frame: pd.DataFrame,
+    rule: str,
+    manifest: Manifest | None,
+    comparison: pd.DataFrame,
+    found: list[Family],
+    groups: pd.DataFrame,
 ) -> dict[str, Any]:
     """Everything but what needs the folder itself (figures, single answers, the plan)."""
     blocks, footnotes = lay_out(comparison)
@@ -70,7 +77,11 @@ def example_sheet(table: pd.DataFrame) -> Sheet:
     for row in table.to_dict("records"):
         span = f"{percent(row['difference'])} ({percent(row['low'])} to {percent(row['high'])})"
         known = row["only_a"] == row["only_a"]
-        counts = [f"{row['only_a']:.0f}", f"{row['only_b']:.0f}", f"{row['n_mcnemar']:.0f} of {row['n_seeds']}"] if known else ["–"] * 3
+        counts = (
+            [f"{row['only_a']:.0f}", f"{row['only_b']:.0f}", f"{row['n_mcnemar']:.0f} of {row['n_seeds']}"]
+            if known
+            else ["–"] * 3
+        )
         sheet.rows.append([
             row["model"], row["task"], str(row["n_shots"]), row["set"], _name(row, "a", several), _name(row, "b", several), span, str(row["n_seeds"]), f"{row['n_examples']:,}", *counts,
         ])  # fmt: skip
@@ -79,6 +90,34 @@ def example_sheet(table: pd.DataFrame) -> Sheet:
 
 def _name(row: dict[str, Any], side: str, several: set[str]) -> str:
     return f"{row[side]} ({row[f'{side}_pattern']})" if row[side] in several else row[side]
+
+
+def forgetting_sheet(frame: pd.DataFrame) -> Sheet:
+    """`analysis.forgetting_table` for a reader; no rows where nothing was measured beside the task."""
+    names = ["model", "task", "method", "shots", "pattern"]
+    sheet = Sheet(
+        [*names, "measured on", "metric", "n", "before", "after", "drop (95 %)", "relative drop"], numeric=(3, 7, 8, 9, 10, 11)
+    )
+    for (*cell, _, name, metric), row in forgetting_table(frame).iterrows():
+        span = "" if math.isnan(row["drop_low"]) else f" ({row['drop_low']:.3f} to {row['drop_high']:.3f})"
+        numbers = [f"{row['n_trials']:.0f}", f"{row['before']:.3f}", f"{row['after']:.3f}", f"{row['drop']:.3f}{span}"]
+        texts = [text.replace("-", "−") for text in [*numbers, f"{row['relative_drop']:.1%}"]]
+        sheet.rows.append([*map(str, cell), name, metric, *texts])
+    return trimmed(sheet, "model", "task", "pattern")
+
+
+def variance_sheet(table: pd.DataFrame) -> Sheet:
+    """`analysis.seed_variance` for a reader; no rows where all seeds vary together, for then there is nothing to attribute."""
+    sheet = Sheet(
+        ["model", "task", "method", "shots", "pattern", "n", "seed", "sd, points", "share of variance"], numeric=(3, 5, 7, 8)
+    )
+    if table["component"].nunique() > 2:
+        for row in table.to_dict("records"):
+            numbers = [percent(math.sqrt(row["variance"])), "–" if math.isnan(row["share"]) else f"{row['share']:.0%}"]
+            sheet.rows.append(
+                [*(str(row[name]) for name in CELL), str(row["n"]), row["component"].replace("+", ", "), *numbers]
+            )
+    return trimmed(sheet, "model", "task", "pattern")
 
 
 def command_sheet(frame: pd.DataFrame, rule: str) -> Sheet:
@@ -136,7 +175,9 @@ def _matrices(frame: pd.DataFrame, rule: str, comparison: pd.DataFrame) -> list[
     return matrices
 
 
-def _matrix(frame: pd.DataFrame, rule: str, task: str, n_shots: int, row: tuple, column: tuple, domain: str) -> dict[str, Any] | None:
+def _matrix(
+    frame: pd.DataFrame, rule: str, task: str, n_shots: int, row: tuple, column: tuple, domain: str
+) -> dict[str, Any] | None:
     sides = [{"method": method, "pattern": pattern} for method, pattern in (row, column)]
     try:
         matrix = size_matrix(frame, *sides, rule=rule, score=f"{domain}_score", task=task, n_shots=n_shots)
@@ -162,7 +203,9 @@ def _published(frame: pd.DataFrame, rule: str) -> list[dict[str, Any]]:
         names = ("ours", "published")
         shown = table[table["status"].isin(["both", "another set"])]
         notes = list(beside_notes(shown, *names))
-        found.append({"source": source, "title": beside_title(shown, *names), "sheet": beside_sheet(shown, *names), "notes": notes})
+        found.append(
+            {"source": source, "title": beside_title(shown, *names), "sheet": beside_sheet(shown, *names), "notes": notes}
+        )
     return found
 
 

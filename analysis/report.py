@@ -10,10 +10,12 @@ from analysis.contrasts import contrast_table, families
 from analysis.curves import load_curves
 from analysis.examples import example_contrasts, load_for_rule
 from analysis.findings import cross_findings
+from analysis.forgetting import load_forgetting
 from analysis.manifest import read_manifest
-from analysis.page import example_sheet, page_content
+from analysis.page import example_sheet, forgetting_sheet, page_content, variance_sheet
 from analysis.render import to_csv, to_latex, to_markdown
 from analysis.tables import compare, compare_groups
+from analysis.variance import seed_variance
 from llmft.errors import UserError
 from llmft.files import Place, open_folder, reason, write_atomically
 
@@ -63,10 +65,19 @@ def write_report(
     contrasts, found = families(frame, rule), cross_findings(frame, rule, manifest)
     comparison, groups = compare(frame, rule, contrasts), compare_groups(frame, rule)
     answers, unread = example_contrasts(root, frame, rule)
+    variance = seed_variance(
+        frame, rule, "out_of_domain_score" if frame["out_of_domain_score"].notna().any() else "in_domain_score"
+    )
     figures = draw_figures(frame, load_curves(root, frame), rule, comparison, groups)
     content = page_content(frame, rule, manifest, comparison, contrasts, groups)
     page = _render(
-        **content, examples=example_sheet(answers), unread=unread, plan=_plan(root), figures=figures
+        **content,
+        examples=example_sheet(answers),
+        unread=unread,
+        forgetting=forgetting_sheet(load_forgetting(root)),
+        variance=variance_sheet(variance),
+        plan=_plan(root),
+        figures=figures,
     )
     files = {
         "tables/comparison.md": to_markdown(comparison, found),
@@ -77,6 +88,7 @@ def write_report(
         "tables/examples.csv": to_csv(answers),
         "tables/budget.csv": to_csv(budget_curves(frame)),
         "tables/costs.csv": to_csv(costs(frame, rule)),
+        "tables/seed_variance.csv": to_csv(variance),
         **{f"figures/{name}.svg": figure for name, figure in figures.items()},
         "report.html": page,  # last: when it is there, so is what lies beside it
     }

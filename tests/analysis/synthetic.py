@@ -84,13 +84,14 @@ class Store:
         sets: dict[str, SetMetrics] | None = None,
         learning_rate: float = 1e-5,
         provenance: dict | None = None,
+        seeds: dict[str, int] | None = None,
         **spec,
     ) -> TrialRecord:
         trained = method not in ("in_context", "zero_shot")
         described = TrialSpec(
             model=ModelRef(name=model), task=spec.pop("task", "rte"), method=method, n_shots=n_shots, pattern=pattern,
             train=TrainSpec(learning_rate=learning_rate), **spec,
-        ).with_seed(seed)  # fmt: skip
+        ).with_seed(seed).model_copy(update=seeds or {})  # fmt: skip
         if sets is None:
             groups = {
                 "heuristic": {name: (out_accuracy or 0) + shift for name, shift in zip(HEURISTICS, (-0.1, 0, 0.1), strict=True)}

@@ -63,7 +63,8 @@ def test_the_report_holds_everything(full_store):
                  "llmft trial --task rte --method bitfit", "Behind the best", "hans, by label"):  # fmt: skip
         assert text in page.text, text
     assert page.tags.count("svg") > 9 and "table" in page.tags
-    tables = ("budget.csv", "comparison.csv", "comparison.md", "comparison.tex", "contrasts.csv", "costs.csv", "examples.csv", "groups.csv")
+    tables = ("budget.csv", "comparison.csv", "comparison.md", "comparison.tex", "contrasts.csv", "costs.csv", "examples.csv", "groups.csv",
+              "seed_variance.csv")
     assert sorted(str(each.relative_to(path.parent)) for each in path.parent.rglob("*.*")) == sorted(
         [*(f"figures/{name}.svg" for name in analysis.FIGURES), "report.html", *(f"tables/{name}" for name in tables)]
     )
@@ -130,6 +131,20 @@ def test_thin_results_give_a_report(store, case):
     }
     assert expected[case] in text
     assert "nan" not in re.sub(r"[a-z]+nan|nan[a-z]+", "", text.lower())
+
+
+def test_seeds_that_vary_apart_are_told_apart(store):
+    for data_seed in range(4):
+        for init_seed in range(3):
+            seeds = {"data_seed": data_seed, "order_seed": data_seed, "init_seed": init_seed, "dropout_seed": init_seed}
+            store.add(0, "lora", 0.6, 0.5 + 0.03 * data_seed + 0.001 * init_seed, seeds=seeds)
+    table = analysis.seed_variance(analysis.load(store.root)).set_index("component")
+    assert set(table.index) == {"data+order", "init+dropout", "residual"}
+    assert table["variance"].to_dict() == pytest.approx(
+        {"data+order": np.var([0, 0.03, 0.06, 0.09], ddof=1), "init+dropout": 1e-6, "residual": 0}, abs=1e-9
+    )
+    text = Text(analysis.write_report(store.root).read_text()).text
+    assert "Where the spread comes from" in text and "data, order" in text
 
 
 chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
