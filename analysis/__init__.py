@@ -9,13 +9,13 @@
 pandas, matplotlib and scipy are imported by the functions that need them, so that importing the package stays cheap.
 """
 
-from analysis.agreement import rule_agreement, sample_agreement
+from analysis.agreement import rule_agreement
 from analysis.beside import beside, beside_sentences, beside_sheet
 from analysis.budget import budget_curves, costs, search_points
 from analysis.columns import COLUMNS, Column
 from analysis.contrasts import contrast_table, families
 from analysis.curves import load_curves
-from analysis.examples import best_on_examples, example_contrasts, example_scores, load_for_rule
+from analysis.examples import example_contrasts, example_scores
 from analysis.figures import scatter
 from analysis.findings import CODES, cross_findings
 from analysis.forgetting import forgetting_table, load_forgetting, mean_relative_drop
@@ -28,6 +28,7 @@ from analysis.own import own_frame
 from analysis.published import SOURCES, load_published, load_results
 from analysis.render import to_csv, to_latex, to_markdown, to_terminal
 from analysis.report import FIGURES, draw_figures, write_report
+from analysis.sampled import best_on_examples, load_for_rule, sample_agreement
 from analysis.selection import CELL, RULES, choose, select
 from analysis.stats import (
     bootstrap_difference,

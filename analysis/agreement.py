@@ -1,4 +1,4 @@
-"""Do two ways of choosing checkpoints agree, and how many examples are enough to rank them?"""
+"""Do two ways of choosing checkpoints rank the methods alike?"""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.examples import example_scores, shared_examples
 from analysis.selection import CELL, select
-from llmft.files import Place
-from llmft.seeds import stream
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,33 +26,7 @@ def rule_agreement(frame: pd.DataFrame, rule: str, other: str, score: str = "out
     means = [_means(select(frame, name), score) for name in (rule, other)]
     shared = means[0].index.intersection(means[1].index)
     a, b = (each.loc[shared].to_numpy() for each in means)
-    return {"n_cells": len(shared), **_correlations(a, b), "difference": float((a - b).mean()) if len(shared) else math.nan}
-
-
-def sample_agreement(
-    root: str | Place, frame: pd.DataFrame, set_name: str, n: int = 50, n_draws: int = 100, seed: int = 0
-) -> dict[str, float]:
-    """How well the score on `n` examples of a set stands for the whole: correlations over all checkpoints of all report trials.
-
-    Mosbach et al. 2023 find r = .99 for 50 out-of-domain examples. The n examples are drawn `n_draws` times and compared with the
-    others, which they do not contain.
-
-    Returns:
-        `n_checkpoints`, and the means over the draws of `pearson` and `spearman`.
-    """
-    trials = frame[(frame["stage"] == "report") & (frame["status"] == "finished")]
-    tables = [example_scores(root, of_rule, set_name)[0] for _, of_rule in trials.groupby("selection")]
-    ids = shared_examples(tables)
-    rows = [table[ids].to_numpy() for table in tables if len(table)]
-    scores = np.concatenate(rows) if rows else np.empty((0, 0))  # [checkpoints, examples]
-    if len(scores) < 3 or scores.shape[1] <= n:
-        return {"n_checkpoints": len(scores), "pearson": math.nan, "spearman": math.nan}
-    generator, totals, found = stream(seed, f"agreement/{set_name}"), scores.sum(1), []
-    for _ in range(n_draws):
-        picked = scores[:, generator.choice(scores.shape[1], n, replace=False)].sum(1)
-        found.append(_correlations(picked / n, (totals - picked) / (scores.shape[1] - n)))
-    means = {name: float(np.mean([each[name] for each in found])) for name in ("pearson", "spearman")}
-    return {"n_checkpoints": len(scores), **means}
+    return {"n_cells": len(shared), **correlations(a, b), "difference": float((a - b).mean()) if len(shared) else math.nan}
 
 
 def _means(trials: pd.DataFrame, score: str) -> pd.Series:
@@ -63,7 +34,8 @@ def _means(trials: pd.DataFrame, score: str) -> pd.Series:
     return trained.groupby(CELL)[score].mean()
 
 
-def _correlations(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+def correlations(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    """Pearson's r and Spearman's rho; NaN for fewer than three values, or where one side has no spread."""
     from scipy.stats import pearsonr, spearmanr
 
     if len(a) < 3 or min(np.ptp(a), np.ptp(b)) == 0:

@@ -80,7 +80,10 @@ def beside_sheet(table: pd.DataFrame, our_name: str, their_name: str) -> Sheet:
     where = {"model": "model", "task": "task", "method": "method", "n_shots": "shots", "pattern": "pattern", "domain": "domain"}
     where = {column: name for column, name in where.items() if column in ("method", "domain") or rows[column].nunique() > 1}
     n = len(where)
-    sheet = Sheet([*where.values(), our_name, "n", their_name, "n", "difference", "p", "note"], numeric=(*(i for i, name in enumerate(where) if name == "n_shots"), *range(n, n + 6)))
+    sheet = Sheet(
+        [*where.values(), our_name, "n", their_name, "n", "difference", "p", "note"],
+        numeric=(*(i for i, name in enumerate(where) if name == "n_shots"), *range(n, n + 6)),
+    )
     for row in rows.to_dict("records"):
         note = {"both": "", "another set": f"sets {row['set']}, {row['other_set']}", "ours only": f"not in {their_name}"}
         p = p_text(row["p_holm"]).removeprefix("p ").removeprefix("= ") if row["status"] == "both" else "–"

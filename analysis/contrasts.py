@@ -139,7 +139,21 @@ def contrast_table(frame: pd.DataFrame, rule: str = "best_dev", found: list[Fami
     """
     import pandas as pd
 
-    names = ["model", "task", "n_shots", "domain", "a", "a_pattern", "b", "b_pattern", "difference", "low", "high", "p", "p_holm"]
+    names = [
+        "model",
+        "task",
+        "n_shots",
+        "domain",
+        "a",
+        "a_pattern",
+        "b",
+        "b_pattern",
+        "difference",
+        "low",
+        "high",
+        "p",
+        "p_holm",
+    ]
     rows = [
         (
             family.model, family.task, family.n_shots, family.domain, each.a.method, each.a.pattern, each.b.method, each.b.pattern,
@@ -186,7 +200,5 @@ def _family(model: str, task: str, n_shots: int, domain: str, samples: list[Samp
     differences = [difference(a, b) for a, b in pairs]
     adjusted = holm([each.p for each in differences])
     n_family = sum(not math.isnan(p) for p in adjusted)
-    contrasts = [
-        Contrast(a, b, each, float(p), n_family) for (a, b), each, p in zip(pairs, differences, adjusted, strict=True)
-    ]
+    contrasts = [Contrast(a, b, each, float(p), n_family) for (a, b), each, p in zip(pairs, differences, adjusted, strict=True)]
     return Family(model, task, n_shots, domain, ranked, contrasts)

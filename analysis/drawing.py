@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
+    from numpy.typing import ArrayLike
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 """Okabe and Ito's palette (2008), which colour-blind readers can tell apart; its yellow is left out, too faint on white."""
@@ -120,6 +123,18 @@ def draw(
         file = io.StringIO()
         FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None, "Creator": None})
     return _embeddable(file.getvalue(), label)
+
+
+def draw_line(axes: Axes, look: Look, name: str, x: ArrayLike, mean: ArrayLike, half: ArrayLike, band: bool = False) -> None:
+    """One method's means at `x`, in percent, with their intervals (mean ± half; NaN: none) as bars, or as a band."""
+    x, mean, half = (np.asarray(each, float) for each in (x, mean, half))
+    style = {"color": look.colour(name), "linestyle": look.line(name), "linewidth": 1.5}
+    if band:
+        axes.plot(x, 100 * mean, marker=look.marker(name) if len(x) < 2 else "", **style)
+        axes.fill_between(x, 100 * (mean - half), 100 * (mean + half), color=look.colour(name), alpha=0.12, linewidth=0)
+        return
+    axes.errorbar(x, 100 * mean, yerr=100 * np.nan_to_num(half), marker=look.marker(name), markersize=5,
+                  markerfacecolor=look.face(name), elinewidth=1, capsize=2, **style)  # fmt: skip
 
 
 def log_axis(axes: Axes, ticks: Sequence[float] | None = None, names: Sequence[str] = (), rotation: int = 0) -> None:

@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 import io
-import json
-import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from analysis.columns import DOMAINS
-from analysis.frame import load, read_predictions, record_paths
+from analysis.frame import read_predictions, record_paths
 from analysis.selection import select
 from analysis.stats import ALPHA, bootstrap_difference, holm, mcnemar
 from analysis.tables import common_shots
 from llmft.files import Place, read_many
 from llmft.record import RecordError
-from llmft.seeds import stream
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_COLUMNS = [
-    "model",
-    "task",
-    "n_shots",
-    "domain",
-    "set",
-    "a",
-    "a_pattern",
-    "b",
-    "b_pattern",
-    "n_seeds",
-    "n_examples",
-    "difference",
-]
-_COLUMNS += ["low", "high", "only_a", "only_b", "n_mcnemar"]
+_COLUMNS = (
+    *("model", "task", "n_shots", "domain", "set", "a", "a_pattern", "b", "b_pattern", "n_seeds", "n_examples"),
+    *("difference", "low", "high", "only_a", "only_b", "n_mcnemar"),
+)
 
 
 def example_scores(root: str | Place, trials: pd.DataFrame, set_name: str) -> tuple[pd.DataFrame, list[str]]:
@@ -106,7 +92,7 @@ def example_contrasts(root: str | Place, frame: pd.DataFrame, rule: str = "best_
                 cells[key] = scores.loc[by_seed.to_numpy()].set_index(by_seed.index.astype(int))
             where = dict(zip(_COLUMNS, (model, task, n_shots, domain, set_name), strict=False))
             rows += [where | row for row in _against_best(cells)]
-    return pd.DataFrame(rows, columns=_COLUMNS).assign(rule=rule), list(problems)
+    return pd.DataFrame(rows, columns=list(_COLUMNS)).assign(rule=rule), list(problems)
 
 
 def _scores(content: bytes, selection: str, set_name: str, metric: str) -> pd.Series:
@@ -152,76 +138,3 @@ def _paired(a_key: tuple, a: pd.DataFrame, b_key: tuple, b: pd.DataFrame) -> tup
         return a.to_numpy(), np.repeat(b.to_numpy(), len(a), 0)
     shared = a.index.intersection(b.index)
     return a.loc[shared].to_numpy(), b.loc[shared].to_numpy()
-
-
-def load_for_rule(root: str | Place, rule: str) -> tuple[pd.DataFrame, list[str]]:
-    """`analysis.load`, with the rows of `rule` added where it is 'best_on_<n>' (`best_on_examples`); and what could not be read."""
-    frame, named = load(root), re.fullmatch(r"best_on_([1-9]\d*)", rule)
-    return best_on_examples(root, frame, int(named[1])) if named else (frame, [])
-
-
-def best_on_examples(root: str | Place, frame: pd.DataFrame, n: int = 50, seed: int = 0) -> tuple[pd.DataFrame, list[str]]:
-    """The frame with one more rule: of the checkpoints that a trial kept, the one that is best on `n` out-of-domain examples.
-
-    What exactly: of the headline out-of-domain set `n` examples are drawn with this seed, the same for every trial; each trial's
-    kept checkpoints are scored on them, and the best is taken (the better on dev among equals). Its out-of-domain score is that on
-    the remaining examples alone, so no example both selects and counts; the row of a trial without checkpoints is scored on the
-    same remaining ones. In-domain numbers are the chosen checkpoint's, and other measures of the out-of-domain set are missing.
-    The choice is among the checkpoints on record ('last', 'best_dev', ...), not among all epochs. Where one of them was itself
-    chosen on the reported sets, the row is an oracle.
-
-    Returns:
-        `frame` with rows of `selection` 'best_on_<n>' added for every report trial that left answers, and what could not be read.
-    """
-    import pandas as pd
-
-    rule = f"best_on_{n}"
-    done = frame[(frame["stage"] == "report") & (frame["status"] == "finished") & frame["out_of_domain_set"].notna()]
-    added, problems = [], {}
-    for set_name, trials in done.groupby("out_of_domain_set"):
-        tables = {}
-        for selection, of_rule in trials.groupby("selection"):
-            tables[selection], unread = example_scores(root, of_rule, set_name)
-            problems |= dict.fromkeys(unread)
-        ids = shared_examples(tables.values())
-        if len(ids) <= n:
-            if ids:
-                problems[f"{set_name}: {len(ids)} examples with answers are too few to choose by {n} and report on others"] = (
-                    None
-                )
-            continue
-        picked = {ids[i] for i in stream(seed, f"best_on/{set_name}").choice(len(ids), n, replace=False)}
-        rest = [id_ for id_ in ids if id_ not in picked]
-        for _, kept in trials.groupby("digest"):
-            kept = kept[[digest in tables[s].index for digest, s in zip(kept["digest"], kept["selection"], strict=True)]]
-            if kept.empty:
-                continue
-            on_picked = [
-                tables[s].loc[digest, list(picked)].mean() for digest, s in zip(kept["digest"], kept["selection"], strict=True)
-            ]
-            order = sorted(range(len(kept)), key=lambda i: (-on_picked[i], -_or_zero(kept["dev_score"].iloc[i]), i))
-            added.append(_rescored(kept.iloc[order[0]], rule, tables, rest, bool(kept["is_oracle"].any())))
-    grown = pd.concat([frame, pd.DataFrame(added)], ignore_index=True) if added else frame
-    return grown.astype(frame.dtypes.to_dict()), list(problems)
-
-
-def _or_zero(value: float) -> float:
-    return 0.0 if np.isnan(value) else float(value)
-
-
-def _rescored(row: pd.Series, rule: str, tables: dict[str, pd.DataFrame], rest: list[str], is_oracle: bool) -> pd.Series:
-    set_name, score = row["out_of_domain_set"], float(tables[row["selection"]].loc[row["digest"], rest].mean())
-    row = row.copy()
-    known = ("_set", "_majority", "_majority_share")  # of the whole set, which a random part of it resembles
-    stale = [name for name in row.index if name.startswith(("out_of_domain_", f"{set_name}_")) and not name.endswith(known)]
-    row[stale] = np.nan
-    row["selection"], row["is_oracle"] = rule, is_oracle
-    row["out_of_domain_score"] = row[f"{set_name}_score"] = score
-    row[f"{set_name}_n"] = float(len(rest))
-    if row["metric"] == "accuracy":
-        row["out_of_domain_accuracy"] = row[f"{set_name}_accuracy"] = score
-    sets = json.loads(row["sets"])
-    sets[set_name] |= {"n": len(rest), "groups": {}}
-    row["sets"] = json.dumps(sets)
-    row["gap"] = row["in_domain_score"] - score
-    return row

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from analysis.budget import COSTS, budget_curves, costs, search_points
+from analysis.budget import COSTS, costs
 from analysis.columns import DOMAINS
-from analysis.drawing import INK, MARKERS, Look, draw, handle, log_axis, notice
+from analysis.drawing import INK, MARKERS, Look, draw, draw_line, handle, log_axis, notice
 from analysis.layout import TITLES, axis_name
 from analysis.matrix import model_size, size_name
 from analysis.rows import LABEL
-from analysis.selection import CELL, select
-from analysis.stats import half_width
+from analysis.selection import select
 from analysis.tables import common_shots
 
 if TYPE_CHECKING:
@@ -42,8 +39,8 @@ def scatter(frame: pd.DataFrame, rule: str = "best_dev") -> str:
         values = 100 * trials[["in_domain_score", "out_of_domain_score", "in_domain_majority", "out_of_domain_majority"]]
         low, high = max(0.0, values.min().min() - 4), min(100.0, values.max().max() + 4)
         axes.plot([low, high], [low, high], color=INK, alpha=0.25, linewidth=0.8, zorder=0)
-        for draw_line, domain in ((axes.axvline, "in_domain"), (axes.axhline, "out_of_domain")):
-            draw_line(values[f"{domain}_majority"].mean(), color=INK, alpha=0.45, linewidth=1, linestyle="--", zorder=0)
+        for across, domain in ((axes.axvline, "in_domain"), (axes.axhline, "out_of_domain")):
+            across(values[f"{domain}_majority"].mean(), color=INK, alpha=0.45, linewidth=1, linestyle="--", zorder=0)
         for (name, n_shots), cell in trials.groupby(["name", "n_shots"]):
             x, y = 100 * cell["in_domain_score"], 100 * cell["out_of_domain_score"]
             face = look.face(name)
@@ -84,7 +81,7 @@ def shots_figure(frame: pd.DataFrame, table: pd.DataFrame) -> str:
             if line["n_shots"].max() == 0:
                 axes.axhline(100 * line[f"{domain}_mean"].iloc[0], color=look.colour(name), linewidth=1.2, linestyle=":")
                 continue
-            _line(axes, look, name, line["n_shots"].astype(float), line[f"{domain}_mean"], line[f"{domain}_half_width"])
+            draw_line(axes, look, name, line["n_shots"].astype(float), line[f"{domain}_mean"], line[f"{domain}_half_width"])
         log_axis(axes, ticks, [str(n) for n in ticks])
         axes.set(xlabel="shots", ylabel=axis_name(cells, domain))
 
@@ -112,7 +109,7 @@ def sizes_figure(frame: pd.DataFrame, table: pd.DataFrame) -> str:
             axes.axhline(100 * majority, color=INK, alpha=0.45, linewidth=1, linestyle="--", zorder=0)
         for name, line in cells.groupby("name"):
             line = line.sort_values("size")
-            _line(axes, look, name, line["size"], line[f"{domain}_mean"], line[f"{domain}_half_width"])
+            draw_line(axes, look, name, line["size"], line[f"{domain}_mean"], line[f"{domain}_half_width"])
         ticks = cells.drop_duplicates("size").sort_values("size")
         log_axis(axes, ticks["size"], [size_name(name) for name in ticks["model"]], rotation=45 if len(ticks) > 5 else 0)
         axes.set(xlabel="parameters of the model", ylabel=axis_name(cells, domain))
@@ -123,68 +120,6 @@ def sizes_figure(frame: pd.DataFrame, table: pd.DataFrame) -> str:
         cells = of_task[of_task["n_shots"].isin([0, shots])]
         panels += [(f"{task}, {shots} shots: {TITLES[domain].lower()}", (domain, cells)) for domain in DOMAINS]
     return draw(panels, paint, lambda: [*look.handles(rows), _majority_handle()], "Score against model size", columns=2)
-
-
-def learning_curves(frame: pd.DataFrame, curves: pd.DataFrame) -> str:
-    """Mean dev score after each epoch over the report trials of a cell, with the 95 % interval, a panel for each number of shots.
-
-    Args:
-        curves: from `analysis.load_curves`.
-    """
-    report = frame[frame["stage"] == "report"].drop_duplicates("digest")
-    points = curves.dropna(subset=["dev_score"]).merge(report[["digest", *CELL]], on="digest")
-    if points.empty:
-        return notice("No trial was scored on dev during training.")
-    look = Look(frame)
-    points = look.name(points)
-
-    def paint(axes: Axes, cells: pd.DataFrame) -> None:
-        for name, of_name in cells.groupby("name"):
-            by_epoch = of_name.groupby("epoch")["dev_score"].agg(["mean", lambda scores: half_width(scores.to_numpy())])
-            _line(axes, look, name, by_epoch.index.astype(float), by_epoch.iloc[:, 0], by_epoch.iloc[:, 1], band=True)
-        axes.set(xlabel="epoch", ylabel="dev score × 100")
-
-    panels = [(f"{m} on {t}, {n} shots", cells) for (m, t, n), cells in points.groupby(["model", "task", "n_shots"])]
-    return draw(panels, paint, lambda: look.handles(points), "Dev score during training")
-
-
-def rates_figure(frame: pd.DataFrame) -> str:
-    """Dev score (mean over the search seeds) of every setting that the search tried, against its learning rate."""
-    points = search_points(frame)
-    points = points[points["learning_rate"].notna() & (points["n_failed"] == 0)]
-    if points.groupby(CELL)["learning_rate"].nunique().max() in (0, 1) or points.empty:
-        return notice("No search tried several learning rates.")
-    look = Look(frame)
-    points = look.name(points)
-
-    def paint(axes: Axes, cells: pd.DataFrame) -> None:
-        for name, of_name in cells.groupby("name"):
-            line = of_name.sort_values("learning_rate")
-            nothing = np.full(len(line), math.nan)
-            _line(axes, look, name, line["learning_rate"], line["dev_score"], nothing)
-        log_axis(axes)
-        axes.set(xlabel="learning rate", ylabel="dev score × 100")
-
-    panels = [(f"{m} on {t}, {n} shots", cells) for (m, t, n), cells in points.groupby(["model", "task", "n_shots"])]
-    return draw(panels, paint, lambda: look.handles(points), "Dev score against the learning rate")
-
-
-def budget_figure(frame: pd.DataFrame) -> str:
-    """Expected best dev score against the number of settings tried (Dodge et al. 2019)."""
-    curves = budget_curves(frame)
-    if curves.empty or curves["n_trials"].max() < 2:
-        return notice("No search tried several settings.")
-    look = Look(frame)
-    curves = look.name(curves)
-
-    def paint(axes: Axes, cells: pd.DataFrame) -> None:
-        for name, line in cells.groupby("name"):
-            _line(axes, look, name, line["n_trials"].astype(float), line["expected"], np.full(len(line), math.nan))
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set(xlabel="settings tried", ylabel="expected best dev score × 100")
-
-    panels = [(f"{m} on {t}, {n} shots", cells) for (m, t, n), cells in curves.groupby(["model", "task", "n_shots"])]
-    return draw(panels, paint, lambda: look.handles(curves), "Expected best dev score against the search budget")
 
 
 def cost_figure(frame: pd.DataFrame, rule: str = "best_dev", cost: str = "tokens_per_query") -> str:
@@ -253,17 +188,6 @@ def sets_figure(frame: pd.DataFrame, groups: pd.DataFrame) -> str:
 def _of(trials: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     """The trials of the models and tasks in `cells`."""
     return trials[trials["model"].isin(cells["model"]) & trials["task"].isin(cells["task"])]
-
-
-def _line(axes: Axes, look: Look, name: str, x, mean, half, band: bool = False) -> None:
-    x, mean, half = (np.asarray(each, float) for each in (x, mean, half))
-    style = {"color": look.colour(name), "linestyle": look.line(name), "linewidth": 1.5}
-    if band:
-        axes.plot(x, 100 * mean, marker=look.marker(name) if len(x) < 2 else "", **style)
-        axes.fill_between(x, 100 * (mean - half), 100 * (mean + half), color=look.colour(name), alpha=0.12, linewidth=0)
-        return
-    axes.errorbar(x, 100 * mean, yerr=100 * np.nan_to_num(half), marker=look.marker(name), markersize=5,
-                  markerfacecolor=look.face(name), elinewidth=1, capsize=2, **style)  # fmt: skip
 
 
 def _majority_handle():

@@ -118,10 +118,14 @@ class _Teller:
             return f"no method beats the majority class ({self.value(best)}){self.at}; {nearest}.", False
         alike = [each for each in others if not self.family.between(best, each).p < ALPHA]
         if not alike:
-            closest = max((self.family.between(best, each) for each in others), key=lambda each: (each.p, -each.difference.mean))
+            closest = max(
+                (self.family.between(best, each) for each in others), key=lambda each: (each.p, -each.difference.mean)
+            )
             lead = f"{self.family.name(best)} is best{self.at}: {self.value(best)}, ahead of {self.family.name(others[0])} by {points(first)}"
             return f"{lead}.{self.hardest(closest, first)}", True
-        above = f"{self.family.name(best)} leads with {self.value(best)}, {self.family.name(others[0])} follows{self.margin(first)}"
+        above = (
+            f"{self.family.name(best)} leads with {self.value(best)}, {self.family.name(others[0])} follows{self.margin(first)}"
+        )
         if majority in alike:
             lead = self.family.between(best, majority)
             nearest = "" if others[0] is majority else f"; {self.family.name(others[0])} follows{self.margin(first)}"

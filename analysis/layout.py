@@ -61,7 +61,15 @@ def lay_out(comparison: pd.DataFrame) -> tuple[list[Block], dict[str, str]]:
         for prefix, title in TITLES.items():
             name = ", ".join(rows[f"{prefix}_set"].dropna().unique())
             headers += [f"{title}{f': {name}' if name else ''}{oracle}", "sd", "max"]
-        blocks.append(Block(model, task, metric_name(rows["metric"]), [*headers, "Gap"], [list(_entries(row, letters)) for _, row in rows.iterrows()]))
+        blocks.append(
+            Block(
+                model,
+                task,
+                metric_name(rows["metric"]),
+                [*headers, "Gap"],
+                [list(_entries(row, letters)) for _, row in rows.iterrows()],
+            )
+        )
     return blocks, footnotes
 
 

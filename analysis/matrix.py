@@ -1,7 +1,7 @@
 """One way of adapting against another, over all sizes of a family of models: the significance matrices of Mosbach et al. 2023.
 
-    size_matrix(load_published(), row={"method": "in_context", "pattern": "gpt-3"}, column={"method": "pattern"},
-                rule="best_in_domain", model="facebook/opt-*", task="rte", n_shots=16)             # the paper's Table 1 (a)
+size_matrix(load_published(), row={"method": "in_context", "pattern": "gpt-3"}, column={"method": "pattern"},
+            rule="best_in_domain", model="facebook/opt-*", task="rte", n_shots=16)             # the paper's Table 1 (a)
 """
 
 from __future__ import annotations

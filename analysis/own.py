@@ -36,7 +36,9 @@ def own_frame(data: pd.DataFrame) -> pd.DataFrame:
     scores = [f"{domain}_score" for domain in DOMAINS if f"{domain}_score" in data]
     for name in REQUIRED:
         if name not in data:
-            raise UserError(f"own_frame: no column {name!r}. It needs {', '.join(REQUIRED)}; it has {', '.join(map(str, data.columns))}.")
+            raise UserError(
+                f"own_frame: no column {name!r}. It needs {', '.join(REQUIRED)}; it has {', '.join(map(str, data.columns))}."
+            )
     if not scores:
         near = unknown_name("column", "in_domain_score", map(str, data.columns))
         raise UserError(f"own_frame: neither in_domain_score nor out_of_domain_score ({near})")

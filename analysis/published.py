@@ -112,7 +112,9 @@ def _row(name: str, run: dict[str, Any]) -> dict[str, Any]:
         "findings": ";".join(each["code"] for each in findings) or None,
         "finding_details": json.dumps(findings) if findings else None,
         "n_warnings": len(findings),
-        "sets": json.dumps({set_: {"domain": d, "n": _SIZES[set_], "groups": {}} for set_, d in ((task, "in"), (other, "out"))}),
+        "sets": json.dumps(
+            {set_: {"domain": d, "n": _SIZES[set_], "groups": {}} for set_, d in ((task, "in"), (other, "out"))}
+        ),
         "gap": inside - outside,
         "provenance": json.dumps({"published": SOURCES[name], "figure": run["figure"].removeprefix("Fig"), "run": run["run"]}),
     }

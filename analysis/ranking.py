@@ -43,7 +43,20 @@ def ranking(family: Family) -> Ranking:
 
 def difference_sheet(found: Iterable[Family]) -> Sheet:
     """Every method against the best one of its family: the comparisons behind the bold numbers."""
-    headers = ["model", "task", "shots", "domain", "best", "other", "difference (95 %)", "p", "p, corrected", "pairs", "test", "would see"]
+    headers = [
+        "model",
+        "task",
+        "shots",
+        "domain",
+        "best",
+        "other",
+        "difference (95 %)",
+        "p",
+        "p, corrected",
+        "pairs",
+        "test",
+        "would see",
+    ]
     sheet = Sheet(headers, numeric=(2, 6, 7, 8, 9, 11))
     for family in found:
         best = family.samples[0]

@@ -93,7 +93,12 @@ def to_markdown(comparison: pd.DataFrame, findings: Iterable[Finding] = ()) -> s
     blocks, footnotes = lay_out(comparison)
     lines = [] if blocks else ["No report trials to compare yet.", ""]
     for block in blocks:
-        lines += [f"### {plain(block.model)} on {plain(block.task)}", "", f"{plain(block.metric[0].upper() + block.metric[1:])} (± 95 % interval).", ""]
+        lines += [
+            f"### {plain(block.model)} on {plain(block.task)}",
+            "",
+            f"{plain(block.metric[0].upper() + block.metric[1:])} (± 95 % interval).",
+            "",
+        ]
         lines.append("| " + " | ".join(plain(header) for header in block.headers) + " |")
         lines.append("|" + "|".join(":--" if header in ("Method", "Pattern") else "--:" for header in block.headers) + "|")
         for row in block.rows:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from analysis.budget import budget_curves, costs
 from analysis.contrasts import contrast_table, families
 from analysis.curves import load_curves
-from analysis.examples import example_contrasts, load_for_rule
+from analysis.examples import example_contrasts
 from analysis.findings import cross_findings
 from analysis.forgetting import load_forgetting
 from analysis.manifest import read_manifest
-from analysis.page import example_sheet, forgetting_sheet, page_content, variance_sheet
+from analysis.page import page_content
 from analysis.render import to_csv, to_latex, to_markdown
+from analysis.report_tables import example_sheet, forgetting_sheet, variance_sheet
+from analysis.sampled import load_for_rule
 from analysis.tables import compare, compare_groups
 from analysis.variance import seed_variance
 from llmft.errors import UserError
@@ -113,7 +115,7 @@ def draw_figures(
         curves: from `analysis.load_curves`.
         comparison, groups: `analysis.compare(frame, rule)` and `analysis.compare_groups(frame, rule)`, where the caller has them.
     """
-    from analysis import figures
+    from analysis import figures, training_figures
 
     comparison = compare(frame, rule) if comparison is None else comparison
     groups = compare_groups(frame, rule) if groups is None else groups
@@ -124,9 +126,9 @@ def draw_figures(
         "sizes": figures.sizes_figure(frame, comparison),
         "sets": figures.sets_figure(frame, groups),
         "cost": figures.cost_figure(frame, rule),
-        "curves": figures.learning_curves(frame, curves),
-        "rates": figures.rates_figure(frame),
-        "budget": figures.budget_figure(frame),
+        "curves": training_figures.learning_curves(frame, curves),
+        "rates": training_figures.rates_figure(frame),
+        "budget": training_figures.budget_figure(frame),
     }
 
 

@@ -38,7 +38,9 @@ def select(frame: pd.DataFrame, rule: str = "best_dev") -> pd.DataFrame:
         raise unknown_name("selection rule", rule, {*RULES, *own})
     chosen = frame[(frame["stage"] == "report") & frame["selection"].isin([rule, "none"])]
     if rule not in RULES:  # an added rule may have its own row of an untrained method
-        chosen = chosen[(chosen["selection"] == rule) | ~chosen["digest"].isin(chosen.loc[chosen["selection"] == rule, "digest"])]
+        chosen = chosen[
+            (chosen["selection"] == rule) | ~chosen["digest"].isin(chosen.loc[chosen["selection"] == rule, "digest"])
+        ]
     return chosen.assign(rule=rule)
 
 

@@ -73,7 +73,9 @@ def welch_p(a: Sequence[float], b: Sequence[float], alternative: str = "two-side
     if not error > 0:
         return math.nan
     t = shift / error
-    return float({"two-sided": 2 * stdtr(freedom, -abs(t)), "greater": stdtr(freedom, -t), "less": stdtr(freedom, t)}[alternative])
+    return float(
+        {"two-sided": 2 * stdtr(freedom, -abs(t)), "greater": stdtr(freedom, -t), "less": stdtr(freedom, t)}[alternative]
+    )
 
 
 def welch(a: Sequence[float], b: Sequence[float]) -> Difference:

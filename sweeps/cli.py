@@ -126,12 +126,12 @@ def sweep(
 
 
 def _show_report(root: Place, rule: str = "best_dev") -> None:
-    from analysis.examples import load_for_rule
     from analysis.findings import cross_findings
     from analysis.headline import headline
     from analysis.manifest import read_manifest
     from analysis.render import to_terminal
     from analysis.report import write_report
+    from analysis.sampled import load_for_rule
     from analysis.tables import compare
 
     frame, unread = load_for_rule(root, rule)
