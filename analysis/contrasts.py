@@ -189,7 +189,7 @@ def _samples(trials: pd.DataFrame, domain: str) -> Iterator[Sample]:
             yield Sample(method, pattern, int(n_shots), tuple(by_seed), tuple(map(int, by_seed.index)))
         else:
             yield Sample(method, pattern, int(n_shots), tuple(scores))
-    share = trials[f"{domain}_majority"].mean()
+    share = trials.loc[trials["metric"] == "accuracy", f"{domain}_majority"].mean()
     if not math.isnan(share):
         yield Sample(MAJORITY, "", 0, (float(share),))
 

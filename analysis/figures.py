@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from analysis.budget import COSTS, costs
 from analysis.columns import DOMAINS
+from analysis.contrasts import MAJORITY
 from analysis.drawing import INK, MARKERS, Look, draw, draw_line, handle, log_axis, notice
 from analysis.layout import TITLES, axis_name
 from analysis.matrix import model_size, size_name
@@ -17,6 +18,7 @@ from analysis.tables import common_shots
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 
 def scatter(frame: pd.DataFrame, rule: str = "best_dev") -> str:
@@ -40,7 +42,8 @@ def scatter(frame: pd.DataFrame, rule: str = "best_dev") -> str:
         low, high = max(0.0, values.min().min() - 4), min(100.0, values.max().max() + 4)
         axes.plot([low, high], [low, high], color=INK, alpha=0.25, linewidth=0.8, zorder=0)
         for across, domain in ((axes.axvline, "in_domain"), (axes.axhline, "out_of_domain")):
-            across(values[f"{domain}_majority"].mean(), color=INK, alpha=0.45, linewidth=1, linestyle="--", zorder=0)
+            if values[f"{domain}_majority"].notna().any():
+                across(values[f"{domain}_majority"].mean(), color=INK, alpha=0.45, linewidth=1, linestyle="--", zorder=0)
         for (name, n_shots), cell in trials.groupby(["name", "n_shots"]):
             x, y = 100 * cell["in_domain_score"], 100 * cell["out_of_domain_score"]
             face = look.face(name)
@@ -50,9 +53,10 @@ def scatter(frame: pd.DataFrame, rule: str = "best_dev") -> str:
         axes.set_xlabel(axis_name(trials, "in_domain"))
         axes.set_ylabel(axis_name(trials, "out_of_domain"))
 
-    def handles():
+    def handles() -> list[Line2D]:
         shots = [handle(f"{n} shots", INK, marker, fillstyle="none", markersize=7) for n, marker in markers.items()]
-        return [*look.handles(points, lines=False, markers=False), *shots, _majority_handle()]
+        known = points[["in_domain_majority", "out_of_domain_majority"]].notna().any().any()
+        return [*look.handles(points, lines=False, markers=False), *shots, *([_majority_handle()] if known else [])]
 
     panels = [(f"{model} on {task}", trials) for (model, task), trials in points.groupby(["model", "task"])]
     return draw(panels, paint, handles, "In-domain against out-of-domain score, one point for each trial", (4.2, 4.2))
@@ -190,13 +194,11 @@ def _of(trials: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     return trials[trials["model"].isin(cells["model"]) & trials["task"].isin(cells["task"])]
 
 
-def _majority_handle():
+def _majority_handle() -> Line2D:
     return handle("majority class", INK, line="--", linewidth=1, alpha=0.6)
 
 
 def _majority(table: pd.DataFrame, cells: pd.DataFrame, domain: str) -> float:
-    from analysis.contrasts import MAJORITY
-
     rows = table[(table["method"] == MAJORITY) & table["task"].isin(cells["task"]) & table["model"].isin(cells["model"])]
     return float(rows[f"{domain}_mean"].mean())
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.beside import beside, beside_notes, beside_sheet, beside_title, short_name
 from analysis.columns import DOMAINS
 from analysis.contrasts import Family
-from analysis.findings import CODES, cross_findings
+from analysis.findings import CODES
 from analysis.headline import answer, main_family
 from analysis.layout import TITLES, lay_out
 from analysis.manifest import Manifest
@@ -20,6 +20,7 @@ from analysis.report_tables import command_sheet, group_sheets, trial_finding_sh
 from analysis.strips import draw_strips
 from analysis.tables import common_shots
 from llmft.errors import UserError
+from llmft.record import Finding
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +33,7 @@ def page_content(
     comparison: pd.DataFrame,
     found: list[Family],
     groups: pd.DataFrame,
+    findings: list[Finding],
 ) -> dict[str, Any]:
     """Everything but what needs the folder itself (figures, single answers, the plan)."""
     blocks, footnotes = lay_out(comparison)
@@ -46,7 +48,7 @@ def page_content(
         "groups": group_sheets(groups),
         "matrices": _matrices(frame, rule, comparison),
         "published": _published(frame, rule),
-        "findings": cross_findings(frame, rule, manifest),
+        "findings": findings,
         "trial_findings": trial_finding_sheet(frame, rule),
         "meanings": CODES,
         "failures": failure_sheet(frame),

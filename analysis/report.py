@@ -71,7 +71,7 @@ def write_report(
         frame, rule, "out_of_domain_score" if frame["out_of_domain_score"].notna().any() else "in_domain_score"
     )
     figures = draw_figures(frame, load_curves(root, frame), rule, comparison, groups)
-    content = page_content(frame, rule, manifest, comparison, contrasts, groups)
+    content = page_content(frame, rule, manifest, comparison, contrasts, groups, found)
     page = _render(
         **content,
         examples=example_sheet(answers),

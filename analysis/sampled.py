@@ -51,19 +51,16 @@ def best_on_examples(root: str | Place, frame: pd.DataFrame, n: int = 50, seed: 
         ids = shared_examples(tables.values())
         if len(ids) <= n:
             if ids:
-                problems[f"{set_name}: {len(ids)} examples with answers are too few to choose by {n} and report on others"] = (
-                    None
-                )
+                problems |= {f"{set_name}: {len(ids)} examples with answers are too few to choose by {n} and report on others": None}
             continue
-        picked = {ids[i] for i in stream(seed, f"best_on/{set_name}").choice(len(ids), n, replace=False)}
-        rest = [id_ for id_ in ids if id_ not in picked]
+        drawn = {ids[i] for i in stream(seed, f"best_on/{set_name}").choice(len(ids), n, replace=False)}
+        picked, rest = sorted(drawn), [id_ for id_ in ids if id_ not in drawn]
         for _, kept in trials.groupby("digest"):
             kept = kept[[digest in tables[s].index for digest, s in zip(kept["digest"], kept["selection"], strict=True)]]
             if kept.empty:
                 continue
-            on_picked = [
-                tables[s].loc[digest, list(picked)].mean() for digest, s in zip(kept["digest"], kept["selection"], strict=True)
-            ]
+            places = zip(kept["digest"], kept["selection"], strict=True)
+            on_picked = [float(tables[s].loc[digest, picked].sum()) for digest, s in places]
             order = sorted(range(len(kept)), key=lambda i: (-on_picked[i], -_or_zero(kept["dev_score"].iloc[i]), i))
             added.append(_rescored(kept.iloc[order[0]], rule, tables, rest, bool(kept["is_oracle"].any())))
     grown = pd.concat([frame, pd.DataFrame(added)], ignore_index=True) if added else frame

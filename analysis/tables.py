@@ -143,7 +143,8 @@ def _count_findings(trials: pd.DataFrame) -> str | None:
 
 
 def _majority_rows(report: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    done = report[report["in_domain_majority"].notna() | report["out_of_domain_majority"].notna()]
+    known = report["in_domain_majority"].notna() | report["out_of_domain_majority"].notna()
+    done = report[known & (report["metric"] == "accuracy")]  # a share is no baseline for another metric
     for (model, task), trials in done.groupby(["model", "task"], sort=False):
         row = {"model": model, "task": task, "method": MAJORITY, "n_shots": 0, "pattern": ""}
         for prefix in DOMAINS:

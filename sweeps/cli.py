@@ -282,14 +282,14 @@ def compare(
 ) -> int:
     """Two sets of results side by side, cell by cell, with the difference and its test. Needs neither torch nor Ray."""
     from analysis.beside import beside, beside_notes, beside_sheet, beside_title
-    from analysis.published import load_results
+    from analysis.published import SOURCES, load_results
     from analysis.sheets import sheet_to_terminal
 
     table = beside(load_results(results), load_results(other), rule, other_rule)
     if as_csv:
         print(table.to_csv(index=False), end="")
         return 0
-    names = ("ours", other) if other == "mosbach2023" else (results, other)
+    names = ("ours", other) if other in SOURCES else (results, other)
     console = _console()
     console.print(sheet_to_terminal(beside_sheet(table, *names), beside_title(table, *names)))
     for note in beside_notes(table, *names):
