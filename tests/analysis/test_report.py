@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from synthetic import prediction_rows
+from synthetic import Store, fill, prediction_rows
 
 import analysis
 from llmft.errors import Cause
@@ -180,9 +180,6 @@ addEventListener("load", () => {
 @pytest.fixture(scope="module")
 def probed_page(tmp_path_factory):
     """A report with a script in it that uses it, as a file."""
-    from conftest import fill
-    from synthetic import Store
-
     folder = tmp_path_factory.mktemp("probed")
     path = analysis.write_report(fill(Store(folder / "results")).root)
     page = folder / "probe.html"
