@@ -12,20 +12,27 @@ _SEEDS = ("data_seed", "order_seed", "init_seed", "dropout_seed")
 _OPTIONS = {"pattern": "--pattern", "verbalizer": "--verbalizer", "n_dev": "--n-dev", "n_test": "--n-test"}
 _OPTIONS |= {"max_length": "--max-length", "precision": "--precision"}
 _TRAIN_OPTIONS = {"learning_rate": "--lr", "epochs": "--epochs", "batch_size": "--batch-size"}
-_TOLD = {"model", "task", "definition", "data", "method", "settings", "n_shots", "train", *_SEEDS, *_OPTIONS}
+_TOLD = {"model", "teacher", "task", "definition", "data", "method", "settings", "n_shots", "train", *_SEEDS, *_OPTIONS}
 _TOLD |= {"forgetting"}  # measured beside the task: the numbers of the cell do not hang on it
 
 
 def trial_command(spec: TrialSpec) -> str | None:
     """`llmft trial ...` for this trial; None where the command line cannot say it: a trial of the search, seeds that differ, a task
-    that the plan defines."""
-    if spec.test_sets == () or spec.definition or len({getattr(spec, name) for name in _SEEDS}) > 1:
+    that the plan defines, another branch of a teacher than main."""
+    if (
+        spec.test_sets == ()
+        or spec.definition
+        or (spec.teacher and spec.teacher.revision != "main")
+        or len({getattr(spec, name) for name in _SEEDS}) > 1
+    ):
         return None
     parts = ["llmft", "trial", "--task", spec.task, "--method", spec.method, "--model", spec.model.name]
     if spec.model.revision != "main":
         parts += ["--revision", spec.model.revision]
     if spec.n_shots:
         parts += ["--shots", str(spec.n_shots)]
+    if spec.teacher:
+        parts += ["--teacher", spec.teacher.name]
     parts += ["--seed", str(spec.data_seed)]
     trains = spec.selections != ("none",)
     if trains:
@@ -42,7 +49,7 @@ def trial_command(spec: TrialSpec) -> str | None:
     content = spec.model_dump(mode="json")
     for name, field in defaults.items():
         if name not in _TOLD and getattr(spec, name) != field.default and (trains or name != "selections"):
-            others[name] = content[name]
+            others[f"plan.{name}"] = content[name]
     for name, value in others.items():
         parts += ["--set", f"{name}={json.dumps(value)}"]
     if spec.data.directory:

@@ -18,7 +18,8 @@ _SPEC = ("task", "method", "n_shots", "shots_unit", "pattern", "verbalizer", "pr
 _SEEDS = ("data_seed", "order_seed", "init_seed", "dropout_seed")
 _TRAIN = ("learning_rate", "epochs", "batch_size")
 _COST = (
-    *("wall_s", "train_s", "evaluate_s", "device", "n_workers", "peak_memory_bytes", "tokens_trained", "tokens_evaluated"),
+    *("wall_s", "train_s", "evaluate_s", "device", "n_workers", "peak_memory_bytes"),
+    *("tokens_trained", "tokens_evaluated", "tokens_teacher"),
     *("n_parameters", "n_trainable_parameters", "stored_bytes", "tokens_per_query", "flops", "n_steps"),
 )
 
@@ -52,6 +53,7 @@ def _trial(record: TrialRecord) -> dict[str, Any]:
         "train": spec.train.model_dump_json(),
         **({name: getattr(record.cost, name) for name in _COST} if record.cost else {}),
         "shots_hash": draws.shots_hash or None,
+        "teacher_dev_score": record.teacher.dev_score if record.teacher else None,
         "n_demonstrations": len(draws.demonstrations),
         "n_demonstrations_dropped": draws.n_demonstrations_dropped,
         "provenance": json.dumps(record.provenance, sort_keys=True) if record.provenance else None,

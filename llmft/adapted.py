@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -24,11 +24,14 @@ class Adapted(torch.nn.Module):
         super().__init__()
         self.network, self.method, self.model = model.network, method, model
 
-    def forward(self, what: Literal["loss", "scores", "logits", "prefix"], given: QueryBatch | tuple[int, ...]) -> Any:
-        """The method's `loss` or `scores` of a batch, its logits of all words at all places, or the encoded `prefix` of token ids."""
+    def forward(self, what: str, given: Any = None) -> Any:
+        """The method's `loss`, `scores` or `targets` of a batch (or what else it computes), its `logits` of all words at all places,
+        or the encoded `prefix` of token ids."""
         with self.model.autocast():
             if what == "prefix":
                 return encode_prefix(self.model, given)
+            if isinstance(given, QueryBatch):
+                given = self.method.condition(self.model, given)
             if what == "logits":
                 return all_logits(self.model, given)
             return getattr(self.method, what)(self.model, given)

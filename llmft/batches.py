@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from llmft.model import BorrowedModel
 from llmft.tokens import EncodedQueries, LabelWords
-
-SHORTEST_PREFIX = 8  # tokens; below that a cache costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,9 @@ class QueryBatch:
     otherwise one row. An encoder reads each query once: there the rows are the decoder's.
 
     Attributes:
-        input_ids, attention_mask: [rows, length]; the mask also covers the prefix, [rows, prefix + length]. With an encoder
-            they are what it reads, [queries, length].
-        answer_at: [rows], the place in `input_ids`, or in `decoder_input_ids`, whose next token is the (first token of the)
+        input_ids, attention_mask: [rows, length]; the mask also covers what precedes the text, [rows, prefix + soft prompt + length].
+            With an encoder they are what it reads, [queries, ...].
+        answer_at: [rows], the place behind the prefix, or in `decoder_input_ids`, whose next token is the (first token of the)
             label word.
         labels: [queries], gold labels.
         indices: [queries], their places in the set.
@@ -57,6 +55,7 @@ class QueryBatch:
         prefix: what precedes every row, already encoded; None where the rows hold everything.
         decoder_input_ids: [rows, length of the longest row], what the decoder reads; None for causal models. Its padding needs
             no mask, since nothing before it sees it.
+        soft_prompt: [virtual tokens, embedding width], embeddings that open every row; None where there are none.
     """
 
     input_ids: torch.Tensor
@@ -67,6 +66,7 @@ class QueryBatch:
     words: LabelWords
     prefix: Prefix | None = None
     decoder_input_ids: torch.Tensor | None = None
+    soft_prompt: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]
@@ -77,11 +77,31 @@ class QueryBatch:
 
     @property
     def position_ids(self) -> torch.Tensor:
-        """[rows, length]; a padded place repeats the last position."""
+        """[rows, soft prompt + length]; a padded place repeats the last position."""
         start = self.prefix.length if self.prefix else 0
-        positions = torch.arange(self.input_ids.shape[1], device=self.input_ids.device) + start
+        positions = torch.arange(start, self.attention_mask.shape[1], device=self.input_ids.device)
         last = self.attention_mask.sum(1, keepdim=True) - 1
         return torch.minimum(positions[None], last)
+
+
+def with_soft_prompt(batch: QueryBatch, embeddings: torch.Tensor) -> QueryBatch:
+    """The batch with `embeddings` [virtual tokens, embedding width] in front of every row."""
+    if batch.prefix is not None:
+        raise ValueError("a soft prompt opens the text: it cannot stand behind a prefix that was encoded without it")
+    n = embeddings.shape[0]
+    answer_at = batch.answer_at + n if batch.decoder_input_ids is None else batch.answer_at  # which an encoder does not move
+    return replace(batch, attention_mask=_opened(batch.attention_mask, n), answer_at=answer_at, soft_prompt=embeddings)
+
+
+def with_prefix(batch: QueryBatch, prefix: Prefix) -> QueryBatch:
+    """The batch with the keys and values of `prefix` in front of every row."""
+    if batch.prefix is not None:
+        raise ValueError("learned keys and values open the text: they cannot stand behind a prefix that was encoded without them")
+    return replace(batch, attention_mask=_opened(batch.attention_mask, prefix.length), prefix=prefix)
+
+
+def _opened(mask: torch.Tensor, n: int) -> torch.Tensor:
+    return torch.cat([mask.new_ones(mask.shape[0], n), mask], 1)
 
 
 def make_batch(

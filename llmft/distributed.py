@@ -96,11 +96,16 @@ def is_lost_peer(error: Exception) -> bool:
     return isinstance(error, getattr(dist, "DistError", ())) or "/gloo/" in str(error)  # gloo has no exception of its own
 
 
+def is_sharded(parameter: torch.Tensor) -> bool:
+    """Whether this process holds only a part of a parameter."""
+    return hasattr(parameter, "to_local")
+
+
 def shard_of(parameter: torch.Tensor) -> torch.Tensor:
     """This process's part of a parameter, without its gradient; all of it where it is not sharded."""
-    return parameter.detach().to_local() if hasattr(parameter, "to_local") else parameter.detach()
+    return parameter.detach().to_local() if is_sharded(parameter) else parameter.detach()
 
 
 def whole(parameter: torch.Tensor) -> torch.Tensor:
     """All of a parameter; gathered where it is sharded, so that every process must call this."""
-    return parameter.detach().full_tensor() if hasattr(parameter, "full_tensor") else parameter.detach()
+    return parameter.detach().full_tensor() if is_sharded(parameter) else parameter.detach()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from llmft.adapted import Adapted
-from llmft.batches import SHORTEST_PREFIX, Prefix, deal, make_batch
+from llmft.batches import Prefix, QueryBatch, deal, make_batch, split_by_tokens
 from llmft.errors import Cause, TrialFailure
 from llmft.runtime import Runtime
+from llmft.setting import CONTENT_FREE
 from llmft.tokens import EncodedQueries, EncodedTrial, LabelWords
 
 
@@ -44,6 +46,17 @@ class Predictions:
         """Mean negative log-likelihood of the gold label under the restricted rule, in nats."""
         return float(-self.log_probabilities[np.arange(len(self.labels)), self.labels].mean())
 
+    def calibrated(self, content_free: np.ndarray) -> Predictions:
+        """Contextual calibration (Zhao et al. 2021, section 5): p becomes diag(p_cf)^-1 p, scaled to a sum of one.
+
+        Only the restricted rule changes; `free` stays the best of all words as the model has it.
+
+        Args:
+            content_free: p_cf, [labels], the mean probabilities of the label words for queries without content.
+        """
+        scaled = self.log_probabilities - np.log(content_free)
+        return replace(self, log_probabilities=scaled - np.logaddexp.reduce(scaled, axis=1, keepdims=True))
+
 
 class Evaluator:
     """Scores sets of a trial's prompts with one model; the shared prefix is encoded once and reused while the weights stay.
@@ -56,6 +69,7 @@ class Evaluator:
         self.adapted, self.encoded, self.words, self.runtime = adapted, encoded, words, runtime
         self.n_tokens = 0
         self._prefix: Prefix | None = None
+        self._content_free: np.ndarray | None = None
 
     def predict(self, name: str) -> Predictions:
         """The predictions for the set `name`, shared out over the processes and gathered in each.
@@ -65,40 +79,81 @@ class Evaluator:
         """
         self.adapted.network.eval()
         with torch.no_grad():
-            return self._predict(self.encoded.sets[name])
+            found = self._predict(self.encoded.sets[name])
+            return found if self.content_free is None else found.calibrated(self.content_free)
+
+    @property
+    def content_free(self) -> np.ndarray | None:
+        """[labels], the mean restricted probabilities for the content-free queries; None where scores are not calibrated."""
+        if CONTENT_FREE in self.encoded.sets and self._content_free is None:
+            with torch.no_grad():
+                found = self._predict(self.encoded.sets[CONTENT_FREE])
+            self._content_free = np.exp(found.log_probabilities.astype(np.float64)).mean(0)
+        return self._content_free
+
+    def every(self, name: str) -> Iterator[QueryBatch]:
+        """The set `name` in batches, all of it in every process."""
+        encoded, model = self.encoded, self.adapted.model
+        for group in split_by_tokens(encoded.lengths(name), self.runtime.micro_batch_tokens):
+            yield make_batch(encoded.sets[name], group, self.words, model, opening=encoded.opening(name))
 
     def _predict(self, queries: EncodedQueries) -> Predictions:
-        runtime, prefix, opening = self.runtime, self._shared(), self.encoded.prefix
-        if prefix:
-            opening = ()
-        lengths = [len(opening) + len(ids) for ids in queries.suffixes]
         labels, free = torch.zeros(len(queries), len(self.words.words)), torch.zeros(len(queries), dtype=torch.int64)
-        groups = deal(
-            lengths, runtime.micro_batch_tokens, runtime.rank, runtime.world_size, overhead=prefix.length if prefix else 0
-        )
         is_free = True
-        for group, counts in groups:
-            runtime.check_time()
-            batch = make_batch(queries, group, self.words, self.adapted.model, prefix, opening)
-            scores = self.adapted("scores", batch)
+        for group, counts, scores in self._each("scores", queries):
             is_free = scores.free is not None
             if counts:
                 labels[group] = scores.labels.float().log_softmax(-1).cpu()
                 if is_free:
                     free[group] = scores.free.cpu()
+        labels, free = self._gathered(labels), self._gathered(free)
+        return Predictions(np.asarray(queries.labels), labels.numpy(), free.numpy() if is_free else None)
+
+    def read_targets(self, name: str) -> dict[str, torch.Tensor]:
+        """The method's `targets` for every query of the set `name`, in the set's order, on the CPU.
+
+        Raises:
+            TrialFailure: one is not finite (DIVERGED), or the time is over (TIMEOUT).
+        """
+        self.adapted.network.eval()
+        queries, found = self.encoded.sets[name], {}
+        with torch.no_grad():
+            for group, counts, targets in self._each("targets", queries):
+                for key, rows in targets.items():
+                    whole = found.setdefault(key, torch.zeros(len(queries), *rows.shape[1:], dtype=rows.dtype))
+                    if counts:
+                        whole[group] = rows.cpu()
+        return {key: self._gathered(whole) for key, whole in found.items()}
+
+    def _each(self, what: Literal["scores", "targets"], queries: EncodedQueries) -> Iterator[tuple[list[int], bool, Any]]:
+        """What the method says about this process's share of the queries, batch by batch: their places, and whether they count."""
+        runtime, prefix, opening = self.runtime, self._shared(), self.encoded.prefix
+        if prefix:
+            opening = ()
+        before = len(opening) + self.encoded.n_virtual_tokens
+        lengths = [before + len(ids) for ids in queries.suffixes]
+        groups = deal(
+            lengths, runtime.micro_batch_tokens, runtime.rank, runtime.world_size, overhead=prefix.length if prefix else 0
+        )
+        for group, counts in groups:
+            runtime.check_time()
+            batch = make_batch(queries, group, self.words, self.adapted.model, prefix, opening)
+            yield group, counts, self.adapted(what, batch)
         self.n_tokens += sum(lengths)
-        labels, free = (runtime.all_reduce(mine, "sum").numpy() for mine in (labels, free))  # zero but where a query was mine
-        if not np.isfinite(labels).all():
+
+    def _gathered(self, mine: torch.Tensor) -> torch.Tensor:
+        """The rows of all processes; `mine` are zero but where a query was this process's."""
+        rows = self.runtime.all_reduce(mine, "sum")
+        if not (finite := rows.isfinite().flatten(1).all(1) if rows.ndim > 1 else rows.isfinite()).all():
             raise TrialFailure(
-                Cause.DIVERGED,
-                f"{int((~np.isfinite(labels)).any(1).sum())} of {len(queries)} queries have a score that is not finite.",
+                Cause.DIVERGED, f"{int((~finite).sum())} of {len(rows)} queries have a score that is not finite."
             )
-        return Predictions(np.asarray(queries.labels), labels, free if is_free else None)
+        return rows
 
     def _shared(self) -> Prefix | None:
-        if self.adapted.method.trains or len(self.encoded.prefix) < SHORTEST_PREFIX:
+        if not self.encoded.shares_prefix:
             return None
-        if self._prefix is None:
+        if self._prefix is None or self.adapted.method.trains:  # weights that move make another of it
             self._prefix = self.adapted("prefix", self.encoded.prefix)
             self.n_tokens += len(self.encoded.prefix) * self.runtime.world_size
         return self._prefix

@@ -88,7 +88,7 @@ def _with_adapter(spec: TrialSpec, model: BorrowedModel, weights: bytes, ref: Mo
 
 
 def _prepare(spec: TrialSpec, model: BorrowedModel) -> None:
-    n_labels = len(load_task(spec.task).labels)
+    n_labels = len(load_task(spec.task, spec.definition).labels)
     build_method(spec.method, spec.settings).prepare(model, n_labels, torch.Generator().manual_seed(0))
 
 

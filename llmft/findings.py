@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from llmft.record import Finding, SetMetrics
+from llmft.record import Finding, SetMetrics, Teacher
 from llmft.task import Example, TaskData, TestSet
 from llmft.tokens import EncodedTrial, LabelWords
 
@@ -23,11 +23,15 @@ CODES = {
     "train_test_overlap": "drawn examples also stand in a test set",
     "loss_did_not_fall": "the training loss ended no lower than it began",
     "skipped_steps": "optimiser steps were skipped because fp16 gradients overflowed",
+    "label_bias": "one label word is almost certain for queries without content; calibration divides by these probabilities",
+    "weak_teacher": "the teacher's accuracy on dev cannot be told from chance",
+    "teacher_no_better_than_zero_shot": "on dev the teacher is no better than without what its prompt holds",
     "few_rows": "fewer rows than the task's full test set were scored",
 }
 """Every code that a trial can raise, with its meaning. (The analysis adds those that concern several trials.)"""
 
 NEAR_CONSTANT = 0.95
+BIASED = 0.9
 MOSTLY_OTHER = 0.5
 
 
@@ -131,6 +135,19 @@ def coverage_findings(tests: Sequence[TestSet], data: TaskData) -> list[Finding]
     ]
 
 
+def bias_findings(content_free: Mapping[str, float]) -> list[Finding]:
+    """A label that queries without content get with near certainty.
+
+    Args:
+        content_free: label -> mean probability of its word for such queries; empty where scores are not calibrated.
+    """
+    label, share = max(content_free.items(), key=lambda item: item[1], default=("", 0.0))
+    if share <= BIASED:
+        return []
+    message = f"queries without content get the label {label} with a mean probability of {share:.1%}; the calibration takes this away"
+    return [Finding(code="label_bias", severity="note", message=message, value=share)]
+
+
 def training_findings(first_loss: float, last_loss: float, n_steps: int, n_skipped: int) -> list[Finding]:
     """What is suspicious about the course of training."""
     found = []
@@ -141,6 +158,26 @@ def training_findings(first_loss: float, last_loss: float, n_steps: int, n_skipp
         message = f"{n_skipped} of {n_steps} optimiser steps were skipped because fp16 gradients overflowed"
         severity = "warning" if n_skipped > 0.1 * n_steps else "note"
         found.append(Finding(code="skipped_steps", severity=severity, message=message, value=n_skipped))
+    return found
+
+
+def teacher_findings(teacher: Teacher, n_labels: int, n_dev: int) -> list[Finding]:
+    """What is suspicious about a teacher; dev is balanced over the labels, so that chance is one in so many."""
+    found, score = [], teacher.dev_score
+    if teacher.n_demonstrations_dropped:
+        message = f"{teacher.n_demonstrations_dropped} demonstrations did not fit into the teacher's prompt"
+        found.append(
+            Finding(code="dropped_demonstrations", severity="note", message=message, value=teacher.n_demonstrations_dropped)
+        )
+    if score is None:
+        return found
+    low, high = accuracy_interval(score, n_dev)
+    if low <= 1 / n_labels:
+        message = f"the teacher's accuracy on dev, {score:.1%} (95 % interval {low:.1%} to {high:.1%}), may be chance"
+        found.append(Finding(code="weak_teacher", severity="warning", message=message, value=score))
+    if score <= teacher.zero_shot_dev_score:
+        message = f"the teacher's score on dev, {score:.1%}, is no better than {teacher.zero_shot_dev_score:.1%} from the query alone"
+        found.append(Finding(code="teacher_no_better_than_zero_shot", severity="warning", message=message, value=score))
     return found
 
 

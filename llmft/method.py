@@ -1,4 +1,4 @@
-"""What a method is: settings, a search space and at most four hooks. Each file in `methods/` holds one.
+"""What a method is: settings, a search space and a few hooks. Each file in `methods/` holds one.
 
 A method file must import without torch (the plan's validation reads it), so the hooks import what they need.
 """
@@ -12,12 +12,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from llmft.spec import Spec
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import numpy as np
     import torch
     from peft import PeftConfig
 
+    from llmft.adapted import Adapted
+    from llmft.batches import QueryBatch
     from llmft.model import BorrowedModel
-    from llmft.scoring import QueryBatch, Scores
-    from llmft.task import Example
+    from llmft.record import VirtualToken
+    from llmft.scoring import Scores
+    from llmft.spec import TrialSpec
+    from llmft.task import Draw, Example
+    from llmft.tokens import LabelWords
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,18 @@ class Range:
         object.__setattr__(self, "when", values)
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What an untouched model reads before the training: some of the training inputs, each behind the same opening.
+
+    `inputs` are places in what `Method.inputs` gives; an `instruction`, if there is one, stands in front of the demonstrations.
+    """
+
+    inputs: tuple[int, ...]
+    demonstrations: tuple[Example, ...] = ()
+    instruction: str = ""
+
+
 class Method:
     """A way of adapting a model. Subclasses override what they need; the defaults are plain zero-shot scoring.
 
@@ -56,7 +76,11 @@ class Method:
         paper: where the method comes from.
 
     Attributes:
-        n_virtual_tokens: places that the method takes in front of every prompt.
+        n_virtual_tokens: places that `condition` takes in front of every prompt.
+        trains_bare: whether the prompts of the training leave the demonstrations out.
+        pull_to_start: alpha; training adds alpha / 2 times the squared distance of the weights from their start to the loss.
+        calibration_texts: texts without content; where there are any, the label words' probabilities are divided by those that they
+            have, on average, after a query of which each field is such a text (`llmft.evaluate.Predictions.calibrated`).
     """
 
     class Settings(Spec):
@@ -69,14 +93,48 @@ class Method:
     base_weights: ClassVar[Literal["fp32", "nf4"]] = "fp32"
     has_own_head: ClassVar[bool] = False
     paper: ClassVar[str] = ""
+
     n_virtual_tokens: int = 0
+    trains_bare: bool = False
+    pull_to_start: float = 0.0
+    calibration_texts: tuple[str, ...] = ()
 
     def __init__(self, settings: Spec | None = None):
         self.settings = settings if settings is not None else self.Settings()
+        self.taught: dict[str, torch.Tensor] = {}
+
+    def read(self, spec: TrialSpec, tokenizer: Any, words: LabelWords) -> None:
+        """Take from the trial what the settings speak of, and refuse what does not go together; no weight is loaded yet.
+
+        Raises:
+            UserError: settings that this trial cannot have.
+        """
 
     def context(self, shots: tuple[Example, ...]) -> tuple[Example, ...]:
         """The demonstrations that stand in every prompt (none unless the method is in-context learning)."""
         return ()
+
+    @property
+    def n_unlabelled(self) -> int:
+        """How many examples of the training pool the method reads without their labels."""
+        return 0
+
+    def inputs(self, draw: Draw) -> tuple[Example, ...]:
+        """What is trained on."""
+        return draw.shots
+
+    def lessons(self, draw: Draw, generator: np.random.Generator) -> tuple[Lesson, ...]:
+        """What the untouched model (or the spec's `teacher`) is asked about the inputs, once, before the training; mostly nothing.
+
+        Its answers are in `taught` when `prepare` is called. The first lesson also reads the dev examples, which tells how good a
+        teacher it is. `generator` is for what is random about them.
+        """
+        return ()
+
+    def targets(self, model: BorrowedModel, batch: QueryBatch) -> dict[str, torch.Tensor]:
+        """What shall be kept of a lesson: tensors of [queries, ...]. They come back in `taught`, on the CPU, a row for each input
+        (`QueryBatch.indices` are the rows of a batch)."""
+        raise NotImplementedError(f"{type(self).__name__} has lessons, and must say what to keep of them")
 
     def prepare(self, model: BorrowedModel, n_labels: int, generator: torch.Generator) -> None:
         """Change `model.network` in place: add modules, and leave `requires_grad` only where training shall go.
@@ -84,6 +142,16 @@ class Method:
         It is called with every parameter frozen and the network on the CPU, from where it is moved or sharded afterwards; so what
         is added stays on the CPU too, and only `scores` and `loss` run the network. `generator` seeds whatever is initialised.
         """
+
+    def begin(self, adapted: Adapted, batches: Iterable[QueryBatch]) -> None:
+        """Compute what stays the same during training, by calls of `adapted`.
+
+        It is called once, before the first step, in evaluation mode and without gradients; every process gets all shots.
+        """
+
+    def condition(self, model: BorrowedModel, batch: QueryBatch) -> QueryBatch:
+        """Put what the method has learned in front of every row (`with_soft_prompt`, `with_prefix`), for `scores` and `loss`."""
+        return batch
 
     def scores(self, model: BorrowedModel, batch: QueryBatch) -> Scores:
         """Score every label for every query of the batch."""
@@ -103,3 +171,9 @@ class Method:
         In the model that peft makes of it, what is trained must have the names that it has here, behind "base_model.model.".
         """
         return None
+    def fold(self, adapted: Adapted) -> None:
+        """After training, replace what only training needed by what it computes; what is kept of a trial is what is left."""
+
+    def virtual_tokens(self, model: BorrowedModel, tokenizer: Any) -> list[VirtualToken]:
+        """For each virtual token, what it resembles; called through `Adapted`."""
+        return []

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -176,7 +176,7 @@ class BorrowedModel:
 
     def autocast(self):
         """The context in which forward passes run: half precision where the trial asks for it, weights stay fp32 when trained."""
-        return torch.autocast(self.device.type, HALF.get(self.precision), enabled=self.precision in HALF)
+        return torch.autocast(self.device.type, HALF[self.precision]) if self.precision in HALF else nullcontext()
 
 
 KEPT_SHARE = (
@@ -267,7 +267,7 @@ def borrow_model(
     """
     network, plain_head = _load_base(ref, dropout, base_weights)
     if not kept:
-        _BASE.clear()
+        _BASE.popitem()  # the one used last
     elif copied or precision in HALF or device.type != "cpu":
         network = copy.deepcopy(network)
     if not copied and precision in HALF:

@@ -91,9 +91,33 @@ class Draws(Data):
 
     shots: list[str] = Field(default_factory=list, description="ids, in the order of the draw")
     dev: list[str] = Field(default_factory=list)
+    unlabelled: list[str] = Field(default_factory=list, description="ids of examples that were used without their labels")
     demonstrations: list[str] = Field(default_factory=list, description="ids in the prompt, in order")
     n_demonstrations_dropped: int = 0
     shots_hash: str = ""
+
+
+class VirtualToken(Data):
+    """A token of a learned prompt: the words of the vocabulary whose embeddings are nearest to it, nearest first.
+
+    `cosine` maps each to its cosine similarity, `distance` to its L2 distance; `norm` is the length of the token's embedding.
+    """
+
+    cosine: dict[str, Number]
+    distance: dict[str, Number]
+    norm: Number
+class Teacher(Data):
+    """The model that a distilled one learned from, and how good it is: the score on the dev examples with what its prompt holds,
+    and without."""
+
+    model: str
+    dev_score: float | None = None
+    zero_shot_dev_score: float | None = None
+    demonstrations: list[str] = Field(default_factory=list, description="ids in the prompt of its first lesson, in order")
+    n_demonstrations_dropped: int = 0
+    n_parameters: int = 0
+    n_tokens: int = Field(0, description="tokens that it read")
+    wall_s: float = 0.0
 
 
 class Cost(Data):
@@ -108,11 +132,12 @@ class Cost(Data):
     )
     tokens_trained: int = 0
     tokens_evaluated: int = 0
+    tokens_teacher: int = Field(0, description="tokens that the teacher of a distillation read, before the training")
     n_parameters: int = 0
     n_trainable_parameters: int = 0
     stored_bytes: int = Field(0, description="what must be kept to use the adapted model, beside the base model")
     tokens_per_query: float = Field(0.0, description="mean prompt length at inference, demonstrations included")
-    flops: float = Field(0.0, description="estimate: 6 per parameter and trained token, 2 per evaluated token")
+    flops: float = Field(0.0, description="estimate: 6 per parameter and trained token, 2 per evaluated or teacher's token")
     n_steps: int = 0
     n_workers: int = Field(1, description="processes that ran the trial together; their number changes the noise of dropout")
     micro_batch_tokens: int | None = Field(None, description="bound of the tokens in one forward pass; null: not recorded")
@@ -175,6 +200,14 @@ class TrialRecord(Data):
     curve: list[CurvePoint] = Field(default_factory=list)
     findings: list[Finding] = Field(default_factory=list)
     draws: Draws = Field(default_factory=Draws)
+    trained_distance: dict[str, Number] = Field(
+        default_factory=dict, description="selection -> L2 distance of all trained weights, new ones included, from their start"
+    )
+    virtual_tokens: list[VirtualToken] = Field(default_factory=list, description="the learned prompt, in its order")
+    content_free: dict[str, Number] = Field(
+        default_factory=dict, description="label -> mean probability for queries without content, by which scores are calibrated"
+    )
+    teacher: Teacher | None = None
     forgetting: list[Change] = Field(default_factory=list, description="what else the model could do before and can after")
     weight_distance: float | None = Field(
         None, description="Euclidean, between the base's weights and the adapted ones; null: not measured"

@@ -13,7 +13,7 @@ from llmft.contamination import contamination_findings
 from llmft.errors import Cause
 from llmft.evaluate import Predictions
 from llmft.metrics import set_metrics
-from llmft.record import Cost, Draws, TrialRecord
+from llmft.record import Cost, Draws, Teacher, TrialRecord
 from llmft.runtime import Runtime
 from llmft.setting import Setting
 from llmft.spec import Selection, TrialSpec
@@ -35,7 +35,9 @@ class TrialResult:
     weights: bytes | None = None
 
 
-def finished_record(spec: TrialSpec, setting: Setting, encoded: EncodedTrial, result: Fit, spent: Cost) -> TrialRecord:
+def finished_record(
+    spec: TrialSpec, setting: Setting, encoded: EncodedTrial, result: Fit, spent: Cost, teacher: Teacher | None
+) -> TrialRecord:
     """The record of a trial that came to its end."""
     labels = setting.task.labels
     metrics = {
@@ -49,9 +51,13 @@ def finished_record(spec: TrialSpec, setting: Setting, encoded: EncodedTrial, re
     found += findings.prompt_findings(encoded, len(setting.method.context(setting.draw.shots)))
     sets = [spec.task, *(test.name for test in setting.tests)]
     found += contamination_findings([spec.model.name, setting.tuned_from], sets)
-    found += findings.overlap_findings(setting.draw.shots + setting.draw.dev, setting.data)
+    found += findings.overlap_findings(setting.draw.shots + setting.draw.dev + setting.draw.unlabelled, setting.data)
+    if teacher:
+        found += findings.teacher_findings(teacher, len(labels), len(setting.draw.dev))
     if setting.method.trains:
         found += findings.training_findings(result.first_loss, result.last_loss, result.n_steps, result.n_skipped_steps)
+    content_free = dict(zip(labels, result.content_free or (), strict=bool(result.content_free)))
+    found += findings.bias_findings(content_free)
     found += findings.coverage_findings(setting.tests, setting.data)
     for selection, by_set in metrics.items():
         for name, numbers in by_set.items():
@@ -60,6 +66,7 @@ def finished_record(spec: TrialSpec, setting: Setting, encoded: EncodedTrial, re
     draws = Draws(
         shots=ids,
         dev=[example.id for example in setting.draw.dev],
+        unlabelled=[example.id for example in setting.draw.unlabelled],
         demonstrations=[example.id for example in encoded.demonstrations],
         n_demonstrations_dropped=encoded.n_dropped,
         shots_hash=hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()[:16] if ids else "",
@@ -72,6 +79,10 @@ def finished_record(spec: TrialSpec, setting: Setting, encoded: EncodedTrial, re
         **_progress(result, result.checkpoints),
         findings=found,
         draws=draws,
+        trained_distance=result.trained_distance,
+        virtual_tokens=result.virtual_tokens,
+        content_free=content_free,
+        teacher=teacher,
         cost=spent,
         provenance={
             "packages": cost.packages(),

@@ -9,8 +9,8 @@ import torch
 
 from llmft.batches import QueryBatch
 from llmft.model import BorrowedModel
-
-NO_LABEL = -1
+from llmft.task import NO_LABEL
+from llmft.tokens import LabelWords
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Scores:
     free: torch.Tensor | None = None
 
 
-def _inputs(batch: QueryBatch) -> dict[str, Any]:
+def _inputs(model: BorrowedModel, batch: QueryBatch) -> dict[str, Any]:
     return {
-        "input_ids": batch.input_ids,
+        **_text(model, batch),
         "attention_mask": batch.attention_mask,
         "position_ids": batch.position_ids,
         "past_key_values": batch.prefix.cache(batch.input_ids.shape[0]) if batch.prefix else None,
@@ -37,9 +37,17 @@ def _inputs(batch: QueryBatch) -> dict[str, Any]:
     }
 
 
+def _text(model: BorrowedModel, batch: QueryBatch) -> dict[str, torch.Tensor]:
+    if batch.soft_prompt is None:
+        return {"input_ids": batch.input_ids}
+    embedded = model.network.get_input_embeddings()(batch.input_ids)
+    opening = batch.soft_prompt.to(embedded.dtype).expand(embedded.shape[0], -1, -1)
+    return {"inputs_embeds": torch.cat([opening, embedded], 1)}  # [rows, soft prompt + length, embedding width]
+
+
 def _encode(model: BorrowedModel, batch: QueryBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """The encoder's states and their mask for each of the decoder's rows, [rows, length, width] and [rows, length]."""
-    encoded = model.network.get_encoder()(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+    encoded = model.network.get_encoder()(**_text(model, batch), attention_mask=batch.attention_mask).last_hidden_state
     n_each = batch.n_rows // len(batch)
     return encoded.repeat_interleave(n_each, 0), batch.attention_mask.repeat_interleave(n_each, 0)
 
@@ -47,7 +55,7 @@ def _encode(model: BorrowedModel, batch: QueryBatch) -> tuple[torch.Tensor, torc
 def hidden_states(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
     """The last layer's states (a decoder's, where there is one of its own), [rows, length, width]."""
     if batch.decoder_input_ids is None:
-        return model.network.base_model(**_inputs(batch)).last_hidden_state
+        return model.network.base_model(**_inputs(model, batch)).last_hidden_state
     encoded, mask = _encode(model, batch)
     decoder = model.network.get_decoder()
     return decoder(
@@ -58,7 +66,7 @@ def hidden_states(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
 def _own_logits(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
     """The logits of the network's own forward, [rows, length, vocabulary]."""
     if batch.decoder_input_ids is None:
-        return model.network(**_inputs(batch)).logits
+        return model.network(**_inputs(model, batch)).logits
     from transformers.modeling_outputs import BaseModelOutput
 
     encoded, mask = _encode(model, batch)
@@ -83,9 +91,32 @@ def _logits_at(model: BorrowedModel, batch: QueryBatch):
     return lambda rows, places: logits[rows, places]
 
 
+def answer_logits(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
+    """The logits of all words wherever an answer may go on, [queries, places, vocabulary]; the places are `LabelWords.beginnings`."""
+    logits_at, words = _logits_at(model, batch), batch.words
+    rows, places = torch.arange(batch.n_rows, device=model.device).view(len(batch), -1), []
+    for beginning in words.beginnings:
+        longer = (i for i, ids in enumerate(words.ids) if len(ids) > len(beginning) and ids[: len(beginning)] == beginning)
+        mine = rows[:, 0 if words.single else next(longer)]
+        places.append(logits_at(mine, batch.answer_at[mine] + len(beginning)))
+    return torch.stack(places, 1)[..., : words.n_known].float()
+
+
+def word_log_probabilities(log_probabilities: torch.Tensor, words: LabelWords) -> torch.Tensor:
+    """The log-probability of every label word, summed over its tokens, [queries, labels].
+
+    Args:
+        log_probabilities: of all words at the places of `answer_logits`, [queries, places, vocabulary].
+    """
+    place = {beginning: i for i, beginning in enumerate(words.beginnings)}
+    return torch.stack(
+        [sum(log_probabilities[:, place[ids[:step]], ids[step]] for step in range(len(ids))) for ids in words.ids], 1
+    )
+
+
 def all_logits(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
     """The logits of every word at every place of the rows, [rows, length, words], for what must be read beyond the answer."""
-    return model.network(**_inputs(batch)).logits[:, -batch.input_ids.shape[1] :]
+    return model.network(**_inputs(model, batch)).logits[:, -batch.input_ids.shape[1] :]
 
 
 def label_word_scores(model: BorrowedModel, batch: QueryBatch) -> Scores:
@@ -108,6 +139,12 @@ def label_word_scores(model: BorrowedModel, batch: QueryBatch) -> Scores:
         scores.append(total)
         is_best.append(agrees)
     return Scores(torch.stack(scores, 1), _best_label(torch.stack(is_best, 1)))
+
+
+def next_word_log_probabilities(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
+    """What the model expects behind every query: log-probabilities of all words, [queries, vocabulary]."""
+    rows = torch.arange(len(batch), device=model.device) * (batch.n_rows // len(batch))
+    return _logits_at(model, batch)(rows, batch.answer_at[rows]).float().log_softmax(-1)
 
 
 def _best_label(is_best: torch.Tensor) -> torch.Tensor:

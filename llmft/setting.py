@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from llmft import registry
 from llmft.architecture import decoder_start_token, shares_prefix
 from llmft.definition import TaskDefinition
 from llmft.errors import UserError, unknown_name
-from llmft.method import Method
+from llmft.method import Lesson, Method
 from llmft.model import context_length, load_config, load_tokenizer, tuned_from
 from llmft.seeds import stream
-from llmft.spec import DataRef, TrialSpec
-from llmft.task import Draw, Task, TaskData, TestSet, draw_examples, subsample
-from llmft.tokens import EncodedTrial, LabelWords, decoder_start, encode_trial, resolve_label_words
+from llmft.spec import DataRef, ModelRef, TrialSpec
+from llmft.task import Draw, Example, Task, TaskData, TestSet, draw_examples, draw_unlabelled, subsample
+from llmft.tokens import EncodedTrial, LabelWords, decoder_start, encode, encode_trial, resolve_label_words
 
 SHOTS, DEV = "shots", "dev"  # names of these sets among a trial's encoded sets
+CONTENT_FREE, INPUTS = "content_free", "inputs"  # queries without content; what a lesson asks about
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Setting:
     method: Method
     tests: tuple[TestSet, ...]
     draw: Draw
+    lessons: tuple[Lesson, ...]
     words: LabelWords
     start: tuple[int, ...] = ()
     tuned_from: str | None = None
@@ -46,10 +49,11 @@ def draw(spec: TrialSpec, task: Task, data: TaskData, method: Method) -> Draw:
     """The trial's examples.
 
     Raises:
-        UserError: as `draw_examples`.
+        UserError: as `draw_examples` and `draw_unlabelled`.
     """
     n_shots, fixed = (spec.n_shots, spec.demonstrations) if method.uses_shots else (0, ())
-    return draw_examples(data, len(task.labels), n_shots, spec.shots_unit, spec.n_dev, spec.data_seed, spec.draw, fixed)
+    drawn = draw_examples(data, len(task.labels), n_shots, spec.shots_unit, spec.n_dev, spec.data_seed, spec.draw, fixed)
+    return draw_unlabelled(data, drawn, method.n_unlabelled, spec.data_seed)
 
 
 def settle(spec: TrialSpec) -> Setting:
@@ -78,14 +82,31 @@ def settle(spec: TrialSpec) -> Setting:
     if method.trains:
         _check_selections(spec, {test.domain for test in tests})
     drawn = draw(spec, task, data, method)
+    lessons = method.lessons(drawn, stream(spec.data_seed, "lessons"))
     config = load_config(spec.model)
     if spec.max_length is not None and spec.max_length > context_length(config):
         raise UserError(f"max_length: {spec.max_length} is more than this model's context of {context_length(config)} tokens.")
-    words = task.verbalizers[pattern.verbalizer if spec.verbalizer == "default" else spec.verbalizer]
+    texts = task.verbalizers[pattern.verbalizer if spec.verbalizer == "default" else spec.verbalizer]
     tokenizer, token = load_tokenizer(spec.model), decoder_start_token(config, spec.model.name)
     start = () if token is None else decoder_start(tokenizer, token)
-    resolved = resolve_label_words(tokenizer, pattern, words, data.pool[0].fields, in_decoder=bool(start))
-    return Setting(task, data, method, tests, drawn, resolved, start, tuned_from(spec.model))
+    words = resolve_label_words(tokenizer, pattern, texts, data.pool[0].fields, in_decoder=bool(start))
+    if spec.teacher is not None:
+        words = replace(words, n_known=_check_teacher(spec, lessons, [pattern.render(example.fields) for example in drawn.shots]))
+    method.read(spec, tokenizer, words)
+    return Setting(task, data, method, tests, drawn, lessons, words, start, tuned_from(spec.model))
+
+
+def _check_teacher(spec: TrialSpec, lessons: Sequence[Lesson], prompts: Sequence[str]) -> int:
+    """How many words the model and its teacher both know; they must split a text into the same tokens."""
+    if not lessons:
+        raise UserError(f"teacher: the method '{spec.method}' learns from no teacher; remove it.")
+    ours, theirs = load_tokenizer(spec.model), load_tokenizer(spec.teacher)
+    if ours.get_vocab() != theirs.get_vocab() or encode(ours, prompts) != encode(theirs, prompts):
+        raise UserError(
+            f"teacher: the tokenizers of {spec.teacher.name} and {spec.model.name} differ, so what one says is not in the other's "
+            "words. Choose two models of one family."
+        )
+    return min(load_config(ref).vocab_size for ref in (spec.model, spec.teacher))
 
 
 def _check_selections(spec: TrialSpec, domains: set[str]) -> None:
@@ -103,22 +124,60 @@ def encode_prompts(spec: TrialSpec, setting: Setting) -> EncodedTrial:
     Raises:
         TrialFailure: a query does not fit (QUERY_TOO_LONG).
     """
-    sets = {test.name: test.examples for test in setting.tests}
+    sets, method = {test.name: test.examples for test in setting.tests}, setting.method
     if setting.draw.dev:
         sets[DEV] = setting.draw.dev
-    if setting.method.trains:
-        sets[SHOTS] = setting.draw.shots
-    config = load_config(spec.model)
+    if method.trains:
+        sets[SHOTS] = method.inputs(setting.draw)
+    if method.calibration_texts:
+        fields = setting.data.pool[0].fields
+        sets[CONTENT_FREE] = tuple(
+            Example(f"{CONTENT_FREE}/{number}", dict.fromkeys(fields, text), label=0)
+            for number, text in enumerate(method.calibration_texts)
+        )
+    bare = [SHOTS] if method.trains and method.trains_bare else []
+    return _encode(spec, setting, spec.model, method.context(setting.draw.shots), sets, bare, method.n_virtual_tokens)
+
+
+def encode_lessons(spec: TrialSpec, setting: Setting) -> list[EncodedTrial]:
+    """The prompts of the setting's lessons: the `INPUTS`, and in the first lesson the dev examples as well.
+
+    Raises:
+        TrialFailure: as `encode_prompts`.
+    """
+    inputs, encoded = setting.method.inputs(setting.draw), []
+    for number, lesson in enumerate(setting.lessons):
+        sets = {INPUTS: tuple(inputs[i] for i in lesson.inputs), DEV: () if number else setting.draw.dev}
+        sets = {name: examples for name, examples in sets.items() if examples}
+        ref = spec.teacher or spec.model
+        encoded.append(_encode(spec, setting, ref, lesson.demonstrations, sets, instruction=lesson.instruction))
+    return encoded
+
+
+def _encode(
+    spec: TrialSpec,
+    setting: Setting,
+    model: ModelRef,
+    demonstrations: Sequence[Example],
+    sets: Mapping[str, Sequence[Example]],
+    bare: Sequence[str] = (),
+    n_virtual_tokens: int = 0,
+    instruction: str = "",
+) -> EncodedTrial:
+    config = load_config(model)
+    context = context_length(config)
     return encode_trial(
-        load_tokenizer(spec.model),
+        load_tokenizer(model),
         setting.task.patterns[spec.pattern],
         setting.words,
         spec.separator,
-        setting.method.context(setting.draw.shots),
+        demonstrations,
         sets,
-        spec.max_length or context_length(config),
+        min(spec.max_length or context, context),
         stream(spec.order_seed, "demonstrations"),
-        spec.instruction,
+        spec.separator.join(filter(None, [spec.instruction, instruction])),
         setting.start,
         shares_prefix(config),
+        bare,
+        n_virtual_tokens,
     )

@@ -32,6 +32,11 @@ class ModelRef(Spec):
     fingerprint: str = ""
     path: str | None = None
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What tells it from other models: its content if known, which does not change when a folder is renamed."""
+        return self.model_dump(include={"fingerprint"} if self.fingerprint else {"name", "revision", "fingerprint"})
+
 
 class DataRef(Spec):
     """Which data: `directory` is a local folder, None the hub; `fingerprint` tells one content from another.
@@ -108,6 +113,7 @@ class TrialSpec(Spec):
     data: DataRef = DataRef()
     method: str
     settings: dict[str, Any] = Field(default_factory=dict)
+    teacher: ModelRef | None = Field(None, description="the model that a distilled one learns from; null: the model itself")
     n_shots: int = Field(0, ge=0)
     shots_unit: Literal["total", "per_class"] = "total"
     draw: Literal["balanced", "random"] = Field("balanced", description="random: shots have the pool's shares of the labels")
@@ -149,9 +155,8 @@ class TrialSpec(Spec):
     def digest(self) -> str:
         """20 hexadecimal digits that identify the trial."""
         content = self.model_dump(mode="json")
-        content["model"].pop("path")
-        if self.model.fingerprint:  # which tells more than a name, and does not change when a folder is renamed
-            content["model"] = {"fingerprint": self.model.fingerprint}
+        content["model"] = self.model.identity
+        content["teacher"] = self.teacher and self.teacher.identity
         content["data"] = {"fingerprint": self.data.fingerprint}
         if self.definition:
             content["definition"] = self.definition.content(self.pattern, self.verbalizer)

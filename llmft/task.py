@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -18,13 +18,15 @@ from llmft.spec import DataRef
 if TYPE_CHECKING:
     from llmft.sources import Source
 
+NO_LABEL = -1
+
 
 @dataclass(frozen=True)
 class Example:
     """One labelled text.
 
-    `fields` are the texts that a pattern names, `label` an index into the task's labels, `groups` what results are also
-    reported by (heuristic, subcase).
+    `fields` are the texts that a pattern names, `label` an index into the task's labels (`NO_LABEL` where it must not be known),
+    `groups` what results are also reported by (heuristic, subcase).
     """
 
     id: str
@@ -72,10 +74,14 @@ def _by_label(examples: Iterable[Example]) -> dict[int, list[Example]]:
 
 @dataclass(frozen=True)
 class Draw:
-    """The examples of one trial, in a random order; `shots` and `dev` have none in common."""
+    """The examples of one trial, in a random order; no two of the parts have one in common.
+
+    The labels of `unlabelled` are `NO_LABEL`, so that nothing can read them.
+    """
 
     shots: tuple[Example, ...]
     dev: tuple[Example, ...]
+    unlabelled: tuple[Example, ...] = ()
 
 
 class Task:
@@ -193,6 +199,21 @@ def draw_examples(
     if n_shots > len(rest):
         raise UserError(f"n_shots: {n_shots} are more than the {len(rest)} examples that the training pool holds beside dev.")
     return Draw(tuple(_shuffled(rest, seed, "pool")[:n_shots]), tuple(dev))
+
+
+def draw_unlabelled(data: TaskData, drawn: Draw, n: int, seed: int) -> Draw:
+    """`drawn` and `n` other examples of the pool, their labels taken away, as they come in an order that depends on `seed` alone.
+
+    They are the same for every method, and fewer are the first of more.
+
+    Raises:
+        UserError: the pool has too few.
+    """
+    taken = {example.id for example in drawn.shots + drawn.dev}
+    free = [data.pool[i] for i in stream(seed, "unlabelled").permutation(len(data.pool)) if data.pool[i].id not in taken] if n else []
+    if n > len(free):
+        raise UserError(f"n_unlabelled: {n} are more than the {len(free)} examples of the training pool that are neither shots nor dev.")
+    return replace(drawn, unlabelled=tuple(replace(example, label=NO_LABEL) for example in free[:n]))
 
 
 def _shuffled(rows: Sequence[Example], seed: int, name: str) -> list[Example]:

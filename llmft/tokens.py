@@ -6,7 +6,7 @@ the ids, so that encoding it once is exact for every tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from llmft.errors import Cause, TrialFailure, UserError
@@ -14,15 +14,25 @@ from llmft.prompts import Pattern, render_prompt
 from llmft.task import Example
 
 CHUNK = 512  # prompts tokenised at once
+SHORTEST_PREFIX = 8  # tokens; below that a cache costs more than it saves
 CANDIDATES = 8  # longest queries that are tried when demonstrations must be dropped
 
 
 @dataclass(frozen=True)
 class LabelWords:
-    """The label words of a trial: their texts and, for each, the token ids that follow the prompt (or a decoder's start)."""
+    """The label words of a trial: their texts and, for each, the token ids that follow the prompt (or a decoder's start).
+
+    `n_known`: how many words of the vocabulary the model and its teacher both have (some pad theirs); None without a teacher.
+    """
 
     words: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
+    n_known: int | None = None
+
+    @property
+    def beginnings(self) -> tuple[tuple[int, ...], ...]:
+        """After which token ids an answer goes on: nothing, and the beginnings of words of several tokens; each once."""
+        return tuple(dict.fromkeys(ids[:step] for ids in self.ids for step in range(len(ids))))
 
     @property
     def single(self) -> bool:
@@ -96,7 +106,7 @@ def resolve_label_words(
 
 @dataclass(frozen=True)
 class EncodedQueries:
-    """The prompts of one set: what follows the trial's common prefix, and the labels. Lists of the same length.
+    """The prompts of one set: what follows the trial's common prefix (in a `bare` set: all of it), and the labels.
 
     Where an encoder reads the prompts, `start` is what the decoder reads before an answer; it is empty for causal models.
     """
@@ -104,6 +114,7 @@ class EncodedQueries:
     suffixes: tuple[tuple[int, ...], ...]
     labels: tuple[int, ...]
     start: tuple[int, ...] = ()
+    bare: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -111,15 +122,31 @@ class EncodedQueries:
 
 @dataclass(frozen=True)
 class EncodedTrial:
-    """Every prompt of a trial: `prefix` opens all of them; `sets` holds the rest by set name.
+    """Every prompt of a trial: `prefix` opens all but those of bare sets; `sets` holds the rest by set name.
 
-    `demonstrations` are the examples in the prompt, `n_dropped` how many more would not fit.
+    `demonstrations` are the examples in the prompt, `n_dropped` how many more would not fit; `n_virtual_tokens` are the places
+    that a method takes in front of every prompt.
     """
 
     prefix: tuple[int, ...]
     sets: Mapping[str, EncodedQueries]
     demonstrations: tuple[Example, ...]
     n_dropped: int
+    n_virtual_tokens: int = 0
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether the prefix is worth encoding once for many queries; virtual tokens stand in front of it."""
+        return len(self.prefix) >= SHORTEST_PREFIX and not self.n_virtual_tokens
+
+    def opening(self, name: str) -> tuple[int, ...]:
+        """What precedes the suffixes of the set `name`."""
+        return () if self.sets[name].bare else self.prefix
+
+    def lengths(self, name: str) -> list[int]:
+        """Places that each prompt of the set `name` takes, virtual tokens included."""
+        before = self.n_virtual_tokens + len(self.opening(name))
+        return [before + len(ids) for ids in self.sets[name].suffixes]
 
 
 def encode_trial(
@@ -134,6 +161,8 @@ def encode_trial(
     instruction: str = "",
     start: tuple[int, ...] = (),
     share_prefix: bool = True,
+    bare: Collection[str] = (),
+    n_virtual_tokens: int = 0,
 ) -> EncodedTrial:
     """Tokenise every prompt of a trial.
 
@@ -147,6 +176,8 @@ def encode_trial(
         instruction: text that opens every prompt.
         start: as of `EncodedQueries`; prompts for an encoder keep the tokenizer's closing token.
         share_prefix: whether what all prompts begin with shall be taken apart (`llmft.architecture.shares_prefix`).
+        bare: names of sets whose prompts get no demonstrations.
+        n_virtual_tokens: places of `max_length` that the method takes.
 
     Raises:
         TrialFailure: a query does not fit even without demonstrations (QUERY_TOO_LONG).
@@ -157,35 +188,40 @@ def encode_trial(
         return [render_prompt(pattern, labelled, example.fields, separator, instruction) for example in examples]
 
     closed = bool(start)
-    limit = max_length if start else max_length - words.longest + 1  # the last token of a label word is never fed to the model
+    limit = max_length - n_virtual_tokens - (0 if start else words.longest - 1)  # the last token of a word is never fed to the model
     queries = [example for examples in sets.values() for example in examples]
+    names = [name for name, examples in sets.items() for _ in examples]
     lengths = [
         len(ids)
         for first in range(0, len(queries), CHUNK)
         for ids in encode(tokenizer, texts(queries[first : first + CHUNK], ()), closed)
     ]
     if max(lengths) > limit:
-        example = queries[lengths.index(max(lengths))]
+        example, virtual = queries[lengths.index(max(lengths))], f" and {n_virtual_tokens} virtual tokens" * bool(n_virtual_tokens)
         raise TrialFailure(
             Cause.QUERY_TOO_LONG,
-            f"the query {example.id} takes {max(lengths)} tokens; with its label word at most {max_length} fit this model or max_length.",
+            f"the query {example.id} takes {max(lengths)} tokens; with its label word{virtual} at most {max_length} fit this model or "
+            "max_length.",
         )
+    queries = [example for name, examples in sets.items() if name not in bare for example in examples]
+    lengths = [length for name, length in zip(names, lengths, strict=True) if name not in bare]
     longest = [queries[i] for i in sorted(range(len(queries)), key=lengths.__getitem__)[-CANDIDATES:]]
     kept, n_labels = list(demonstrations), len(words.words)
     while kept and max(map(len, encode(tokenizer, texts(longest, kept), closed))) > limit:
         kept = kept[:-n_labels]
     while True:
         shown = [kept[i] for i in order.permutation(len(kept))] if order is not None and kept else kept
-        jobs = [(name, texts, examples, shown) for name, examples in sets.items()]
+        jobs = [(name, texts, examples, shown) for name, examples in sets.items() if name not in bare]
         prefix, rows = _encode_all(tokenizer, jobs, closed, share_prefix)
         if not kept or len(prefix) + max(len(ids) for encoded in rows.values() for ids in encoded) <= limit:
             break
         kept = kept[:-n_labels]
+    rows |= {name: list(map(tuple, encode(tokenizer, texts(sets[name], ()), closed))) for name in bare}
     encoded = {
-        name: EncodedQueries(tuple(rows[name]), tuple(example.label for example in examples), start)
+        name: EncodedQueries(tuple(rows[name]), tuple(example.label for example in examples), start, name in bare)
         for name, examples in sets.items()
     }
-    return EncodedTrial(prefix, encoded, tuple(shown), len(demonstrations) - len(kept))
+    return EncodedTrial(prefix, encoded, tuple(shown), len(demonstrations) - len(kept), n_virtual_tokens)
 
 
 def _encode_all(tokenizer, jobs, closed: bool, share_prefix: bool) -> tuple[tuple[int, ...], dict[str, list[tuple[int, ...]]]]:

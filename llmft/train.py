@@ -14,10 +14,11 @@ from llmft.distributed import shard_of
 from llmft.errors import Cause, TrialFailure
 from llmft.evaluate import Evaluator, Predictions
 from llmft.optimizers import build_optimizer
-from llmft.record import CurvePoint
+from llmft.record import CurvePoint, VirtualToken
 from llmft.seeds import derive, stream
 from llmft.setting import DEV, SHOTS
 from llmft.spec import ORACLES, Selection, TrialSpec
+from llmft.start import Start
 
 
 @dataclass
@@ -33,7 +34,13 @@ class Checkpoint:
 
 @dataclass
 class Fit:
-    """What training leaves: the selected checkpoints, the curve and the cost."""
+    """What a trial leaves: the selected checkpoints, the curve, the cost, and what else is worth knowing about the adapted model.
+
+    Attributes:
+        trained_distance: L2 distance of the trained weights from their start.
+        virtual_tokens: what the tokens of a learned prompt resemble.
+        content_free: the label words' mean probabilities for queries without content, by which scores are calibrated.
+    """
 
     checkpoints: dict[Selection, Checkpoint] = field(default_factory=dict)
     curve: list[CurvePoint] = field(default_factory=list)
@@ -42,6 +49,9 @@ class Fit:
     n_tokens: int = 0
     n_steps: int = 0
     n_skipped_steps: int = 0
+    trained_distance: dict[Selection, float] = field(default_factory=dict)
+    virtual_tokens: list[VirtualToken] = field(default_factory=list)
+    content_free: list[float] | None = None
 
 
 def n_warmup_steps(warmup_ratio: float, n_steps: int) -> int:
@@ -86,9 +96,13 @@ def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: M
     scaler = torch.amp.GradScaler(model.device.type, enabled=spec.precision == "fp16")
     if train.gradient_checkpointing:
         model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    lengths = [len(evaluator.encoded.prefix) + len(ids) for ids in shots.suffixes]
+    lengths, method = evaluator.encoded.lengths(SHOTS), evaluator.adapted.method
     batch_order = stream(spec.order_seed, "batches")
-    keeper = _Keeper(spec, evaluator, trainable, tests, result)
+    origin = Start(trainable, runtime)
+    keeper = _Keeper(spec, evaluator, trainable, origin, tests, result)
+    model.network.eval()
+    with torch.no_grad():
+        method.begin(evaluator.adapted, evaluator.every(SHOTS))
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(derive(spec.dropout_seed, f"dropout/{runtime.rank}" if runtime.rank else "dropout"))
         for epoch in range(1, train.epochs + 1):
@@ -105,6 +119,8 @@ def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: M
                         f"the loss was {loss} in step {result.n_steps + 1} of {n_steps}; lower the learning rate.",
                     )
                 scaler.unscale_(optimizer)
+                if method.pull_to_start:
+                    origin.pull(method.pull_to_start)
                 if train.clip_norm is not None:
                     torch.nn.utils.clip_grad_norm_(trainable.values(), train.clip_norm)
                 scale = scaler.get_scale()
@@ -134,7 +150,7 @@ def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: M
                 _prune(result.curve, runtime.stop_below)
             if stopped:
                 break
-    keeper.finish(restore=runtime.keep_weights or spec.forgetting is not None)
+    keeper.finish()
 
 
 def _add_gradients(
@@ -154,7 +170,7 @@ def _add_gradients(
     groups, loss = deal(lengths, runtime.micro_batch_tokens, runtime.rank, runtime.world_size), 0.0
     for number, (group, counts) in enumerate(groups, 1):
         chosen = [rows[i] for i in group]
-        batch = make_batch(encoded.sets[SHOTS], chosen, evaluator.words, evaluator.adapted.model, opening=encoded.prefix)
+        batch = make_batch(encoded.sets[SHOTS], chosen, evaluator.words, evaluator.adapted.model, opening=encoded.opening(SHOTS))
         share = len(group) / len(rows) * runtime.world_size if counts else 0.0  # gradients are averaged over the processes
         with nullcontext() if number == len(groups) else module.no_sync():
             part = module("loss", batch) * share
@@ -182,11 +198,12 @@ class _Keeper:
         spec: TrialSpec,
         evaluator: Evaluator,
         trainable: Mapping[str, torch.nn.Parameter],
+        start: Start,
         tests: Mapping[str, str],
         result: Fit,
     ):
         self.spec, self.evaluator, self.trainable, self.result = spec, evaluator, trainable, result
-        self.names = list(tests)
+        self.start, self.names = start, list(tests)
         self.in_domain = next((name for name, domain in tests.items() if domain == "in"), None)
         self.out_of_domain = next((name for name, domain in tests.items() if domain == "out"), None)
         self.best: dict[Selection, tuple] = {}
@@ -210,6 +227,7 @@ class _Keeper:
         if "best_dev" in self.spec.selections and self._wins("best_dev", (score, -loss)):  # of equal scores the surer
             weights = None if last else {name: shard_of(p).to("cpu", copy=True) for name, p in self.trainable.items()}
             result.checkpoints["best_dev"] = here if last else Checkpoint(here.step, score, loss, weights)
+            self._measure("best_dev")
         wanted = [oracle for oracle in ORACLES if oracle in self.spec.selections]
         if wanted:
             here.predictions = evaluator.predict_all(self.names)
@@ -217,6 +235,10 @@ class _Keeper:
                 name = self.in_domain if oracle == "best_in_domain" else self.out_of_domain
                 if name and self._wins(oracle, (here.predictions[name].score, -here.predictions[name].loss)):
                     result.checkpoints[oracle] = here
+                    self._measure(oracle)
+
+    def _measure(self, selection: Selection) -> None:
+        self.result.trained_distance[selection] = self.start.distance()
 
     def _wins(self, selection: Selection, score: tuple) -> bool:
         if selection in self.best and score <= self.best[selection]:
@@ -224,21 +246,22 @@ class _Keeper:
         self.best[selection] = score
         return True
 
-    def finish(self, restore: bool) -> None:
+    def finish(self) -> None:
         """Predict the test sets for the checkpoints that have not: the last state as it stands, then the best on dev.
 
-        Args:
-            restore: leave the weights of the best on dev behind, where that is selected.
+        What stays in the model is the best on dev where that is selected, else the last.
         """
         checkpoints, last = self.result.checkpoints, self.result.checkpoints["last"]
         if "last" not in self.spec.selections:
             del checkpoints["last"]
-        elif not last.predictions:
-            last.predictions = self.evaluator.predict_all(self.names)
+        else:
+            self._measure("last")
+            if not last.predictions:
+                last.predictions = self.evaluator.predict_all(self.names)
         best = checkpoints.get("best_dev")
         if best is None:
             return
-        if best.weights is not None and (restore or not best.predictions):
+        if best.weights is not None:
             for name, parameter in self.trainable.items():
                 shard_of(parameter).copy_(best.weights[name])
             self.evaluator.adapted.reshard()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -17,15 +18,16 @@ from llmft.errors import Cause, OutOfMemory, TrialFailure, UserError
 from llmft.evaluate import Evaluator
 from llmft.forgetting import check_alone, check_forgetting, measure, measure_base, pair, starting_weights, weight_distance
 from llmft.method import Method
-from llmft.model import borrow_model, choose_device, n_parameters
+from llmft.model import borrow_model, choose_device, load_tokenizer, n_parameters
 from llmft.optimizers import check_optimizer
 from llmft.quantised import check_bitsandbytes
 from llmft.record import Cost, Measure
 from llmft.result import TrialResult, failed_record, finished_record, predictions_file
 from llmft.runtime import Runtime
 from llmft.seeds import derive
-from llmft.setting import DEV, SHOTS, encode_prompts, settle
+from llmft.setting import DEV, SHOTS, encode_lessons, encode_prompts, settle
 from llmft.spec import TrialSpec
+from llmft.teacher import teach
 from llmft.tokens import EncodedTrial
 from llmft.train import Checkpoint, Fit, fit
 from llmft.weights import gather_weights
@@ -115,10 +117,12 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
         raise UserError(f"method '{spec.method}': a base in 4 bits is not trained by several processes. Use one GPU a trial.")
     check_alone(spec, runtime)
     began, before = _base_measures(spec, setting.method, runtime, device, began)
-    encoded = encode_prompts(spec, setting)
+    encoded, lessons = encode_prompts(spec, setting), encode_lessons(spec, setting)
     method, memory = setting.method, cost.PeakMemory(device)
     domains = {test.name: test.domain for test in setting.tests}
     dropout = spec.train.dropout if method.trains else None
+    with _smaller_passes(spec, [*lessons, encoded], runtime):
+        teacher = teach(spec, setting, encoded, lessons, runtime)
     with borrow_model(
         spec.model, spec.precision, device, dropout, copied=method.trains, kept=alone, base_weights=method.base_weights
     ) as model:
@@ -126,23 +130,22 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
         base_names = {name for name, _ in model.network.named_parameters()}
         if method.trains:
             method.prepare(model, len(setting.task.labels), torch.Generator().manual_seed(derive(spec.init_seed, "init")))
-        trainable = [(p.numel(), p.element_size()) for p in model.network.parameters() if p.requires_grad]
+        n_trainable = sum(p.numel() for p in model.network.parameters() if p.requires_grad)
         start = starting_weights(model.network, base_names) if spec.forgetting else {}
         adapted = Adapted(method, model)
         module, evaluator = runtime.wrap(adapted), Evaluator(adapted, encoded, setting.words, runtime)
         started = time.perf_counter()
-        try:
+        with _smaller_passes(spec, [encoded], runtime):
             if method.trains:
                 fit(spec, module, evaluator, domains, result)
             else:
                 _score(evaluator, domains, result)
             finished = time.perf_counter()
             after = measure(adapted, spec.model, spec.forgetting, runtime) if spec.forgetting and method.trains else before
-        except Exception as error:
-            if not _is_out_of_memory(error):
-                raise
-            smaller = smaller_budget(_passes(spec, encoded, runtime), runtime.micro_batch_tokens)
-            raise OutOfMemory(_reason(error)[1], smaller) from error
+        if method.trains:
+            method.fold(adapted)
+            result.virtual_tokens = adapted("virtual_tokens", load_tokenizer(spec.model))
+        stored = [(p.numel(), p.element_size()) for p in model.network.parameters() if p.requires_grad]
         distance = weight_distance(model.network, start) if spec.forgetting else None
         weights = gather_weights(model, runtime) if method.trains and runtime.keep_weights else None
         spent = Cost(
@@ -154,16 +157,18 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
             tokens_trained=result.n_tokens,
             tokens_evaluated=evaluator.n_tokens,
             n_parameters=n_in_all,
-            n_trainable_parameters=sum(n for n, _ in trainable),
-            stored_bytes=sum(n * size for n, size in trainable),
+            n_trainable_parameters=n_trainable,
+            stored_bytes=sum(n * size for n, size in stored),
             tokens_per_query=_tokens_per_query(encoded, domains),
-            flops=cost.flops(n_in_all, result.n_tokens, evaluator.n_tokens),
+            tokens_teacher=teacher.n_tokens if teacher else 0,
+            flops=cost.flops(n_in_all, result.n_tokens, evaluator.n_tokens)
+            + (cost.flops(teacher.n_parameters, 0, teacher.n_tokens) if teacher else 0.0),
             n_steps=result.n_steps,
             n_workers=runtime.world_size,
             micro_batch_tokens=runtime.micro_batch_tokens,
             n_out_of_memory=runtime.n_out_of_memory,
         )
-    record = finished_record(spec, setting, encoded, result, spent).model_copy(
+    record = finished_record(spec, setting, encoded, result, spent, teacher).model_copy(
         update={"forgetting": pair(before, after), "weight_distance": distance}
     )
     return TrialResult(record, predictions_file(setting, result), weights)
@@ -182,21 +187,35 @@ def _base_measures(
 
 def _score(evaluator: Evaluator, domains: Mapping[str, str], result: Fit) -> None:
     """The result of a method that trains nothing: one 'checkpoint', the model as it is."""
+    if evaluator.content_free is not None:
+        result.content_free = evaluator.content_free.tolist()
     dev = evaluator.predict(DEV) if DEV in evaluator.encoded.sets else None
     result.checkpoints["none"] = Checkpoint(
         0, dev.score if dev else None, dev.loss if dev else None, predictions=evaluator.predict_all(list(domains))
     )
 
 
+@contextmanager
+def _smaller_passes(spec: TrialSpec, encoded: Sequence[EncodedTrial], runtime: Runtime) -> Iterator[None]:
+    """Say what to try next where the forward passes over the `encoded` prompts run out of memory."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        passes = [lengths for prompts in encoded for lengths in _passes(spec, prompts, runtime)]
+        raise OutOfMemory(_reason(error)[1], smaller_budget(passes, runtime.micro_batch_tokens)) from error
+
+
 def _passes(spec: TrialSpec, encoded: EncodedTrial, runtime: Runtime) -> list[list[int]]:
     """The lengths of the longest queries that one process gets at once, by set."""
     sets = []
-    for name, queries in encoded.sets.items():
-        lengths = sorted((len(encoded.prefix) + len(ids) for ids in queries.suffixes), reverse=True)
+    for name in encoded.sets:
+        lengths = sorted(encoded.lengths(name), reverse=True)
         sets.append(lengths[: spec.train.batch_size if name == SHOTS else None][:: runtime.world_size])
     return sets
 
 
 def _tokens_per_query(encoded: EncodedTrial, names: Mapping[str, str]) -> float:
-    lengths = [len(ids) for name in list(names) or [DEV] for ids in encoded.sets[name].suffixes]
-    return len(encoded.prefix) + sum(lengths) / max(1, len(lengths))
+    lengths = [length for name in list(names) or [DEV] for length in encoded.lengths(name)]
+    return sum(lengths) / max(1, len(lengths))

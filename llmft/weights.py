@@ -31,11 +31,13 @@ def restored(spec: TrialSpec, path: Path | str | None, device: torch.device) -> 
     method = build_method(spec.method, spec.settings)
     dropout = spec.train.dropout if method.trains else None
     with borrow_model(spec.model, spec.precision, device, dropout, base_weights=method.base_weights) as model:
+        adapted = Adapted(method, model)
         if method.trains:
             n_labels = len(load_task(spec.task, spec.definition).labels)
             method.prepare(model, n_labels, torch.Generator().manual_seed(derive(spec.init_seed, "init")))
+            method.fold(adapted)
             load_weights(model, path)
-        yield Adapted(method, model).to(device).eval()
+        yield adapted.to(device).eval()
 
 
 def gather_weights(model: BorrowedModel, runtime: Runtime) -> bytes | None:

@@ -173,7 +173,8 @@ def _check_ranges(where: str, cell: Cell) -> None:
 
 
 def _entry_cells(
-    where: str, plan: Plan, name: str, entry: MethodEntry, model_entry: ModelEntry, model: ModelRef, subject: Mapping[str, Any]
+    where: str, plan: Plan, name: str, entry: MethodEntry, model_entry: ModelEntry, model: ModelRef, subject: Mapping[str, Any],
+    teacher: ModelRef | None,
 ) -> list[Cell]:
     """The cells of one method entry; `subject` are the fields of its specs that hold for the whole task."""
     method = entry.method or name
@@ -195,6 +196,7 @@ def _entry_cells(
             raise UserError(f"{where}: n_shots: must be at least 1 for a method that uses shots (got {n_shots}).")
         base = _trial_spec(
             where, model=model, **subject, method=method, settings=settings, n_shots=n_shots,
+            teacher=None if teacher == model else teacher,
             shots_unit=plan.shots_unit if n_shots else "total", pattern=entry.pattern or plan.pattern,
             verbalizer=entry.verbalizer or plan.verbalizer, separator=plan.separator,
             instruction=plan.instruction if entry.instruction is None else entry.instruction, draw=plan.draw if n_shots else "balanced",
@@ -235,6 +237,10 @@ def build_cells(
     try:
         subjects = resolve_tasks(plan, resolve_data or resolve_named)
         models = [resolve_model(entry.name, entry.revision) for entry in plan.models]
+        teachers = {
+            name: entry.teacher and resolve_model(entry.teacher.name, entry.teacher.revision)
+            for name, entry in plan.methods.items()
+        }
         forgetting = _resolve_forgetting(plan)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
@@ -243,7 +249,8 @@ def build_cells(
         for subject in subjects:
             for name, entry in plan.methods.items():
                 for cell in _entry_cells(
-                    f"{where}: methods.{name}", plan, name, entry, model_entry, model, subject | {"forgetting": forgetting}
+                    f"{where}: methods.{name}", plan, name, entry, model_entry, model, subject | {"forgetting": forgetting},
+                    teachers[name],
                 ):
                     if cell.key in cells:
                         raise UserError(

@@ -213,6 +213,7 @@ def trial(
     method: Annotated[str, typer.Option(help="llmft methods lists them")],
     model: Annotated[str, typer.Option(help="hub name, folder or 'toy'")] = "toy",
     revision: str = "main",
+    teacher: Annotated[str | None, typer.Option(help="which model a distilled one learns from [default: itself]")] = None,
     shots: Annotated[
         int | None, typer.Option(min=0, help="labelled examples in total [default: 16 where the method uses any]")
     ] = None,
@@ -227,7 +228,7 @@ def trial(
     max_length: int | None = None,
     precision: str = "fp32",
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a setting of the method, its training or the plan")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a setting of the method or its training, or plan.KEY")
     ] = None,
     data_dir: DataDir = None,
     device: str | None = None,
@@ -248,7 +249,7 @@ def trial(
     content = trial_plan(
         method, assignments or [], {name: value for name, value in short.items() if value is not None}, n_shots=shots, task=task,
         model=model, revision=revision, pattern=pattern, verbalizer=verbalizer, n_dev=n_dev, n_test=n_test, max_length=max_length,
-        precision=precision, data_dir=data_dir, keep_weights=keep_weights,
+        precision=precision, data_dir=data_dir, keep_weights=keep_weights, teacher=teacher,
     )  # fmt: skip
     record = run_one(content, seed, device, out)
     if as_json:

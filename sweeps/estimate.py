@@ -140,8 +140,10 @@ def flops(n_shots: int, stage: Stage, work: Workload, memory: Memory) -> float:
     al. 2020), 2 more forward with gradient checkpointing. Attention is left out."""
     n, backward = memory.n_parameters, 2 * (memory.n_parameters + memory.n_trainable)
     forward = 2 * n * (2 if work.spec.train.gradient_checkpointing else 1)
-    n_trained = work.tokens_trained * n_shots / max(1, work.spec.n_shots)
-    return (forward + backward) * n_trained + 2 * n * work.tokens_evaluated(with_tests=stage == "report")
+    n_inputs = work.n_unlabelled + (len(work.shots) - work.n_unlabelled) * n_shots / max(1, work.spec.n_shots)
+    n_trained = work.tokens_trained * n_inputs / max(1, len(work.shots))
+    taught = 2 * memory.n_teacher_parameters * work.tokens_taught
+    return (forward + backward) * n_trained + 2 * n * work.tokens_evaluated(with_tests=stage == "report") + taught
 
 
 @dataclass(frozen=True)

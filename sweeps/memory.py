@@ -8,29 +8,28 @@ cannot see is inside of kernels and allocators; whoever asks whether a trial fit
 from __future__ import annotations
 
 import copy
-import weakref
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
+from llmft.adapted import Adapted
 from llmft.architecture import DROPOUT, language_model, last_states, own_logits
-from llmft.batches import Prefix, QueryBatch, encode_prefix, make_batch, split_by_tokens
+from llmft.batches import Prefix, QueryBatch, make_batch, split_by_tokens
 from llmft.method import Method
 from llmft.model import BorrowedModel, load_config
 from llmft.optimizers import state_bytes
-from llmft.registry import build_method, load_task
+from llmft.registry import load_task
 from llmft.runtime import Runtime
-from llmft.spec import TrialSpec
+from llmft.setting import settle
+from llmft.spec import ModelRef, TrialSpec
+from llmft.teacher import Untouched
 from llmft.tokens import EncodedQueries
+from sweeps.meter import Meter, Operations
 from sweeps.packed import hold_in_4_bits
 from sweeps.slots import Strategy
-from sweeps.workload import Workload
+from sweeps.workload import Reading, Workload
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 ATTENTION_DROPOUT = ("attention_dropout", "attn_pdrop")
@@ -49,8 +48,13 @@ class Memory:
         prefix_bytes: of that, the keys and values of the shared prefix.
         base_bytes: the untouched model in fp32, in the host's memory.
         copying_bytes: its copy for the trial, in fp32 and in the host's memory until it is where and what it shall be.
-        checkpoint_bytes: a copy of the trained weights in the host's memory, where one is selected on dev.
+        start_bytes: a copy of the trained weights as they began, in the host's memory.
+        checkpoint_bytes: another of them, where one is selected on dev.
         n_workers: processes.
+        n_teacher_parameters: of the teacher of a distillation.
+        teacher_bytes: what it takes on the device, before the training and in place of it.
+        loading_bytes: its weights in the host's memory, in place of the trial's copy.
+        taught_bytes: what is kept of what it said, in the host's memory.
     """
 
     n_parameters: int
@@ -64,8 +68,13 @@ class Memory:
     prefix_bytes: int
     base_bytes: int
     copying_bytes: int
+    start_bytes: int
     checkpoint_bytes: int
     n_workers: int = 1
+    n_teacher_parameters: int = 0
+    teacher_bytes: int = 0
+    loading_bytes: int = 0
+    taught_bytes: int = 0
 
     @property
     def held_bytes(self) -> int:
@@ -75,47 +84,22 @@ class Memory:
     @property
     def device_bytes(self) -> int:
         """On the device of each process."""
-        return self.held_bytes + max(self.training_bytes, self.scoring_bytes - self.gradient_bytes)
+        return max(self.teacher_bytes, self.held_bytes + max(self.training_bytes, self.scoring_bytes - self.gradient_bytes))
 
     @property
     def host_bytes(self) -> int:
         """In the host's memory, for each process of a trial on GPUs; a better checkpoint is copied before the old one goes."""
-        return self.base_bytes + self.copying_bytes + 2 * self.checkpoint_bytes
+        at_work = self.taught_bytes + self.copying_bytes + self.start_bytes + 2 * self.checkpoint_bytes
+        return self.base_bytes + max(self.loading_bytes, at_work)
 
     @property
     def cpu_bytes(self) -> int:
         """In the host's memory, for each process of a trial on CPUs."""
         second_checkpoint = self.checkpoint_bytes - self.gradient_bytes
         at_work = max(self.training_bytes, self.scoring_bytes - self.gradient_bytes, second_checkpoint)
-        at_work += self.held_bytes + self.checkpoint_bytes
-        return (0 if self.n_workers > 1 else self.base_bytes) + max(at_work, self.copying_bytes)
-
-
-class Meter(TorchDispatchMode):
-    """Adds up the bytes of every storage that is made inside and still alive; `peak` is the most since it was set last."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._alive: dict[int, weakref.ref] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(result):
-            if isinstance(tensor, torch.Tensor):
-                self._see(tensor.untyped_storage())
-        return result
-
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        if (key := storage._cdata) not in self._alive:
-            size = storage.nbytes()
-            self._alive[key] = weakref.ref(storage, lambda _: self._gone(key, size))
-            self.now += size
-            self.peak = max(self.peak, self.now)
-
-    def _gone(self, key: int, size: int) -> None:
-        del self._alive[key]
-        self.now -= size
+        at_work += self.held_bytes + self.start_bytes + self.checkpoint_bytes
+        trained = self.taught_bytes + max(at_work, self.copying_bytes)
+        return (0 if self.n_workers > 1 else self.base_bytes) + max(trained, self.loading_bytes, self.teacher_bytes)
 
 
 def estimate_memory(
@@ -132,7 +116,7 @@ def estimate_memory(
     """
     budget = micro_batch_tokens or Runtime().micro_batch_tokens
     spec, sharded = work.spec, strategy == "fsdp"
-    method, n_labels = build_method(spec.method, spec.settings), len(load_task(spec.task, spec.definition).labels)
+    method, n_labels = settle(spec).method, len(load_task(spec.task, spec.definition).labels)
     network = _build(spec, on_gpu)
     halved = max(map(_n_bytes, network.parameters())) // 2  # tensor by tensor
     n_parameters, base_bytes = sum(parameter.numel() for parameter in network.parameters()), _stored_bytes(network)
@@ -152,11 +136,14 @@ def estimate_memory(
         outside, blocks, gradients_at_work = _at_work(network)
         network.to(dtype=HALF.get(spec.precision))
         gathered = outside + blocks * _stored_bytes(network) // weights + gradients_at_work
+    teacher = _build(spec, on_gpu, spec.teacher).to(dtype=HALF.get(spec.precision)) if work.lessons else None
     with FakeTensorMode(allow_non_fake_inputs=True), Meter() as meter:
+        taught = {} if teacher is None else _teach(work, method, teacher, meter, budget, n_workers, on_gpu, sharded)
         _fake(network)
         model = BorrowedModel(network, torch.device("cpu"), spec.precision, _has_plain_head(network))
-        training = _train(work, method, model, meter, budget, n_workers)
-        prefix, scoring = _score(work, method, model, meter, budget)
+        adapted = Adapted(method, model)
+        training = _train(work, adapted, meter, budget, n_workers)
+        prefix, scoring = _score(work, adapted, "scores", [work.scored], meter, budget)
     if strategy == "ddp":
         training += gradients  # its buckets stay for the whole training
     elif on_gpu:
@@ -177,8 +164,10 @@ def estimate_memory(
         prefix_bytes=prefix,
         base_bytes=base_bytes,
         copying_bytes=0 if itself else base_bytes + (halved if spec.precision in HALF and not method.trains else 0),
+        start_bytes=gradients // share,
         checkpoint_bytes=gradients // share if "best_dev" in spec.selections else 0,
         n_workers=n_workers,
+        **taught,
     )
 
 
@@ -201,9 +190,9 @@ def _at_work(network: torch.nn.Module) -> tuple[int, int, int]:
     return outside, 2 * block, outside_trained + trained
 
 
-def _build(spec: TrialSpec, on_gpu: bool) -> torch.nn.Module:
-    """The network in fp32 on the meta device, as `llmft.model` loads it."""
-    config, changed = copy.deepcopy(load_config(spec.model)), {}
+def _build(spec: TrialSpec, on_gpu: bool, ref: ModelRef | None = None) -> torch.nn.Module:
+    """The network of `ref` (None: of the trial's model) in fp32 on the meta device, as `llmft.model` loads it."""
+    config, changed = copy.deepcopy(load_config(ref or spec.model)), {}
     if spec.train.dropout is not None:
         changed = dict.fromkeys(DROPOUT.get(config.model_type, ()), spec.train.dropout)
     if on_gpu:  # its fused attention has dropout within; a CPU's falls back on the matrix of scores
@@ -230,25 +219,13 @@ def _fake(network: torch.nn.Module) -> None:
                 tensors[name] = None if tensor is None else moved[id(tensor)]
 
 
-class _Operations(TorchDispatchMode):
-    """Counts the operations that compute something."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        self.counts[func] += func.namespace == "aten" and not func.is_view
-        return func(*args, **(kwargs or {}))
-
-
 @torch.no_grad()
 def _has_plain_head(network: torch.nn.Module) -> bool:
     """What `llmft.model` finds by comparing logits, told by whether the network's own forward computes anything more."""
     ids, head = torch.zeros(1, 3, dtype=torch.long), network.get_output_embeddings()
-    with _Operations() as own:
+    with Operations() as own:
         own_logits(network, ids)
-    with _Operations() as plain:
+    with Operations() as plain:
         head(last_states(network, ids))
     return +own.counts == +plain.counts
 
@@ -259,21 +236,23 @@ def _batch(work: Workload, model: BorrowedModel, lengths: Sequence[int], prefix:
     return make_batch(queries, range(len(lengths)), work.words, model, prefix)
 
 
-def _train(work: Workload, method: Method, model: BorrowedModel, meter: Meter, budget: int, n_workers: int) -> int:
+def _train(work: Workload, adapted: Adapted, meter: Meter, budget: int, n_workers: int) -> int:
     """Forward and backward on the longest batch that a process may get, as in `llmft.train`; gives what is alive at the worst
     moment beyond weights and gradients. The optimiser's step is not run."""
+    method, model = adapted.method, adapted.model
     if not method.trains:
         return 0
+    groups = split_by_tokens(work.shots, budget)
+    with torch.no_grad():
+        method.begin(adapted, (_batch(work, model, [work.shots[i] - work.n_virtual_tokens for i in group]) for group in groups))
     if work.spec.train.gradient_checkpointing:
         model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.network.train()
-    longest = [work.prefix + length for length in sorted(work.shots, reverse=True)[: work.spec.train.batch_size]]
-    mine = longest[::n_workers]
+    mine = sorted(work.shots, reverse=True)[: work.spec.train.batch_size][::n_workers]
     before = meter.peak = meter.now
     for group in split_by_tokens(mine, budget)[:2]:  # in the second pass the gradients are there already
-        batch = _batch(work, model, [mine[i] for i in group])
-        with model.autocast():
-            loss = method.loss(model, batch)
+        batch = _batch(work, model, [mine[i] - work.n_virtual_tokens for i in group])
+        loss = adapted("loss", batch)
         loss.backward()
         del loss, batch
     gradients = [parameter.grad for parameter in model.network.parameters() if parameter.grad is not None]
@@ -284,14 +263,44 @@ def _train(work: Workload, method: Method, model: BorrowedModel, meter: Meter, b
 
 
 @torch.no_grad()
-def _score(work: Workload, method: Method, model: BorrowedModel, meter: Meter, budget: int) -> tuple[int, int]:
-    """Score as in `llmft.evaluate`; gives the bytes of the shared prefix, and all that is alive at the worst moment beyond weights."""
-    model.network.eval()
-    before, prefix = meter.now, None
+def _score(
+    work: Workload, adapted: Adapted, what: str, readings: Sequence[Reading], meter: Meter, budget: int
+) -> tuple[int, int]:
+    """Score as in `llmft.evaluate`, `what` a method's hook; gives the bytes of the longest shared prefix, and all that is alive at
+    the worst moment beyond weights."""
+    adapted.network.eval()
+    before, prefix_bytes = meter.now, 0
     meter.peak = before
-    with model.autocast():
-        if work.shares_prefix:
-            prefix = encode_prefix(model, (0,) * work.prefix)
-        for n, length in work.largest_batches(budget):
-            method.scores(model, _batch(work, model, [length - (work.prefix if prefix else 0)] * n, prefix))
-    return sum(_n_bytes(tensor) for layer in (prefix.layers if prefix else ()) for tensor in layer), meter.peak - before
+    for reading in readings:
+        prefix = adapted("prefix", (0,) * reading.prefix) if reading.shared else None
+        prefix_bytes = max(prefix_bytes, sum(_n_bytes(t) for layer in (prefix.layers if prefix else ()) for t in layer))
+        for n, length in reading.largest_batches(budget):
+            text = length - reading.n_virtual_tokens - (reading.prefix if prefix else 0)
+            adapted(what, _batch(work, adapted.model, [text] * n, prefix))
+    return prefix_bytes, meter.peak - before
+
+
+def _teach(
+    work: Workload, method: Method, network: torch.nn.Module, meter: Meter, budget: int, n_workers: int, on_gpu: bool, sharded: bool
+) -> dict[str, int]:  # fmt: skip
+    """Have the teacher's `network` read the longest lessons as in `llmft.teacher`, and give the method what it was taught."""
+    n_parameters, in_half = sum(p.numel() for p in network.parameters()), work.spec.precision in HALF
+    weights, at_work = _stored_bytes(network), sum(_at_work(network)) if sharded else 0
+    halved = max(map(_n_bytes, network.parameters())) if in_half else 0  # tensor by tensor
+    _fake(network)
+    model = BorrowedModel(network, torch.device("cpu"), work.spec.precision, _has_plain_head(network))
+    longest = sorted(work.lessons, key=lambda lesson: lesson.prefix)[-2:]
+    adapted = Adapted(Untouched(method), model)
+    _, peak = _score(work, adapted, "targets", longest, meter, budget)
+    with torch.no_grad():
+        said = adapted("targets", _batch(work, model, [1]))
+    method.taught = {name: rows.new_zeros(len(work.shots), *rows.shape[1:]) for name, rows in said.items()}
+    is_itself = work.spec.teacher is None
+    borrowed = is_itself and n_workers == 1 and not on_gpu and not in_half  # the base model itself reads
+    own = weights // (n_workers if sharded else 1) + at_work
+    return {
+        "n_teacher_parameters": n_parameters,
+        "teacher_bytes": peak + (0 if borrowed else own),
+        "loading_bytes": 0 if borrowed or (is_itself and n_workers > 1) else 4 * n_parameters + halved,
+        "taught_bytes": sum(map(_n_bytes, method.taught.values())),
+    }

@@ -17,19 +17,23 @@ from sweeps.store import Store
 from sweeps.yaml_file import read_value
 
 WHERE = "trial"
+PLAN_KEYS = Plan.model_fields.keys() & TrialSpec.model_fields.keys()
+"""Keys of a plan that describe each of its trials."""
 
 
 def trial_plan(
-    method: str, assignments: list[str], train: dict[str, Any], *, n_shots: int | None, task: str, **fields: Any
+    method: str, assignments: list[str], train: dict[str, Any], *, n_shots: int | None, task: str, teacher: str | None = None,
+    **fields: Any
 ) -> dict[str, Any]:
     """The plan, as a mapping, of which the trial is the only cell.
 
     Args:
         method: name of the method.
-        assignments: `key=value`, each a setting of the method, a field of `TrainSpec` or a key of a plan that describes a trial
-            (`shots_unit`, `selections`, ...); values are read as YAML.
+        assignments: `key=value`, each a setting of the method or a field of `TrainSpec`, or with `plan.` before it one of `PLAN_KEYS`
+            (`plan.shots_unit=per_class`); values are read as YAML.
         train: fields of `TrainSpec` that have an option of their own.
         n_shots: None takes 16 where the method uses shots.
+        teacher: a model to learn from.
         fields: `model`, `revision` and further keys of a plan.
 
     Raises:
@@ -40,12 +44,13 @@ def trial_plan(
         key, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"--set: write key=value (got {text!r}).")
-        homes = ((known, settings), (TrainSpec.model_fields, train), (Plan.model_fields.keys() & TrialSpec.model_fields, fields))
-        home = next((home for names, home in homes if key in names), None)
-        if home is None:
-            raise unknown_name("setting", key, {*known, *TrainSpec.model_fields}, f"--set, method '{method}'")
-        home[key] = _value(text, value)
-    entry = {"settings": settings, "train": train} | ({} if n_shots is None else {"n_shots": [n_shots]})
+        of_plan = key.removeprefix("plan.")
+        if key not in known and key not in TrainSpec.model_fields and (of_plan == key or of_plan not in PLAN_KEYS):
+            names = {*known, *TrainSpec.model_fields, *(f"plan.{name}" for name in PLAN_KEYS)}
+            raise unknown_name("setting", key, names, f"--set, method '{method}'")
+        home = settings if key in known else train if key in TrainSpec.model_fields else fields
+        home[of_plan] = _value(text, value)
+    entry = {"settings": settings, "train": train, "teacher": teacher} | ({} if n_shots is None else {"n_shots": [n_shots]})
     models = [{"name": fields.pop("model"), "revision": fields.pop("revision")}]
     return {"name": "trial", "models": models, "tasks": [task], "methods": {method: entry}, **fields}
 

@@ -25,14 +25,19 @@ from sweeps.yaml_file import read_yaml
 SHIPPED = Path(__file__).parent / "plans"
 
 
-class ModelEntry(Spec):
+class ModelName(Spec):
+    """Which model: a hub name, a local folder in hub format, or "toy"."""
+
+    name: str
+    revision: str = "main"
+
+
+class ModelEntry(ModelName):
     """A hub name, a local folder in hub format, or "toy", the small model that comes with llmft; and what each of its trials gets.
 
     What is left out is chosen by the memory that a trial needs (`sweeps.resources`). On a machine without GPUs a trial gets none.
     """
 
-    name: str
-    revision: str = "main"
     gpus: float | None = Field(None, ge=0, description="in all: a share of one GPU, or a number of them, one for each process")
     workers: int | None = Field(None, ge=1, description="processes that train together, with a GPU each where there are any")
     parallel: Literal["ddp", "fsdp"] | None = Field(
@@ -66,6 +71,7 @@ class MethodEntry(Spec):
     """
 
     method: str | None = None
+    teacher: ModelName | None = Field(None, description="which model a distilled one learns from; null: from itself")
     settings: dict[str, Any] = Field(default_factory=dict)
     train: dict[str, Any] = Field(default_factory=dict)
     search: dict[str, RangeEntry | None] = Field(default_factory=dict)
@@ -183,6 +189,7 @@ def _known_keys(content: dict[str, Any]) -> dict[str, Any]:
         known[f"models.{index}"] = ModelEntry.model_fields
     for name, entry in methods.items() if isinstance(methods, dict) else ():
         known[f"methods.{name}"] = MethodEntry.model_fields
+        known[f"methods.{name}.teacher"] = ModelName.model_fields
         search = entry.get("search") if isinstance(entry, dict) else None
         for key in search if isinstance(search, dict) else ():
             known[f"methods.{name}.search.{key}"] = RangeEntry.model_fields
@@ -190,13 +197,18 @@ def _known_keys(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _written_out(content: dict[str, Any]) -> dict[str, Any]:
-    """A model that is only a name becomes a mapping, and so does a method without overrides."""
+    """A model or teacher that is only a name becomes a mapping, and so does a method without overrides."""
     content = dict(content)
     if isinstance(models := content.get("models"), list):
         content["models"] = [{"name": entry} if isinstance(entry, str) else entry for entry in models]
     if isinstance(methods := content.get("methods"), dict):
-        content["methods"] = {name: {} if entry is None else entry for name, entry in methods.items()}
+        content["methods"] = {name: _with_teacher({} if entry is None else entry) for name, entry in methods.items()}
     return content
+
+
+def _with_teacher(entry: Any) -> Any:
+    teacher = entry.get("teacher") if isinstance(entry, dict) else None
+    return {**entry, "teacher": {"name": teacher}} if isinstance(teacher, str) else entry
 
 
 def parse_plan(content: dict[str, Any], where: str) -> Plan:

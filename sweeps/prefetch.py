@@ -25,8 +25,9 @@ class Needs:
     @classmethod
     def of(cls, cells: Iterable[Cell]) -> Needs:
         bases = [cell.base for cell in cells]
+        models = [model for base in bases for model in (base.model, base.teacher) if model and model.path is None]
         return cls(
-            models=tuple(dict.fromkeys(base.model for base in bases if base.model.path is None)),
+            models=tuple(dict.fromkeys(models)),
             data=tuple(dict.fromkeys((base.task, base.data, base.definition) for base in bases if base.data.commits)),
         )
 

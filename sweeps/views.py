@@ -158,6 +158,9 @@ def record_summary(record: TrialRecord) -> RenderableType:
                 f"{numbers.macro_f1:.3f}", f"{numbers.mcc:.3f}", str(numbers.n),
             )  # fmt: skip
     parts.append(table)
+    if taught := record.teacher:
+        said = "" if taught.dev_score is None else f": {taught.dev_score:.1%} on dev, {taught.zero_shot_dev_score:.1%} from the query alone"
+        parts.append(Text(f"teacher {taught.model}, {len(taught.demonstrations)} demonstrations{said}"))
     if record.forgetting:
         parts.append(changes_table(record.forgetting))
     for finding in record.findings:
@@ -168,6 +171,14 @@ def record_summary(record: TrialRecord) -> RenderableType:
                 style="yellow" if finding.severity != "note" else "dim",
             )
         )
+    if record.content_free:
+        shares = ", ".join(f"{label} {share:.3f}" for label, share in record.content_free.items())
+        parts.append(Text(f"calibrated by what the prompt alone makes the model say: {shares}"))
+    if record.virtual_tokens:
+        parts.append(_virtual_tokens_table(record))
+    if record.trained_distance:
+        moved = ", ".join(f"{selection} {distance:.3g}" for selection, distance in record.trained_distance.items())
+        parts.append(Text(f"L2 distance of the trained weights from their start: {moved}"))
     if record.cost:
         cost = record.cost
         parts.append(
@@ -177,6 +188,14 @@ def record_summary(record: TrialRecord) -> RenderableType:
             )
         )
     return Group(*parts)
+
+
+def _virtual_tokens_table(record: TrialRecord) -> RenderableType:
+    table = _table("virtual token", "nearest words by cosine", "nearest words by distance", "norm", n_left=3)
+    for place, token in enumerate(record.virtual_tokens):
+        near = (" ".join(f"{word!r} {value:.2f}" for word, value in words.items()) for words in (token.cosine, token.distance))
+        table.add_row(str(place), *near, f"{token.norm:.2f}")
+    return table
 
 
 def range_text(span: Range) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from llmft.batches import SHORTEST_PREFIX
-from llmft.setting import DEV, SHOTS, draw, encode_prompts, settle
+from llmft.method import Lesson
+from llmft.seeds import stream
+from llmft.setting import DEV, SHOTS, Setting, draw, encode_lessons, encode_prompts, settle
 from llmft.spec import TrialSpec
 from llmft.task import Draw, Example
-from llmft.tokens import LabelWords
+from llmft.tokens import EncodedTrial, LabelWords
 from sweeps.cells import Cell, Params
 
 SAMPLE, MOST_SEEDS = 48, 16
@@ -34,49 +35,73 @@ class Lengths:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """Prompts that are scored behind one opening of `prefix` tokens, which is encoded once if `shared`, and virtual tokens."""
+
+    prefix: int
+    sets: tuple[Lengths, ...]
+    shared: bool
+    n_virtual_tokens: int = 0
+
+    def largest_batches(self, budget: int) -> set[tuple[int, int]]:
+        """(prompts, tokens of each, prefix included) of the batches that may need the most: the longest, and the most prompts."""
+        shapes = [shape for lengths in self.sets for shape in lengths.batches(budget, self.n_virtual_tokens + self.prefix)]
+        return {max(shapes), max(shapes, key=lambda shape: shape[::-1]), max(shapes, key=lambda shape: shape[0] * shape[1])}
+
+    @property
+    def n_tokens(self) -> float:
+        opening = self.n_virtual_tokens + (0 if self.shared else self.prefix)
+        return self.prefix * self.shared + sum(lengths.n_tokens + lengths.n * opening for lengths in self.sets)
+
+
+@dataclass(frozen=True)
 class Workload:
     """The heaviest of a cell's trials.
 
     Attributes:
         spec: with the values of its search ranges that need the most, and of its seeds the one with the longest draw.
         words, start: the label words, and what a decoder of its own reads before them.
-        prefix: tokens that open every prompt: the demonstrations, and what their pattern begins with.
-        shots: tokens of each example that is trained on; empty where nothing is trained.
+        prefix: tokens that open every scored prompt: the demonstrations, and what their pattern begins with.
+        n_virtual_tokens: places that the method takes in front of every prompt.
+        shares_prefix: whether the prefix is encoded once, and its keys and values kept (`llmft.evaluate.Evaluator`).
+        shots: places of each whole prompt that is trained on; empty where nothing is trained.
         dev, tests: what is scored besides.
+        lessons: what a teacher reads before the training.
+        n_unlabelled: how many of the examples that are trained on are not shots.
     """
 
     spec: TrialSpec
     words: LabelWords
     prefix: int
+    n_virtual_tokens: int
+    shares_prefix: bool
     shots: tuple[int, ...]
     dev: Lengths | None
     tests: Mapping[str, Lengths]
+    lessons: tuple[Reading, ...] = ()
+    n_unlabelled: int = 0
     start: tuple[int, ...] = ()
 
     @property
-    def shares_prefix(self) -> bool:
-        """Whether the prefix is encoded once, and its keys and values kept (`llmft.evaluate.Evaluator`)."""
-        return not self.shots and self.prefix >= SHORTEST_PREFIX
-
-    def largest_batches(self, budget: int) -> set[tuple[int, int]]:
-        """(prompts, tokens of each, prefix included) of the scored batches that may need the most: the longest, and the most prompts."""
-        shapes = [shape for lengths in self.scored for shape in lengths.batches(budget, self.prefix)]
-        return {max(shapes), max(shapes, key=lambda shape: shape[::-1]), max(shapes, key=lambda shape: shape[0] * shape[1])}
+    def scored(self) -> Reading:
+        sets = (*filter(None, [self.dev]), *self.tests.values())
+        return Reading(self.prefix, sets, self.shares_prefix, self.n_virtual_tokens)
 
     @property
-    def scored(self) -> list[Lengths]:
-        return [*filter(None, [self.dev]), *self.tests.values()]
+    def tokens_taught(self) -> float:
+        """Tokens that the teacher reads."""
+        return sum(lesson.n_tokens for lesson in self.lessons)
 
     @property
     def tokens_trained(self) -> int:
-        return self.spec.train.epochs * sum(self.prefix + length for length in self.shots)
+        return self.spec.train.epochs * sum(self.shots)
 
     def tokens_evaluated(self, with_tests: bool) -> float:
         """Tokens of everything that is scored: dev at every look, the test sets once for every checkpoint rule."""
         looks = -(-self.spec.train.epochs // self.spec.train.eval_every_epochs) if self.shots else 1
         sets = [(looks, self.dev)] if self.dev else []
         sets += [(len(self.spec.selections), lengths) for lengths in self.tests.values()] if with_tests else []
-        opening = 0 if self.shares_prefix else self.prefix
+        opening = self.n_virtual_tokens + (0 if self.shares_prefix else self.prefix)
         return sum(times * (lengths.n_tokens + lengths.n * opening) for times, lengths in sets)
 
 
@@ -98,12 +123,17 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
     ]
 
     def weight(drawn: Draw) -> int:
-        return sum(map(_n_characters, method.context(drawn.shots))) or max(map(_n_characters, drawn.shots), default=0)
+        shown = [*method.context(drawn.shots), *(example for lesson in lessons_of(drawn)[:1] for example in lesson.demonstrations)]
+        return sum(map(_n_characters, shown)) or max(map(_n_characters, drawn.shots), default=0)
+
+    def lessons_of(drawn: Draw) -> tuple[Lesson, ...]:
+        return method.lessons(drawn, stream(spec.data_seed, "lessons"))
 
     longest = max(draws, key=weight)
     sampled = replace(
         setting,
         draw=replace(longest, dev=_sample(longest.dev)),
+        lessons=lessons_of(longest),
         tests=tuple(replace(test, examples=_sample(test.examples)) for test in setting.tests),
     )
     encoded = encode_prompts(spec, sampled)
@@ -112,11 +142,28 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
         spec,
         setting.words,
         len(encoded.prefix),
-        lengths.get(SHOTS, ()),
+        encoded.n_virtual_tokens,
+        encoded.shares_prefix,
+        tuple(sorted(encoded.lengths(SHOTS))) if SHOTS in encoded.sets else (),
         Lengths(len(longest.dev), lengths[DEV]) if longest.dev else None,
         {test.name: Lengths(len(test.examples), lengths[test.name]) for test in setting.tests},
+        tuple(_reading(lesson, len(longest.dev)) for lesson in _lessons(spec, sampled, encoded)),
+        method.n_unlabelled,
         setting.start,
     )
+
+
+def _lessons(spec: TrialSpec, setting: Setting, encoded: EncodedTrial) -> list[EncodedTrial]:
+    """What a teacher reads: the lessons, and dev without them."""
+    lessons = encode_lessons(spec, setting)
+    alone = [replace(encoded, sets={DEV: encoded.sets[DEV]})] if lessons and DEV in encoded.sets else []
+    return lessons + alone
+
+
+def _reading(encoded: EncodedTrial, n_dev: int) -> Reading:
+    lengths = {name: tuple(sorted(map(len, queries.suffixes))) for name, queries in encoded.sets.items()}
+    sets = tuple(Lengths(n_dev if name == DEV else len(sample), sample) for name, sample in lengths.items())
+    return Reading(len(encoded.prefix), sets, encoded.shares_prefix)
 
 
 def _largest(cell: Cell) -> Params:

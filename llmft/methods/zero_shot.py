@@ -1,15 +1,33 @@
 """Zero-shot prompting: the model reads the query alone and the most probable label word wins.
 
 The floor that every other method must clear. Nothing is trained and no labelled example is used.
+
+`calibration: contextual` (Zhao et al. 2021) divides the label words' probabilities by their mean for queries in which "N/A", "" and
+"[MASK]" stand in the place of every text: what the prompt alone makes the model say. A label word that wins always, whatever the
+query, then loses its lead. The full-vocabulary rule is left as it is.
 """
 
+from typing import Literal
+
 from llmft.method import Method
+from llmft.spec import Spec
+
+CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021, section 5
+
+
+class PromptingSettings(Spec):
+    calibration: Literal["none", "contextual"] = "none"
 
 
 class ZeroShot(Method):
     trains = False
     uses_shots = False
     paper = "Radford et al. 2019"
+    Settings = PromptingSettings
+
+    @property
+    def calibration_texts(self):
+        return CONTENT_FREE if self.settings.calibration == "contextual" else ()
 
 
 METHOD = ZeroShot

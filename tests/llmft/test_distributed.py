@@ -20,6 +20,7 @@ from llmft.setting import encode_prompts, settle
 from llmft.trial import run_trial
 
 FEW_AT_ONCE = {"micro_batch_tokens": 40}
+DISTILLED = {"n_unlabelled": 9, "distil_shots": True, "cross_entropy_weight": 0.5, "over": "top_k", "k": 9}
 
 
 def table(result) -> dict[tuple, np.ndarray]:
@@ -37,6 +38,7 @@ def assert_same(result, expected, atol: float = 1e-5) -> None:
     for name in ("train_loss", "dev_score", "dev_loss", "learning_rate"):
         assert [getattr(p, name) for p in ours.curve] == pytest.approx([getattr(p, name) for p in theirs.curve], abs=atol)
     assert (ours.selected_step, ours.draws, ours.dev_score) == (theirs.selected_step, theirs.draws, theirs.dev_score)
+    assert ours.trained_distance == pytest.approx(theirs.trained_distance, rel=1e-4)
     for name in ("tokens_trained", "n_parameters", "n_trainable_parameters", "stored_bytes", "n_steps", "tokens_per_query"):
         assert getattr(ours.cost, name) == getattr(theirs.cost, name), name
 
@@ -45,8 +47,9 @@ def assert_same(result, expected, atol: float = 1e-5) -> None:
 def runs(spec_of, tmp_path_factory):
     """What is compared. With a steady epsilon: a gradient of rounding noise alone must not become a full step."""
 
-    def run(method: str, settings: dict | None = None, before=None, **changed) -> Run:
-        return Run(spec_of(method, **{"epsilon": 1e-4, "n_dev": 7, "n_test": 14} | changed), settings or {}, before)
+    def run(method: str, runtime: dict | None = None, before=None, of_method: dict | None = None, **changed) -> Run:
+        spec = spec_of(method, of_method, **{"epsilon": 1e-4, "n_dev": 7, "n_test": 14} | changed)
+        return Run(spec, runtime or {}, before)
 
     every = ("last", "best_dev", "best_in_domain", "best_out_of_domain")
     t5 = save_model(tmp_path_factory.mktemp("models") / "t5", "t5", t5_tokenizer(toy_text()))
@@ -59,6 +62,7 @@ def runs(spec_of, tmp_path_factory):
         "adapter": run("adapter_parallel", {"micro_batch_tokens": 80}, batch_size=16, gradient_checkpointing=True),
         "in context": run("in_context"),
         "encoder and decoder": run("pattern", {"micro_batch_tokens": 300}, model=resolve_model(t5)),
+        "distillation": run("context_distillation", {"micro_batch_tokens": 200}, of_method=DISTILLED),
         "a last batch of one": run("pattern", n_shots=6, batch_size=5),
         "a dev set of one": run("pattern", n_dev=1, n_test=4),
         "many passes": run("pattern", FEW_AT_ONCE, batch_size=16, clip_norm=None),
@@ -67,6 +71,12 @@ def runs(spec_of, tmp_path_factory):
         "checkpointed": run("pattern", gradient_checkpointing=True),
         "best is early": run("pattern", {"keep_weights": True}, **early),
         "oracles": run("lora", selections=every),
+        "prompt": run("prompt_tuning"),
+        "encoded prompt": run("p_tuning", {"keep_weights": True}),
+        "prefix": run("prefix_tuning"),
+        "l2_sp": run("regularised"),
+        "kl_to_base": run("regularised", FEW_AT_ONCE, of_method={"penalty": "kl_to_base"}),
+        "fine-tuned in context": run("finetuned_in_context"),
         "half": run("pattern", precision="bf16"),
         "half in context": run("in_context", precision="bf16"),
         "dropout": run("pattern", before=seeds_used, epochs=1, dropout=0.3),

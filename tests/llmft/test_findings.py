@@ -14,7 +14,7 @@ from llmft.contamination import contamination_findings
 from llmft.evaluate import Evaluator, Predictions
 from llmft.findings import CODES, accuracy_interval, set_findings, training_findings, word_findings, worst
 from llmft.metrics import set_metrics
-from llmft.record import Finding
+from llmft.record import Finding, Teacher
 from llmft.registry import load_task
 from llmft.task import Example, TaskData
 from llmft.task import TestSet as ReportedSet
@@ -203,6 +203,13 @@ def test_the_worst_of_several():
     assert [worst(some), worst(some[::2]), worst(some[:1]), worst([])] == ["error", "warning", "note", "note"]
 
 
+def test_a_good_teacher_raises_nothing():
+    good = Teacher(model="m", dev_score=0.8, zero_shot_dev_score=0.5)
+    assert findings.teacher_findings(good, 2, 64) == []
+    assert codes(findings.teacher_findings(good, 2, 4)) == {"weak_teacher"}  # of so few examples one cannot tell
+    assert findings.teacher_findings(Teacher(model="m"), 2, 0) == []
+
+
 PLANTED = {  # the simplest fault that must raise each code
     "constant_prediction": lambda: set_findings(of_predictions(BALANCED, np.zeros(200, dtype=int)), "t", "last"),
     "near_constant_prediction": lambda: set_findings(of_predictions(BALANCED, np.array([1] * 5 + [0] * 195)), "t", "last"),
@@ -215,7 +222,12 @@ PLANTED = {  # the simplest fault that must raise each code
     "label_word_prefixes_another": lambda: word_findings(LabelWords(("a", "b"), ((5,), (5, 7)))),
     "known_training_task": lambda: contamination_findings(["google/flan-t5-small"], ["rte"]),
     "train_test_overlap": lambda: findings.overlap_findings(ROWS, DATA),
+    "label_bias": lambda: findings.bias_findings({"yes": 0.91, "no": 0.09}),
     "loss_did_not_fall": lambda: training_findings(0.5, 0.6, 10, 0),
+    "weak_teacher": lambda: findings.teacher_findings(Teacher(model="m", dev_score=0.6, zero_shot_dev_score=0.5), 2, 64),
+    "teacher_no_better_than_zero_shot": lambda: findings.teacher_findings(
+        Teacher(model="m", dev_score=0.8, zero_shot_dev_score=0.8), 2, 64
+    ),
     "skipped_steps": lambda: training_findings(0.5, 0.4, 10, 1),
 }
 

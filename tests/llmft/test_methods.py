@@ -15,8 +15,9 @@ from llmft.method import Method, Range
 from llmft.model import BorrowedModel, borrow_model, checksum, resolve_model
 from llmft.registry import METHODS, build_method, complete_settings, method_class
 from llmft.seeds import derive
-from llmft.setting import encode_prompts, settle
+from llmft.setting import encode_lessons, encode_prompts, settle
 from llmft.spec import TrainSpec
+from llmft.teacher import teach
 from llmft.train import Fit, fit
 from llmft.trial import run_trial
 
@@ -69,7 +70,7 @@ def test_no_setting_has_the_name_of_a_training_field(name):
 
 @each_method
 def test_a_new_head_is_declared_and_has_no_words(spec_of, name):
-    spec = spec_of(name, n_shots=0 if name == "zero_shot" else 4)
+    spec = spec_of(name, n_shots=0 if name == "zero_shot" else 8)
     setting = settle(spec)
     with borrowed(spec.model) as model:
         method = prepared(name, spec.settings, model)
@@ -109,12 +110,15 @@ def test_the_base_model_stays_untouched(spec_of, name):
 def test_frozen_weights_stay_bit_identical_and_the_others_move(spec_of, name):
     spec = spec_of(name, selections=("last",), weight_decay=0.1)
     setting = settle(spec)
+    encoded = encode_prompts(spec, setting)
+    teach(spec, setting, encoded, encode_lessons(spec, setting), CPU)
     with borrowed(spec.model, name=name) as model:
-        method = prepared(name, spec.settings, model, derive(0, "init"))
+        method = setting.method
+        method.prepare(model, 2, torch.Generator().manual_seed(derive(0, "init")))
         frozen = {name for name, parameter in model.network.named_parameters() if not parameter.requires_grad}
         before = weights(model.network)
         adapted = Adapted(method, model)
-        evaluator = Evaluator(adapted, encode_prompts(spec, setting), setting.words, CPU)
+        evaluator = Evaluator(adapted, encoded, setting.words, CPU)
         fit(spec, adapted, evaluator, {"toy": "in", "toy_hans": "out"}, Fit())
         after = weights(model.network)
     unmoved = {name for name in before if torch.equal(before[name], after[name])}
@@ -139,8 +143,25 @@ def expected_trainable(name: str, settings: dict, network, n_labels: int) -> int
             return whole + width * n_labels
         case "vanilla":
             return whole + width * width + width + width * n_labels + n_labels
-        case "pattern":
+        case "pattern" | "regularised" | "finetuned_in_context":
             return whole
+        case "context_distillation":
+            return expected_trainable(settings["student"], settings["student_settings"], network, n_labels)
+        case "prompt_tuning":
+            return settings["n_virtual_tokens"] * network.get_input_embeddings().weight.shape[1]
+        case "p_tuning":
+            e = network.get_input_embeddings().weight.shape[1]
+            h, k = settings["encoder_width"] or e, settings["n_virtual_tokens"]
+            if settings["encoder"] == "mlp":
+                return k * e + (e * h + h) + (h * h + h) + (h * e + e)
+            first, second = (2 * 4 * h * (n + h + 2) for n in (e, 2 * h))  # two directions, four gates, two biases
+            return k * e + first + second + (2 * h * 2 * h + 2 * h) + (2 * h * e + e)
+        case "prefix_tuning":
+            k, out = settings["n_virtual_tokens"], network.config.num_hidden_layers * 2 * width
+            if not settings["reparametrise"]:
+                return k * out
+            m = settings["encoder_width"]
+            return k * width + (width * m + m) + (m * out + out)
         case "lora" | "qlora":
             targets = settings["targets"] or ["q_proj", "v_proj"]  # the paper's, section 4.2
             sizes = linear_sizes(network, ALL_LINEAR if targets == "all-linear" else targets)
@@ -178,6 +199,11 @@ VARIANTS = [
     ("pattern", {"loss": "restricted"}), ("lora", {"targets": "all-linear", "dora": True}), ("bitfit", {"subset": "query_mlp"}),
     ("head_only", {"head": "fully_connected"}), ("last_layers", {"n_layers": 1}), ("adapter_houlsby", {"train_norms": False}),
     ("adapter_parallel", {"beside": "both", "reduction": 4}), ("adapter_parallel", {"beside": "attention"}),
+    ("pattern", {"loss": "restricted"}), ("prompt_tuning", {"n_virtual_tokens": 3, "initialisation": "random"}),
+    ("p_tuning", {"encoder_width": 20}), ("p_tuning", {"encoder": "lstm", "encoder_width": 20}),
+    ("prefix_tuning", {"n_virtual_tokens": 5}), ("prefix_tuning", {"reparametrise": True, "encoder_width": 24}),
+    ("context_distillation", {"student": "vanilla"}),
+    ("context_distillation", {"student": "lora", "student_settings": {"r": 3}}),
 ]  # fmt: skip
 
 

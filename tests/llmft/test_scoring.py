@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from small_models import OPT_350M, config, network
 
 from llmft.batches import encode_prefix, make_batch, split_by_tokens
 from llmft.model import BorrowedModel, _has_plain_head
-from llmft.scoring import NO_LABEL, label_word_scores
+from llmft.scoring import NO_LABEL, answer_logits, label_word_scores, word_log_probabilities
 from llmft.tokens import EncodedQueries, LabelWords
 
 N_WORDS = 90
@@ -47,6 +49,23 @@ def ours(model: BorrowedModel, words: LabelWords, shared: bool, indices=range(le
     queries = EncodedQueries(QUERIES, (0,) * len(QUERIES))
     prefix = encode_prefix(model, PREFIX) if shared else None
     return label_word_scores(model, make_batch(queries, list(indices), words, model, prefix, () if shared else PREFIX)).labels
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("words", [SINGLE, SEVERAL], ids=["single", "several"])
+@pytest.mark.parametrize("architecture", ["opt", "gemma2"])
+def test_logits_of_all_words_wherever_an_answer_may_go_on(architecture, words):
+    model, queries = borrowed(architecture), EncodedQueries(QUERIES, (0,) * len(QUERIES))
+    batch = make_batch(queries, range(len(QUERIES)), words, model, encode_prefix(model, PREFIX))
+    ours = answer_logits(model, batch)
+    beginnings = ((),) if words is SINGLE else ((), (7,), (7, 9))
+    prompts = [[torch.tensor([[*PREFIX, *query, *ids]]) for ids in beginnings] for query in QUERIES]
+    expected = torch.stack([torch.stack([model.network(ids).logits[0, -1] for ids in row]) for row in prompts])
+    torch.testing.assert_close(ours, expected, atol=5e-5, rtol=1e-5)
+    words_of_ours = word_log_probabilities(ours.log_softmax(-1), words)
+    torch.testing.assert_close(words_of_ours, label_word_scores(model, batch).labels, atol=5e-5, rtol=0)
+    known = answer_logits(model, dataclasses.replace(batch, words=dataclasses.replace(words, n_known=80)))
+    assert torch.equal(known, ours[..., :80])
 
 
 @pytest.mark.parametrize("words", [SINGLE, SEVERAL], ids=["single", "several"])

@@ -19,7 +19,7 @@ GOLDEN = TrialSpec(
 
 
 def test_the_digest_of_a_known_trial_is_frozen():
-    assert GOLDEN.digest == "1722cdf4491ad59966de", (
+    assert GOLDEN.digest == "e48f7deafd738fdafe71", (
         "every stored result would count as new: raise DIGEST_VERSION only if answers changed"
     )
 
@@ -68,8 +68,8 @@ def rebuild(annotation, value):
     return annotation.model_construct(**value) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else value
 
 
-# a section, of which test_forgetting changes the fields, and a task of the user's own, whose digest test_defined looks at
-PATHS = [path for path, _ in leaves(GOLDEN) if path not in (("forgetting",), ("definition",))]
+# sections, and a task of the user's own: test_forgetting and test_defined change their fields, and of a teacher see below
+PATHS = [path for path, _ in leaves(GOLDEN) if path not in (("forgetting",), ("definition",), ("teacher",))]
 WHERE_IT_LIES = [("model", "path"), ("data", "directory"), ("data", "commits"), ("model", "name"), ("model", "revision")]
 
 
@@ -89,6 +89,16 @@ def test_without_a_fingerprint_the_name_tells_models_apart(path):
 @pytest.mark.parametrize("path", [path for path in PATHS if path not in WHERE_IT_LIES], ids=".".join)
 def test_every_other_field_changes_the_digest(path):
     assert changed(GOLDEN, path, other_value(dict(leaves(GOLDEN))[path])).digest != GOLDEN.digest
+
+
+def test_a_teachers_content_changes_the_digest_and_its_folder_does_not():
+    def digest(**fields) -> str:
+        return GOLDEN.model_copy(update={"teacher": ModelRef(**fields)}).digest
+
+    known = digest(name="facebook/opt-6.7b", fingerprint="a")
+    assert known != GOLDEN.digest
+    assert digest(name="opt-6.7b", fingerprint="a", path="/elsewhere") == known != digest(name="opt-6.7b", fingerprint="b")
+    assert digest(name="facebook/opt-6.7b") != digest(name="facebook/opt-2.7b")
 
 
 def test_the_digest_survives_json():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from llmft.errors import UserError
 from llmft.registry import METHODS, load_task
 from llmft.spec import DataRef
-from llmft.task import Example, TaskData, draw_examples, per_label, subsample
+from llmft.task import NO_LABEL, Draw, Example, TaskData, draw_examples, draw_unlabelled, per_label, subsample
 from llmft.task import TestSet as ReportedSet
 
 
@@ -53,6 +54,33 @@ def test_fewer_shots_are_the_beginning_of_more(n_labels, counts, seed):
     few, many = (draw_examples(pool(n_labels, 50), n_labels, count, "per_class", 20, seed) for count in sorted(counts))
     assert ids(many.shots)[: len(few.shots)] == ids(few.shots)
     assert many.dev == few.dev
+
+
+@given(n_shots=st.integers(0, 10), counts=st.tuples(st.integers(0, 60), st.integers(0, 60)), seed=st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_unlabelled_examples_are_others_without_labels_and_fewer_are_the_first_of_more(n_shots, counts, seed):
+    data = pool(2, 50)
+    without = draw_examples(data, 2, n_shots, "per_class", 20, seed)
+    few, many = (draw_unlabelled(data, without, count, seed) for count in sorted(counts))
+    assert (many.shots, many.dev) == (without.shots, without.dev) and without.unlabelled == ()
+    assert len(many.unlabelled) == max(counts) and few.unlabelled == many.unlabelled[: min(counts)]
+    assert len(set(ids(many.unlabelled))) == max(counts)
+    assert not set(ids(many.unlabelled)) & set(ids(many.shots + many.dev))
+    assert {example.label for example in many.unlabelled} <= {NO_LABEL}
+
+
+def test_unlabelled_examples_are_drawn_without_looking_at_the_labels():
+    lopsided = TaskData(tuple(replace(example, label=int(i % 10 == 0)) for i, example in enumerate(pool(1, 400).pool)), ())
+    other = TaskData(tuple(replace(example, label=1 - example.label) for example in lopsided.pool), ())
+    none = Draw((), ())
+    assert ids(draw_unlabelled(lopsided, none, 100, 1).unlabelled) == ids(draw_unlabelled(other, none, 100, 1).unlabelled)
+
+
+def test_more_unlabelled_examples_than_there_are():
+    drawn = draw_examples(pool(2, 10), 2, 4, "total", 4, 0)
+    assert len(draw_unlabelled(pool(2, 10), drawn, 12, 0).unlabelled) == 12
+    with pytest.raises(UserError, match="n_unlabelled: 13 are more than the 12"):
+        draw_unlabelled(pool(2, 10), drawn, 13, 0)
 
 
 def test_2_are_in_16_are_in_128_and_dev_stays():

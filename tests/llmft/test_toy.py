@@ -106,6 +106,11 @@ SETTINGS = {  # method: shots, learning rate
     "pattern": (128, 1e-3),
     "lora": (128, 5e-3),
     "vanilla": (128, 1e-3),
+    "prompt_tuning": (128, 0.03),
+    "prefix_tuning": (128, 0.05),
+    "p_tuning": (128, 1e-3),
+    "regularised": (128, 1e-3),
+    "finetuned_in_context": (128, 1e-3),
 }
 
 
@@ -130,7 +135,14 @@ def accuracies(method: str) -> tuple[np.ndarray, np.ndarray]:
     return in_domain, out_of_domain
 
 
-@pytest.mark.parametrize(("method", "margin"), [("in_context", 0.75), ("pattern", 0.80), ("lora", 0.80), ("vanilla", 0.70)])
+LONG = {"prompt_tuning": 0.80, "prefix_tuning": 0.75, "p_tuning": 0.75, "regularised": 0.75, "finetuned_in_context": 0.70}
+
+
+@pytest.mark.parametrize(
+    ("method", "margin"),
+    [("in_context", 0.75), ("pattern", 0.80), ("lora", 0.80), ("vanilla", 0.70)]
+    + [pytest.param(*item, marks=pytest.mark.long) for item in LONG.items()],
+)
 def test_every_method_beats_chance_by_its_margin(method, margin):
     in_domain, _ = accuracies(method)
     lower = in_domain.mean() - t.ppf(0.975, len(SEEDS) - 1) * in_domain.std(ddof=1) / len(SEEDS) ** 0.5

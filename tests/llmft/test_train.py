@@ -13,7 +13,6 @@ from small_models import CPU
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmft.adapted import Adapted
-from llmft.batches import SHORTEST_PREFIX
 from llmft.errors import Cause, UserError
 from llmft.evaluate import Evaluator
 from llmft.methods.pattern import PatternBased
@@ -23,6 +22,7 @@ from llmft.registry import build_method, load_task
 from llmft.runtime import Runtime
 from llmft.seeds import derive, stream
 from llmft.setting import encode_prompts, settle
+from llmft.tokens import SHORTEST_PREFIX
 from llmft.train import Fit, fit, learning_rate_factor, n_warmup_steps
 from llmft.trial import check_spec, run_trial
 

@@ -138,3 +138,8 @@ def test_one_trial_is_printed_and_kept(tmp_path, tiny_model, llmft_here):
 def test_a_failed_trial_is_exit_code_1(tiny_model, llmft_here):
     code, shown = llmft_here(*TRIAL, "vanilla", "--model", tiny_model, "--lr", "1e30", "--set", "clip_norm=null")
     assert code == 1 and "failed, diverged" in shown
+
+
+def test_a_learned_prompt_is_shown_with_its_nearest_words():
+    shown = llmft(*TRIAL, "prompt_tuning", "--set", "n_virtual_tokens=2").stdout
+    assert "nearest words by cosine" in shown and "L2 distance of the trained weights" in shown

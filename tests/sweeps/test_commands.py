@@ -60,3 +60,11 @@ def test_what_the_command_line_cannot_say_has_no_command():
     spec = TrialSpec(model={"name": "toy"}, task="toy", method="lora")
     assert trial_command(spec.model_copy(update={"test_sets": ()})) is None
     assert trial_command(spec.model_copy(update={"order_seed": 1})) is None
+
+
+def test_a_teacher_is_named(monkeypatch):
+    methods = {"context_distillation": {"teacher": "toy", "n_shots": [16]}}
+    (cell,) = build_cells(parse_plan({"models": ["toy"], "tasks": ["toy"], "methods": methods}, "plan"))
+    spec = cell.report_spec({}, 1)
+    command = trial_command(spec)
+    assert (spec.teacher is None or "--teacher toy" in command) and spec_of(command, monkeypatch).digest == spec.digest

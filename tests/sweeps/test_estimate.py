@@ -66,9 +66,10 @@ def test_trials_take_as_long_as_those_most_like_them(lora_cell):
 def test_arithmetic_where_the_gpu_is_known(lora_cell):
     spec = lora_cell.base
     work = Workload(
-        spec, LabelWords(("Yes", "No"), ((1,), (2,))), 1, (9, 11), Lengths(4, (5, 7)), {"toy": Lengths(100, (9,)), "ood": Lengths(50, (19,))}
+        spec, LabelWords(("Yes", "No"), ((1,), (2,))), prefix=1, n_virtual_tokens=0, shares_prefix=False, shots=(1 + 9, 1 + 11),
+        dev=Lengths(4, (5, 7)), tests={"toy": Lengths(100, (9,)), "ood": Lengths(50, (19,))},
     )  # fmt: skip
-    memory = Memory(10**9, 10**6, *[0] * 10)
+    memory = Memory(10**9, 10**6, *[0] * 11)
     trained = 3 * (1 + 9 + 1 + 11)
     dev = 3 * 4 * (1 + 6)
     tests = 2 * (100 * 10 + 50 * 20)  # for the last and the best on dev

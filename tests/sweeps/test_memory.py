@@ -31,6 +31,7 @@ def one_thread():
 
 
 CPU = torch.device("cpu")
+DISTILLED = {"over": "vocabulary", "n_unlabelled": 300, "student": "lora"}  # the targets and the teacher weigh more than the training
 
 
 def cells_of(model, method, resolve_model=None, train=None, **changes):
@@ -58,8 +59,9 @@ def peak_of_trial(spec):
     ("method", "changes"),
     [(name, {}) for name in METHODS if method_class(name).base_weights == "fp32"]
     + [("pattern", {"train": {"gradient_checkpointing": True}}), ("pattern", {"selections": ["last"]})]
-    + [(name, {"precision": "bf16"}) for name in ("zero_shot", "in_context", "pattern", "lora")]
-    + [("lora", {"train": {"batch_size": 4}})],
+    + [(name, {"precision": "bf16"}) for name in ("zero_shot", "in_context", "pattern", "lora", "context_distillation")]
+    + [("lora", {"train": {"batch_size": 4}}), ("prompt_tuning", {"precision": "bf16"})]
+    + [("context_distillation", {"methods": {"context_distillation": {"settings": DISTILLED}}})],
 )
 def test_an_estimate_is_what_a_real_trial_takes(tiny_model, method, changes):
     (cell,) = cells_of(tiny_model, method, **changes)
@@ -69,7 +71,7 @@ def test_an_estimate_is_what_a_real_trial_takes(tiny_model, method, changes):
     assert max(peaks) <= 1.01 * beside_base
     assert beside_base <= 1.03 * max(peaks) + estimated.checkpoint_bytes  # which is not there where the last epoch is the best
     assert (estimated.n_parameters, estimated.n_trainable) == (cost[0].n_parameters, cost[0].n_trainable_parameters)
-    assert estimated.checkpoint_bytes in (0, cost[0].stored_bytes)
+    assert estimated.checkpoint_bytes in (0, 4 * cost[0].n_trainable_parameters)
 
 
 @pytest.fixture(scope="module")

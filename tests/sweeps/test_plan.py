@@ -7,6 +7,7 @@ from llmft.errors import UserError
 from llmft.registry import load_task
 from sweeps.cells import build_cells
 from sweeps.plan import find_plan, load_plan, parse_plan, shipped_plans
+from sweeps.prefetch import Needs
 from sweeps.yaml_file import read_yaml
 
 
@@ -135,6 +136,22 @@ def test_shipped_plans_describe_trials(name):
     cells = build_cells(plan, where, fake_model, fake_data)
     assert plan.name == name and where == f"{name}.yaml" and find_plan(name).is_file()
     assert {cell.base.method for cell in cells} >= {"zero_shot", "in_context"}
+
+
+def test_a_teacher_is_a_model_like_any_other(plan_file):
+    def cells(entry: str):
+        plan, where = load_plan(str(plan_file(("zero_shot:", f"context_distillation: {entry}"))))
+        hub = lambda name, revision: fake_model(name, revision).model_copy(update={"path": None})  # noqa: E731
+        return [cell for cell in build_cells(plan, where, hub, fake_data) if cell.base.teacher]
+
+    for text, revision in (("large", "main"), ("{name: large, revision: v2}", "v2")):
+        with_teacher = cells(f"{{teacher: {text}}}")
+        assert {cell.base.method for cell in with_teacher} == {"context_distillation"}
+        assert all(cell.search_base.teacher == cell.base.teacher for cell in with_teacher)
+        assert [(model.name, model.revision) for model in Needs.of(with_teacher).models] == [("fake", "main"), ("large", revision)]
+    assert cells("{teacher: fake}") == [] == cells(""), "the model itself"
+    error = error_of(plan_file(("zero_shot:", "context_distillation: {teacher: {name: large, revisoin: v2}}")))
+    assert "methods.context_distillation.teacher.revisoin" in error and "'revision'" in error
 
 
 def test_overrides_stand_in_for_the_plans_own(plan_file):

@@ -1,0 +1,56 @@
+"""Fine-tuning, then in-context learning: all weights are trained on shots (Schick & Schuetze 2021), and further shots stand in
+the prompt as demonstrations (Brown et al. 2020) when dev and the test sets are scored.
+
+The first `n_demonstrations` shots of the draw are the demonstrations. `train_on: others` trains on the remaining shots, so that
+the method sees as many examples as any other with so many shots; `train_on: all` trains on the demonstrations too. Training
+prompts are the query alone, or, `train_prompts: with_demonstrations`, look like those of the evaluation. Both together are
+refused: a demonstration that is also the query would have its answer in the prompt.
+"""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from llmft.errors import UserError
+from llmft.method import Range
+from llmft.methods.pattern import PatternBased, PatternSettings
+
+
+class FinetunedInContextSettings(PatternSettings):
+    n_demonstrations: int = Field(4, ge=1)
+    train_on: Literal["others", "all"] = "others"
+    train_prompts: Literal["bare", "with_demonstrations"] = "bare"
+
+    @model_validator(mode="after")
+    def _no_answer_in_the_prompt(self):
+        if self.train_on == "all" and self.train_prompts == "with_demonstrations":
+            raise ValueError(
+                "train_on 'all' with train_prompts 'with_demonstrations' would show the answer of a query that is also a demonstration. "
+                "Use train_on: others, or train_prompts: bare"
+            )
+        return self
+
+
+class FinetunedInContext(PatternBased):
+    Settings = FinetunedInContextSettings
+    search = {"learning_rate": Range(1e-6, 1e-4, log=True)}
+    paper = "Schick & Schuetze 2021; Brown et al. 2020"
+
+    @property
+    def trains_bare(self):
+        return self.settings.train_prompts == "bare"
+
+    def context(self, shots):
+        n, n_needed = self.settings.n_demonstrations, self.settings.n_demonstrations + (self.settings.train_on == "others")
+        if len(shots) < n_needed:
+            raise UserError(
+                f"n_shots: 'finetuned_in_context' with n_demonstrations {n} and train_on '{self.settings.train_on}' needs at least "
+                f"{n_needed} shots in all (got {len(shots)}). Set n_demonstrations lower or n_shots higher."
+            )
+        return shots[:n]
+
+    def inputs(self, draw):
+        return draw.shots[self.settings.n_demonstrations :] if self.settings.train_on == "others" else draw.shots
+
+
+METHOD = FinetunedInContext

@@ -1,0 +1,111 @@
+"""Prompt tuning (Lester et al. 2021): k trained embeddings stand in front of every prompt, and every weight is frozen.
+
+The answer is read off the language-model head as in pattern-based fine-tuning. The embeddings begin as words sampled from the
+5,000 first of the vocabulary (`initialisation: vocabulary`; subword vocabularies list frequent words first), as numbers from
+U(-0.5, 0.5) (`random`), as the embeddings of a `text`, repeated or cut to k tokens, or as the `labels`: one token a label word,
+the mean of its tokens, the rest sampled as above. The prompt differs from no prompt at the start: there is no identity to begin
+with. The learning rate must be high, 0.3 with Adafactor in the paper. A prompt is worth little without the model that it was
+learned on, but is small: another task is another file.
+"""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from llmft.method import Range
+from llmft.methods.pattern import PatternBased, PatternSettings
+
+
+class SoftPromptSettings(PatternSettings):
+    n_virtual_tokens: int = Field(20, ge=1)
+
+
+class PromptSettings(SoftPromptSettings):
+    initialisation: Literal["vocabulary", "random", "text", "labels"] = "vocabulary"
+    text: str = ""
+
+    @model_validator(mode="after")
+    def _text_is_there(self):
+        if self.initialisation == "text" and not self.text.strip():
+            raise ValueError("initialisation 'text' needs words: set text, e.g. text: 'Does the first sentence imply the second?'")
+        return self
+
+
+class SoftPromptMethod(PatternBased):
+    """What the methods that learn embeddings in front of the prompt share; `network.soft_prompt()` gives them."""
+
+    Settings = SoftPromptSettings
+    special_ids: tuple[int, ...] = ()
+
+    def read(self, spec, tokenizer, words):
+        self.special_ids = tuple(tokenizer.all_special_ids)
+
+    @property
+    def n_virtual_tokens(self):
+        return self.settings.n_virtual_tokens
+
+    def soft_prompt(self, model, _=None):
+        return model.network.soft_prompt()
+
+    def condition(self, model, batch):
+        from llmft.batches import with_soft_prompt
+
+        return with_soft_prompt(batch, self.soft_prompt(model))
+
+    def fold(self, adapted):
+        import torch
+
+        from llmft.soft_prompt import SoftPrompt
+
+        with torch.no_grad():
+            adapted.network.soft_prompt = SoftPrompt(adapted("soft_prompt").clone())
+
+    def virtual_tokens(self, model, tokenizer):
+        from llmft.soft_prompt import nearest_words
+
+        return nearest_words(self.soft_prompt(model), model.network.get_input_embeddings().weight, tokenizer)
+
+    def peft_adapter(self, model):
+        """peft's configuration and state dictionary of what was learned, as `PeftModel.from_pretrained` reads them."""
+        from peft import PromptTuningConfig
+
+        vectors = self.soft_prompt(model).detach()
+        config = PromptTuningConfig(
+            task_type="CAUSAL_LM", num_virtual_tokens=len(vectors), token_dim=vectors.shape[1], inference_mode=True
+        )
+        return config, {"prompt_embeddings": vectors}
+
+
+class PromptTuning(SoftPromptMethod):
+    Settings = PromptSettings
+    train_defaults = {"learning_rate": 0.03}
+    search = {"learning_rate": Range(1e-3, 1.0, log=True)}
+    paper = "Lester et al. 2021"
+
+    words_to_copy: tuple[tuple[int, ...], ...] = ()
+
+    def read(self, spec, tokenizer, words):
+        super().read(spec, tokenizer, words)
+        if self.settings.initialisation == "labels":
+            self.words_to_copy = words.ids
+        elif self.settings.initialisation == "text":
+            ids = tokenizer(self.settings.text, add_special_tokens=False)["input_ids"]
+            k = self.settings.n_virtual_tokens
+            self.words_to_copy = tuple((ids[place % len(ids)],) for place in range(k))
+
+    def prepare(self, model, n_labels, generator):
+        import torch
+
+        from llmft.soft_prompt import SoftPrompt, sample_words, trained_alone
+
+        words, k = model.network.get_input_embeddings().weight.detach(), self.settings.n_virtual_tokens
+        if self.settings.initialisation == "random":
+            vectors = torch.rand(k, words.shape[1], generator=generator) - 0.5
+        else:
+            vectors = words[sample_words(len(words), self.special_ids, k, generator).to(words.device)].clone()
+            for place, ids in enumerate(self.words_to_copy[:k]):
+                vectors[place] = words[list(ids)].mean(0)
+        trained_alone(model, SoftPrompt(vectors))
+
+
+METHOD = PromptTuning
