@@ -156,7 +156,7 @@ def log_axis(axes: Axes, ticks: Sequence[float] | None = None, names: Sequence[s
 def notice(text: str) -> str:
     """A figure that says why there is none."""
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{text}" viewBox="0 0 520 48" width="520" height="48">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="notice" role="img" aria-label="{text}" viewBox="0 0 520 48" width="520" height="48">'
         f'<text x="0" y="28" fill="currentColor" font-family="system-ui, sans-serif" font-size="14">{text}</text></svg>\n'
     )
 
