@@ -43,7 +43,10 @@ def search_sheet(manifest: Manifest | None) -> Sheet:
     """What the search chose: one row for each cell."""
     choices = manifest.choices if manifest else ()
     names = list(dict.fromkeys(name for choice in choices for name in choice.cell))
-    sheet = Sheet([*(name.removeprefix("n_") for name in names), "search trials", "dev score, %", "chosen"], numeric=(len(names), len(names) + 1))
+    sheet = Sheet(
+        [*(name.removeprefix("n_") for name in names), "search trials", "dev score × 100", "chosen"],
+        numeric=(len(names), len(names) + 1),
+    )
     for choice in choices:
         dev = "–" if choice.dev_score is None else f"{100 * choice.dev_score:.1f}"
         chosen = ", ".join(f"{name} = {_short(value)}" for name, value in choice.params.items()) or "–"

@@ -12,6 +12,7 @@ import numpy as np
 from analysis.agreement import correlations
 from analysis.examples import example_scores, shared_examples
 from analysis.frame import load
+from llmft.errors import UserError
 from llmft.files import Place
 from llmft.seeds import stream
 
@@ -20,9 +21,19 @@ if TYPE_CHECKING:
 
 
 def load_for_rule(root: str | Place, rule: str) -> tuple[pd.DataFrame, list[str]]:
-    """`analysis.load`, with the rows of `rule` added where it is 'best_on_<n>' (`best_on_examples`); and what could not be read."""
+    """`analysis.load`, with the rows of `rule` added where it is 'best_on_<n>' (`best_on_examples`); and what could not be read.
+
+    Raises:
+        UserError: as `analysis.load`; no trial has so many answers.
+    """
     frame, named = load(root), re.fullmatch(r"best_on_([1-9]\d*)", rule)
-    return best_on_examples(root, frame, int(named[1])) if named else (frame, [])
+    if not named:
+        return frame, []
+    frame, problems = best_on_examples(root, frame, int(named[1]))
+    if not (frame["selection"] == rule).any():
+        why = "; ".join(problems[:3]) or "no finished trial left answers on an out-of-domain set"
+        raise UserError(f"{root}: no checkpoint can be chosen by '{rule}' ({why}). Take another rule or fewer examples.")
+    return frame, problems
 
 
 def best_on_examples(root: str | Place, frame: pd.DataFrame, n: int = 50, seed: int = 0) -> tuple[pd.DataFrame, list[str]]:

@@ -12,6 +12,7 @@ import pytest
 import scipy.stats
 
 import analysis
+from llmft.errors import UserError
 
 N = 120
 
@@ -121,6 +122,8 @@ def test_too_few_examples_are_said(store):
     add(store, 0, "lora", {"last": 0.2, "best_dev": 0.9}, np.random.default_rng(6))
     frame, unread = analysis.best_on_examples(store.root, analysis.load(store.root), n=N)
     assert "too few" in unread[0] and not (frame["selection"] == f"best_on_{N}").any()
+    with pytest.raises(UserError, match=f"no checkpoint can be chosen by 'best_on_{N}' .*too few"):
+        analysis.load_for_rule(store.root, f"best_on_{N}")
 
 
 def test_a_sample_ranks_like_the_whole_where_checkpoints_differ(store):
