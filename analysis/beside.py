@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from analysis.columns import DOMAINS
+from analysis.headline import p_text
 from analysis.layout import interval, metric_name, percent, unit
 from analysis.selection import CELL, select
 from analysis.sheets import Sheet
@@ -51,10 +52,9 @@ def beside(ours: pd.DataFrame, theirs: pd.DataFrame, rule: str = "best_dev", oth
             f"nothing in common: one has {_what(a)}; the other has {_what(b)}. A cell is model, task, method, shots, pattern."
         )
     rows = [
-        row | {"rule": rule, "other_rule": other_rule}
+        _row(cell, other_method, mine, other, domain) | {"rule": rule, "other_rule": other_rule}
         for cell, other_method, mine, other in pairs
         for domain in DOMAINS
-        if (row := _row(cell, other_method, mine, other, domain))
     ]
     table = pd.DataFrame(rows)
     return table.assign(p_holm=holm(table["p"].to_numpy()))
@@ -62,8 +62,6 @@ def beside(ours: pd.DataFrame, theirs: pd.DataFrame, rule: str = "best_dev", oth
 
 def beside_sentences(table: pd.DataFrame, our_name: str, their_name: str) -> Iterator[str]:
     """'facebook/opt-125m, rte, pattern, 16 shots, in domain: 53.1 ± 1.2 % ours, 52.9 ± 1.4 % published (+0.2, p = .8)'."""
-    from analysis.headline import p_text
-
     for row in table[table["status"] == "both"].to_dict("records"):
         share = unit(row["metric"])
         where = f"{row['model']}, {row['task']}, {row['method']}, {row['n_shots']} shots, {row['pattern']}, {row['domain'].replace('_', ' ')} ({row['set']})"
@@ -74,8 +72,6 @@ def beside_sentences(table: pd.DataFrame, our_name: str, their_name: str) -> Ite
 
 def beside_sheet(table: pd.DataFrame, our_name: str, their_name: str) -> Sheet:
     """The table for a reader: our cells; what is the same in all of them is left to `beside_notes`, and so are those of theirs alone."""
-    from analysis.headline import p_text
-
     rows = table[table["status"] != "theirs only"]
     where = {"model": "model", "task": "task", "method": "method", "n_shots": "shots", "pattern": "pattern", "domain": "domain"}
     where = {column: name for column, name in where.items() if column in ("method", "domain") or rows[column].nunique() > 1}

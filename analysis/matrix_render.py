@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from analysis.matrix import size_name
-from analysis.sheets import Sheet
+from analysis.render import tex
+from analysis.sheets import Sheet, sheet_to_markdown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,8 +44,6 @@ def _cell(cell: dict) -> Cell:
 
 def matrix_to_markdown(matrix: pd.DataFrame, row_name: str = "row", column_name: str = "column") -> str:
     """The matrix as a pipe table with marks."""
-    from analysis.sheets import sheet_to_markdown
-
     return sheet_to_markdown(_sheet(matrix, row_name, column_name)) + "\n" + _legend(row_name, column_name) + "\n"
 
 
@@ -67,8 +66,6 @@ def matrix_to_terminal(matrix: pd.DataFrame, row_name: str = "row", column_name:
 
 def matrix_to_latex(matrix: pd.DataFrame, row_name: str = "row", column_name: str = "column") -> str:
     """The matrix as a LaTeX tabular with coloured cells; needs booktabs, and xcolor with its option `table`."""
-    from analysis.render import tex
-
     columns, rows = matrix_cells(matrix)
     lines = [
         "% needs \\usepackage{booktabs} and \\usepackage[table]{xcolor}",
