@@ -30,6 +30,13 @@ SET_METRICS = (
     "full_vocabulary_accuracy",
     "non_label_share",
     "majority_share",
+    "rouge1",
+    "rouge2",
+    "rougeL",
+    "rougeLsum",
+    "bleu",
+    "exact_match",
+    "token_f1",
 )
 """What each test set contributes as `<set>_<metric>`; the units are those of `llmft.record.SetMetrics`."""
 
@@ -90,7 +97,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("finding_details", "str", "the findings in full, a JSON list; empty where there are none"),
     Column("n_warnings", "Int64", "findings above a note"),
     Column("sets", "str", "the reported sets, JSON: name -> {domain, n, groups: grouping -> values}"),
-    Column("metric", "str", "what the scores are: 'accuracy' for classification"),
+    Column("metric", "str", "what the scores are: 'accuracy' for classification, 'rougeL' or 'token_f1' for generated text"),
     *_headline("in_domain"),
     *_headline("out_of_domain"),
     Column("gap", "float64", "in_domain_score minus out_of_domain_score"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from typing import Any
 
 from llmft.spec import TrainSpec, TrialSpec
@@ -17,14 +18,10 @@ _TOLD |= {"forgetting"}  # measured beside the task: the numbers of the cell do 
 
 
 def trial_command(spec: TrialSpec) -> str | None:
-    """`llmft trial ...` for this trial; None where the command line cannot say it: a trial of the search, seeds that differ, a task
-    that the plan defines, another branch of a teacher than main."""
-    if (
-        spec.test_sets == ()
-        or spec.definition
-        or (spec.teacher and spec.teacher.revision != "main")
-        or len({getattr(spec, name) for name in _SEEDS}) > 1
-    ):
+    """`llmft trial ...` for this trial; None where the command line cannot say it: a trial of the search, three different seeds, a
+    task that the plan defines, another branch of a teacher than main."""
+    seeds = Counter(getattr(spec, name) for name in reversed(_SEEDS)).most_common()  # what varied comes last
+    if spec.test_sets == () or spec.definition or (spec.teacher and spec.teacher.revision != "main") or len(seeds) > 2:
         return None
     parts = ["llmft", "trial", "--task", spec.task, "--method", spec.method, "--model", spec.model.name]
     if spec.model.revision != "main":
@@ -33,7 +30,7 @@ def trial_command(spec: TrialSpec) -> str | None:
         parts += ["--shots", str(spec.n_shots)]
     if spec.teacher:
         parts += ["--teacher", spec.teacher.name]
-    parts += ["--seed", str(spec.data_seed)]
+    parts += ["--seed", str(seeds[-1][0])]
     trains = spec.selections != ("none",)
     if trains:
         for name, option in _TRAIN_OPTIONS.items():
@@ -50,6 +47,9 @@ def trial_command(spec: TrialSpec) -> str | None:
     for name, field in defaults.items():
         if name not in _TOLD and getattr(spec, name) != field.default and (trains or name != "selections"):
             others[f"plan.{name}"] = content[name]
+    if len(seeds) > 1:
+        vary = [name.removesuffix("_seed") for name in _SEEDS if getattr(spec, name) == seeds[-1][0]]
+        others["plan.report"] = {"seeds": [seeds[0][0]], "vary": vary}
     for name, value in others.items():
         parts += ["--set", f"{name}={json.dumps(value)}"]
     if spec.data.directory:

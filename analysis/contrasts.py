@@ -2,7 +2,7 @@
 
 Methods of one model and task are compared at the same number of shots; zero-shot prompting and the majority class stand beside
 them. The same data seed draws the same examples for every method, so differences are taken seed by seed and tested by the paired
-t-test. A method without seeds (zero-shot prompting, the majority class) is a constant; runs that share no seeds (published ones)
+t-test; trials that differ in other seeds alone are paired by those. A method without seeds (zero-shot prompting, the majority class) is a constant; runs that share no seeds (published ones)
 are compared by Welch's test. p-values are corrected for all comparisons of one model, task, number of shots and domain (Holm).
 """
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAJORITY = "majority_class"
+SEEDS = ("data_seed", "order_seed", "init_seed", "dropout_seed")
 
 
 @dataclass(frozen=True)
@@ -181,9 +182,15 @@ def difference(a: Sample, b: Sample) -> Difference:
     return welch(a.scores, b.scores)
 
 
+def pairing_seed(trials: pd.DataFrame) -> str:
+    """The column whose seeds pair the trials: the data seed where it varies, else the first seed that does."""
+    return next((name for name in SEEDS if trials[name].nunique() > 1), SEEDS[0])
+
+
 def _samples(trials: pd.DataFrame, domain: str) -> Iterator[Sample]:
+    varied = pairing_seed(trials)
     for (n_shots, method, pattern), cell in trials.groupby(["n_shots", "method", "pattern"]):
-        seeds, scores = cell["data_seed"], cell[f"{domain}_score"]
+        seeds, scores = cell[varied], cell[f"{domain}_score"]
         if seeds.notna().all():
             by_seed = scores.groupby(seeds).mean()
             yield Sample(method, pattern, int(n_shots), tuple(by_seed), tuple(map(int, by_seed.index)))

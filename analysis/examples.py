@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.columns import DOMAINS
+from analysis.contrasts import pairing_seed
 from analysis.frame import read_predictions, record_paths
 from analysis.selection import select
 from analysis.stats import ALPHA, bootstrap_difference, holm, mcnemar
@@ -86,9 +87,9 @@ def example_contrasts(root: str | Place, frame: pd.DataFrame, rule: str = "best_
             trials = trials[trials["n_shots"].isin([0, n_shots])]
             scores, unread = example_scores(root, trials, set_name)
             problems |= dict.fromkeys(unread)
-            cells = {}
+            cells, seed = {}, pairing_seed(trials)
             for key, cell in trials[trials["digest"].isin(scores.index)].groupby(["method", "pattern", "n_shots"]):
-                by_seed = cell.drop_duplicates("data_seed").set_index("data_seed")["digest"]
+                by_seed = cell.drop_duplicates(seed).set_index(seed)["digest"]
                 cells[key] = scores.loc[by_seed.to_numpy()].set_index(by_seed.index.astype(int))
             where = dict(zip(_COLUMNS, (model, task, n_shots, domain, set_name), strict=False))
             rows += [where | row for row in _against_best(cells)]

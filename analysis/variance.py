@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from analysis.contrasts import SEEDS
 from analysis.selection import CELL, select
 from analysis.stats import variance_components
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SEEDS = ("data_seed", "order_seed", "init_seed", "dropout_seed")
-
 
 def seed_variance(frame: pd.DataFrame, rule: str = "best_dev", score: str = "out_of_domain_score") -> pd.DataFrame:
     """The variance of each cell's scores attributed to the kinds of seeds (`analysis.variance_components`).
@@ -24,7 +22,7 @@ def seed_variance(frame: pd.DataFrame, rule: str = "best_dev", score: str = "out
     Returns:
         One row for each cell and component: the cell, `n` trials, `component` ('data', 'order', 'init', 'dropout', several joined
         by '+' where they always vary together, 'residual'), `variance`, `share` of the sum in [0, 1] (NaN where nothing varies).
-        In a plan's own trials all four seeds are one number, so there is one component.
+        Where a plan does not say otherwise (`report: vary`) all four seeds are one number, so there is one component.
 
     Raises:
         UserError: there is no such rule.

@@ -133,7 +133,7 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
         n_trainable = sum(p.numel() for p in model.network.parameters() if p.requires_grad)
         start = starting_weights(model.network, base_names) if spec.forgetting else {}
         adapted = Adapted(method, model)
-        module, evaluator = runtime.wrap(adapted), Evaluator(adapted, encoded, setting.words, runtime)
+        module, evaluator = runtime.wrap(adapted), Evaluator(adapted, encoded, setting.words, runtime, setting.decoding)
         started = time.perf_counter()
         with _smaller_passes(spec, [encoded], runtime):
             if method.trains:
@@ -211,7 +211,8 @@ def _passes(spec: TrialSpec, encoded: EncodedTrial, runtime: Runtime) -> list[li
     """The lengths of the longest queries that one process gets at once, by set."""
     sets = []
     for name in encoded.sets:
-        lengths = sorted(encoded.lengths(name), reverse=True)
+        n_new = 0 if name == SHOTS else encoded.n_new_tokens
+        lengths = sorted((length + n_new for length in encoded.lengths(name)), reverse=True)
         sets.append(lengths[: spec.train.batch_size if name == SHOTS else None][:: runtime.world_size])
     return sets
 

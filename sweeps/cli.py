@@ -228,7 +228,8 @@ def trial(
     max_length: int | None = None,
     precision: str = "fp32",
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a setting of the method or its training, or plan.KEY")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="a setting of the method, its training or the generation, or plan.KEY"),
     ] = None,
     data_dir: DataDir = None,
     device: str | None = None,

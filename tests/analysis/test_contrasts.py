@@ -57,6 +57,13 @@ def test_runs_without_seeds_are_compared_by_welch():
     assert row["p"] == pytest.approx(scipy.stats.ttest_ind(scores["c"], scores["a"], equal_var=False).pvalue)
 
 
+def test_other_seeds_pair_where_the_examples_do_not_vary():
+    scores = random_scores()
+    frame = own(scores)
+    row = analysis.contrast_table(frame.assign(init_seed=frame["data_seed"], data_seed=0)).set_index(["a", "b"]).loc[("c", "a")]
+    assert row["n"] == 7 and row["p"] == pytest.approx(scipy.stats.ttest_rel(scores["c"], scores["a"]).pvalue)
+
+
 def test_baselines_are_constants_and_stand_at_every_number_of_shots(full_store):
     frame = analysis.load(full_store.root)
     table = analysis.contrast_table(frame)

@@ -17,6 +17,8 @@ from sweeps.plan import parse_plan
 CHANGES = [
     {},
     {"n_shots": [2], "shots_unit": "per_class", "n_dev": 32, "n_test": 50, "max_length": 200, "precision": "bf16"},
+    {"report": {"seeds": [7, 8, 9], "vary": ["data"]}},
+    {"report": {"seeds": [7, 8, 9], "vary": ["order", "dropout"]}},
     {"draw": "random", "instruction": "Is it so? It's {not} \"easy\"."},
     {"selections": ["last", "best_in_domain"], "test_sets": ["toy_hans"]},
     {"train": {"learning_rate": 3e-5, "epochs": 7, "batch_size": 4, "schedule": "cosine", "clip_norm": None, "dropout": 0.0}},
@@ -59,7 +61,7 @@ def test_settings_and_odd_names_are_quoted(monkeypatch):
 def test_what_the_command_line_cannot_say_has_no_command():
     spec = TrialSpec(model={"name": "toy"}, task="toy", method="lora")
     assert trial_command(spec.model_copy(update={"test_sets": ()})) is None
-    assert trial_command(spec.model_copy(update={"order_seed": 1})) is None
+    assert trial_command(spec.model_copy(update={"order_seed": 1, "init_seed": 2})) is None
 
 
 def test_a_teacher_is_named(monkeypatch):
