@@ -70,3 +70,10 @@ def test_a_teacher_is_named(monkeypatch):
     spec = cell.report_spec({}, 1)
     command = trial_command(spec)
     assert (spec.teacher is None or "--teacher toy" in command) and spec_of(command, monkeypatch).digest == spec.digest
+
+
+def test_how_text_is_generated_is_said(monkeypatch):
+    content = {"models": ["toy"], "tasks": ["toy_text"], "methods": {"lora": {}}, "generation": {"max_new_tokens": 3, "stop": ["."]}}
+    (cell,) = build_cells(parse_plan(content, "plan"))
+    spec = cell.report_spec({}, 1)
+    assert spec_of(trial_command(spec), monkeypatch).digest == spec.digest
