@@ -7,6 +7,7 @@ import shlex
 from collections import Counter
 from typing import Any
 
+from llmft.registry import METHODS, method_class
 from llmft.spec import TrainSpec, TrialSpec
 
 _SEEDS = ("data_seed", "order_seed", "init_seed", "dropout_seed")
@@ -18,10 +19,10 @@ _TOLD |= {"forgetting"}  # measured beside the task: the numbers of the cell do 
 
 
 def trial_command(spec: TrialSpec) -> str | None:
-    """`llmft trial ...` for this trial; None where the command line cannot say it: a trial of the search, three different seeds, a
-    task that the plan defines, another branch of a teacher than main."""
+    """`llmft trial ...` for this trial; None where the command line cannot say it: a method of another llmft, a trial of the search, three
+    different seeds, a task that the plan defines, another branch of a teacher than main."""
     seeds = Counter(getattr(spec, name) for name in reversed(_SEEDS)).most_common()  # what varied comes last
-    if spec.test_sets == () or spec.definition or (spec.teacher and spec.teacher.revision != "main") or len(seeds) > 2:
+    if spec.method not in METHODS or spec.test_sets == () or spec.definition or (spec.teacher and spec.teacher.revision != "main") or len(seeds) > 2:
         return None
     parts = ["llmft", "trial", "--task", spec.task, "--method", spec.method, "--model", spec.model.name]
     if spec.model.revision != "main":
@@ -41,8 +42,9 @@ def trial_command(spec: TrialSpec) -> str | None:
             parts += [option, str(value)]
     others: dict[str, Any] = dict(spec.settings)
     if trains:
+        usual = TrainSpec(**method_class(spec.method).train_defaults).model_dump(mode="json")
         given = spec.train.model_dump(mode="json", exclude=set(_TRAIN_OPTIONS))
-        others |= {name: value for name, value in given.items() if value != TrainSpec.model_fields[name].default}
+        others |= {name: value for name, value in given.items() if value != usual[name]}
     content = spec.model_dump(mode="json")
     for name, field in defaults.items():
         if name not in _TOLD and getattr(spec, name) != field.default and (trains or name != "selections"):
