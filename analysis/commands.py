@@ -19,10 +19,11 @@ _TOLD |= {"forgetting"}  # measured beside the task: the numbers of the cell do 
 
 
 def trial_command(spec: TrialSpec) -> str | None:
-    """`llmft trial ...` for this trial; None where the command line cannot say it: a method of another llmft, a trial of the search, three
-    different seeds, a task that the plan defines, another branch of a teacher than main."""
+    """`llmft trial ...` for this trial; None where the command line cannot say it: a method of another llmft, a trial of the
+    search, three different seeds, a task that the plan defines, another branch of a teacher than main."""
     seeds = Counter(getattr(spec, name) for name in reversed(_SEEDS)).most_common()  # what varied comes last
-    if spec.method not in METHODS or spec.test_sets == () or spec.definition or (spec.teacher and spec.teacher.revision != "main") or len(seeds) > 2:
+    other_teacher = spec.teacher is not None and spec.teacher.revision != "main"
+    if spec.method not in METHODS or spec.test_sets == () or spec.definition or other_teacher or len(seeds) > 2:
         return None
     parts = ["llmft", "trial", "--task", spec.task, "--method", spec.method, "--model", spec.model.name]
     if spec.model.revision != "main":
