@@ -51,7 +51,7 @@ class DefinedTask(Task):
 
     def load(self, data: DataRef) -> TaskData:
         sets = {
-            name: tuple(self._example(*row) for row in numbered(_rows(table, data), name, str(table)))
+            name: tuple(self._example(*row) for row in numbered(_rows(table, data), name, str(table)) if self._takes(row[2]))
             for name, table in self.definition.tables.items()
         }
         for name, examples in sets.items():
@@ -62,6 +62,12 @@ class DefinedTask(Task):
         return TaskData(
             sets["train"], tuple(tests), revision=_origin(self.definition.test.in_domain, data), dev_pool=sets.get("dev", ())
         )
+
+    def _takes(self, row: dict[str, Any]) -> bool:
+        column = self.definition.references
+        if not self.definition.drop_empty or column not in row:
+            return True
+        return row[column] is not None and bool(row[column].strip() if isinstance(row[column], str) else row[column])
 
     def _example(self, id_: str, where: str, row: dict[str, Any]) -> Example:
         definition, optional = self.definition, self.definition.optional

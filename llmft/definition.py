@@ -126,6 +126,7 @@ class TaskDefinition(Spec):
         verbalizers: name -> a label word for each label, in the order of `labels`; left out: the names of the labels. The first
             goes with every pattern that names none.
         references: for generation, the column of the texts that count as right: one text or a list, the first of which is trained on.
+        drop_empty: for generation, whether rows without a reference are left out; if not, they are a mistake.
         metric: for generation, the score of a text that comparisons are about.
         max_new_tokens: for generation, the most tokens of a text, unless the plan's `generation` says otherwise.
 
@@ -145,6 +146,7 @@ class TaskDefinition(Spec):
     patterns: dict[str, PatternEntry] = Field(min_length=1)
     verbalizers: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     references: str = ""
+    drop_empty: bool = False
     metric: Literal[EXAMPLE_METRICS] = "rougeL"
     max_new_tokens: int = Field(64, ge=1)
 
@@ -224,7 +226,7 @@ class TaskDefinition(Spec):
     def content(self, pattern: str, verbalizer: str) -> dict[str, Any]:
         """What of it changes the answer of a trial with that pattern and verbalizer: not where the files lie, nor what is not used."""
         entry = self.patterns.get(pattern)
-        own = {"references", "metric"} if self.generates else {"label", "groups"}
+        own = {"references", "drop_empty", "metric"} if self.generates else {"label", "groups"}
         return self.model_dump(mode="json", include={"kind", "columns", *own}) | {
             # in their order, which tells whose word is whose
             "labels": [[name, label_text(value)] for name, value in self.labels.items()],

@@ -133,8 +133,8 @@ class Method:
     def lessons(self, draw: Draw, generator: np.random.Generator) -> tuple[Lesson, ...]:
         """What the untouched model (or the spec's `teacher`) is asked about the inputs, once, before the training; mostly nothing.
 
-        Its answers are in `taught` when `prepare` is called; where text is generated they are texts, in `responses` by the ids of the
-        inputs, and trained on in place of references (`llmft.teacher.ask`). The first lesson also reads the dev examples, which tells how good a
+        Its answers are in `taught` when `prepare` is called. Where text is generated there is one lesson, and the answers are texts: in
+        `responses` by the ids of the inputs, and trained on as their references. The first lesson also reads the dev examples, which tells how good a
         teacher it is. `generator` is for what is random about them.
         """
         return ()

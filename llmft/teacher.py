@@ -70,8 +70,10 @@ def teach(
         if decoding:  # in the teacher's own words; sampled with other noise than the student's answers
             decoding = replace(decoding, tokenizer=load_tokenizer(ref), seed=derive(spec.dropout_seed, "responses"))
             alone = encode_alone(spec, setting) if DEV in encoded.sets else encoded
+        is_told = any(lesson.demonstrations or lesson.instruction for lesson in setting.lessons)
         reader = Evaluator(adapted, alone, setting.words, runtime, decoding)
-        scores = [reader.predict(DEV).score] if DEV in encoded.sets else []
+        reads_alone = DEV in encoded.sets and (is_told or not decoding)  # else a tuned teacher would be compared with itself
+        scores = [reader.predict(DEV).score if reads_alone else None] if DEV in encoded.sets else []
         n_inputs, n_tokens = len(method.inputs(setting.draw)), reader.n_tokens
         responses, counts = None, {}
         for lesson, prompts in zip(setting.lessons, lessons, strict=True):

@@ -360,6 +360,14 @@ def test_a_wrong_row_of_texts_is_named_with_its_file(texts, file, old, new, said
     assert said in str(raised.value) and "\n" not in str(raised.value)
 
 
+def test_rows_without_a_reference_are_left_out_where_one_says_so(texts):
+    edit(texts / "alpaca.jsonl", '"output": "number 4"', '"output": " "')
+    with pytest.raises(UserError, match="alpaca.jsonl, row 4, column 'output': the references .* must be texts"):
+        whole(define_texts(alpaca(texts)))
+    _, data, _ = whole(define_texts(alpaca(texts, drop_empty=True)))
+    assert [example.id for example in data.pool] == [f"train/{i}" for i in range(30) if i != 4]
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [({"references": None}, "references: name the column that holds the texts"),

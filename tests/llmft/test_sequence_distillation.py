@@ -76,7 +76,7 @@ def test_a_teacher_of_another_family_is_asked_in_its_own_tokens(spec, teacher):
         ids = network.generate(**inputs, generation_config=config)[0]
         assert row["response"] == tokenizer.decode(ids, skip_special_tokens=True).strip()
     assert len({row["response"] for row in rows}) > 3
-    assert (found.model, found.zero_shot_dev_score) == ("teacher", found.dev_score)
+    assert (found.model, found.zero_shot_dev_score) == ("teacher", None) and found.dev_score is not None
 
 
 def test_the_students_targets_are_these_texts_and_the_end(spec, teacher):
