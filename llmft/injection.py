@@ -32,6 +32,29 @@ def inject(config: PeftConfig, network: torch.nn.Module, generator: torch.Genera
             parameter.requires_grad_(True)
 
 
+def injected(network: torch.nn.Module) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
+    """What `inject` has put into `network`, for `Method.peft_adapter`."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(network, save_embedding_layers=False)
+    return network.peft_config["default"], {f"base_model.model.{name}": tensor for name, tensor in state.items()}
+
+
+def merge(network: torch.nn.Module) -> None:
+    """Work what `inject` has put into `network` into its weights, in place; what cannot be merged stays."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            network.set_submodule(name, layer.get_base_layer())
+
+
+def task_type(network: torch.nn.Module) -> str:
+    """peft's name for what `network` does."""
+    return "SEQ_2_SEQ_LM" if network.config.is_encoder_decoder else "CAUSAL_LM"
+
+
 def linear_layers(network: torch.nn.Module) -> list[str]:
     """The last parts of the names of all layers that multiply by a matrix."""
     kinds = ("Linear", "Conv1D", "Linear4bit")

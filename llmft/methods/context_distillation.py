@@ -100,7 +100,7 @@ class ContextDistillation(Method):
         self.student = build_method(self.settings.student, self.settings.student_settings)
         for name in ("has_own_head", "n_virtual_tokens", "base_weights", "pull_to_start"):
             setattr(self, name, getattr(self.student, name))
-        for hook in ("read", "prepare", "begin", "condition", "scores", "fold", "virtual_tokens", "peft_config"):
+        for hook in ("read", "prepare", "begin", "condition", "scores", "fold", "virtual_tokens", "peft_adapter"):
             setattr(self, hook, getattr(self.student, hook))
 
     @property

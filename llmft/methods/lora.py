@@ -31,9 +31,11 @@ class Lora(PatternBased):
     search = {"learning_rate": Range(1e-5, 1e-2, log=True)}
     paper = "Hu et al. 2022"
 
-    def peft_config(self, network):
+    def layers(self, network):
         from peft import LoraConfig
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+        from llmft.injection import task_type
 
         settings, architecture = self.settings, network.config.model_type
         if not settings.targets and architecture not in KNOWN:
@@ -49,19 +51,24 @@ class Lora(PatternBased):
             use_rslora=settings.rslora,
             use_dora=settings.dora,
             target_modules=targets if isinstance(targets, str) else set(targets),
-            task_type="SEQ_2_SEQ_LM" if network.config.is_encoder_decoder else "CAUSAL_LM",
+            task_type=task_type(network),
         )
 
     def prepare(self, model, n_labels, generator):
         from llmft.injection import inject, linear_layers
 
         try:
-            inject(self.peft_config(model.network), model.network, generator)
+            inject(self.layers(model.network), model.network, generator)
         except ValueError:
             raise UserError(
                 f"method 'lora': settings.targets {list(self.settings.targets)} does not name linear layers of this model. "
                 f"Layers: {', '.join(linear_layers(model.network))}."
             ) from None
+
+    def peft_adapter(self, model):
+        from llmft.injection import injected
+
+        return injected(model.network)
 
 
 METHOD = Lora

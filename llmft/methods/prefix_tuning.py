@@ -85,7 +85,7 @@ class PrefixTuning(SoftPromptMethod):
         n_layers, _, n_heads, size = self.shape
         config = PrefixTuningConfig(
             task_type="CAUSAL_LM", num_virtual_tokens=self.settings.n_virtual_tokens, token_dim=n_heads * size, num_layers=n_layers,
-            num_attention_heads=n_heads, inference_mode=True,
+            num_attention_heads=n_heads,
         )  # fmt: skip
         return config, {"prompt_embeddings": self.soft_prompt(model).detach()}
 

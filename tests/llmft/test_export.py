@@ -117,7 +117,7 @@ def test_what_cannot_be_exported_is_said(tmp_path, spec_of, tokenizer):
     (tmp_path / "full" / "file").write_text("mine")
     with pytest.raises(UserError, match="is there already"):
         export_adapter(spec, weights, tmp_path / "full")
-    with pytest.raises(UserError, match="not those of 'lora' with its settings"):
+    with pytest.raises(UserError, match="kept weights and the prepared model differ"):
         export_adapter(spec_of("lora", {"targets": ["fc1"]}), weights, tmp_path / "new")
     model = save_model(tmp_path / "base", "opt", tokenizer)
     moved = spec.model_copy(update={"model": resolve_model(model).model_copy(update={"fingerprint": "0" * 16})})
