@@ -63,6 +63,8 @@ def runs(spec_of, tmp_path_factory):
         "in context": run("in_context"),
         "encoder and decoder": run("pattern", {"micro_batch_tokens": 300}, model=resolve_model(t5)),
         "distillation": run("context_distillation", {"micro_batch_tokens": 200}, of_method=DISTILLED),
+        "distilled prompt": run("context_distillation", {"keep_weights": True}, of_method={**DISTILLED, "student": "p_tuning"}),
+        "dora": run("lora", of_method={"dora": True, "targets": ["q_proj", "fc1"]}),
         "a last batch of one": run("pattern", n_shots=6, batch_size=5),
         "a dev set of one": run("pattern", n_dev=1, n_test=4),
         "many passes": run("pattern", FEW_AT_ONCE, batch_size=16, clip_norm=None),
