@@ -131,7 +131,7 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
             method.prepare(model, len(setting.task.labels), torch.Generator().manual_seed(derive(spec.init_seed, "init")))
         n_trainable = sum(p.numel() for p in model.network.parameters() if p.requires_grad)
         adapted = Adapted(method, model)
-        module, evaluator = runtime.wrap(adapted), Evaluator(adapted, encoded, setting.words, runtime)
+        module, evaluator = runtime.wrap(adapted), Evaluator(adapted, encoded, setting.words, runtime, setting.decoding)
         started = time.perf_counter()
         with _smaller_passes(spec, [encoded], runtime):
             if method.trains:
@@ -209,7 +209,8 @@ def _passes(spec: TrialSpec, encoded: EncodedTrial, runtime: Runtime) -> list[li
     """The lengths of the longest queries that one process gets at once, by set."""
     sets = []
     for name in encoded.sets:
-        lengths = sorted(encoded.lengths(name), reverse=True)
+        n_new = 0 if name == SHOTS else encoded.n_new_tokens
+        lengths = sorted((length + n_new for length in encoded.lengths(name)), reverse=True)
         sets.append(lengths[: spec.train.batch_size if name == SHOTS else None][:: runtime.world_size])
     return sets
 
