@@ -6,14 +6,12 @@ from pathlib import Path
 
 import torch
 
-from llmft.adapted import Adapted
 from llmft.errors import UserError
 from llmft.injection import merge
-from llmft.method import Method
-from llmft.model import BorrowedModel, borrow_model, load_tokenizer, resolve_model
-from llmft.registry import build_method, load_task
+from llmft.model import borrow_model, load_tokenizer, resolve_model
+from llmft.registry import build_method
 from llmft.spec import ModelRef, TrialSpec
-from llmft.weights import put_weights
+from llmft.weights import put_back
 
 
 def export_adapter(spec: TrialSpec, weights: bytes, folder: Path) -> None:
@@ -32,7 +30,7 @@ def export_adapter(spec: TrialSpec, weights: bytes, folder: Path) -> None:
     _check_empty(folder)
     ref = _base_of(spec)
     with borrow_model(ref, "fp32", torch.device("cpu")) as model:
-        adapter = _put_back(spec, model, weights).peft_adapter(model)
+        adapter = put_back(spec, model, weights, where="export").method.peft_adapter(model)
         if adapter is None:
             raise UserError(
                 f"export: method '{spec.method}' has no form in peft. --merge writes a whole model, if it adds nothing."
@@ -62,11 +60,11 @@ def export_model(spec: TrialSpec, weights: bytes, folder: Path) -> None:
     ref = _base_of(spec)
     with borrow_model(ref, "fp32", torch.device("cpu")) as model:
         network, names = model.network, set(model.network.state_dict())
-        method = _put_back(spec, model, weights)
+        method = put_back(spec, model, weights, where="export").method
         merge(network)
         if added := sorted(network.state_dict().keys() - names):
             instead = (
-                "Load them with llmft.weights.load_weights."
+                "llmft.weights.restored gives the adapted model."
                 if method.peft_adapter(model) is None
                 else "Leave out --merge: peft loads them beside the base."
             )
@@ -75,15 +73,6 @@ def export_model(spec: TrialSpec, weights: bytes, folder: Path) -> None:
             )
         network.save_pretrained(folder)
         load_tokenizer(ref).save_pretrained(folder)
-
-
-def _put_back(spec: TrialSpec, model: BorrowedModel, weights: bytes) -> Method:
-    """Make of the base model what it was after the trial."""
-    method = build_method(spec.method, spec.settings)
-    method.prepare(model, len(load_task(spec.task, spec.definition).labels), torch.Generator().manual_seed(0))
-    method.fold(Adapted(method, model))
-    put_weights(model, weights, where="export")
-    return method
 
 
 def _base_of(spec: TrialSpec) -> ModelRef:

@@ -7,7 +7,8 @@ from collections.abc import Collection
 
 import torch
 
-from llmft.distributed import is_sharded, shard_of, whole
+from llmft.distributed import is_sharded, shard_of
+from llmft.injection import merger_moves
 from llmft.runtime import Runtime
 
 
@@ -31,8 +32,6 @@ class Start:
         An adapter that can be merged counts as merged: for LoRA, the norm of all (alpha / r) B A. What has no counterpart in the
         base (a new head, a soft prompt, a bottleneck) does not count.
         """
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
         in_all = in_shards = 0.0
         for parameter, start in self.pairs:
             square = _square(shard_of(parameter) - start.to(parameter.device))
@@ -40,7 +39,7 @@ class Start:
                 in_shards += square
             else:
                 in_all += square
-        in_all += sum(_square_of_merger(layer) for layer in self.network.modules() if isinstance(layer, BaseTunerLayer))
+        in_all += sum(_square(away) for away in merger_moves(self.network))
         return math.sqrt(in_all + self.runtime.mean(in_shards) * self.runtime.world_size)
 
     def pull(self, strength: float) -> None:
@@ -55,22 +54,4 @@ class Start:
 
 
 def _square(away: torch.Tensor) -> float:
-    return away.float().square().sum(dtype=torch.float64).item()
-
-
-def _square_of_merger(layer) -> float:
-    """How far, squared, merging one of peft's layers would move the layer that it stands around."""
-    from peft.utils.integrations import dequantize_module_weight
-
-    (adapter,), base = layer.active_adapters, layer.get_base_layer()
-    transposed = getattr(layer, "fan_in_fan_out", False)  # [in, out] in place of [out, in]
-    if hasattr(layer, "ia3_l"):
-        by = whole(layer.ia3_l[adapter]) - 1  # [1, in] where the input is scaled, [out, 1] where the output
-        square = _square(whole(base.weight) * (by.T if transposed else by))
-        return square if layer.is_feedforward or base.bias is None else square + _square(whole(base.bias) * by[:, 0])
-    delta = whole(layer.get_delta_weight(adapter))
-    if adapter in layer.lora_variant:  # DoRA
-        weight = whole(dequantize_module_weight(base))
-        length = (weight + delta).norm(dim=0 if transposed else 1, keepdim=True)
-        delta = (weight + delta) * whole(layer.lora_magnitude_vector[adapter].weight).view_as(length) / length - weight
-    return _square(delta)
+    return away.float().square_().sum(dtype=torch.float64).item()

@@ -31,7 +31,7 @@ class Lora(PatternBased):
     search = {"learning_rate": Range(1e-5, 1e-2, log=True)}
     paper = "Hu et al. 2022"
 
-    def layers(self, network):
+    def peft_config(self, network):
         from peft import LoraConfig
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
@@ -58,7 +58,7 @@ class Lora(PatternBased):
         from llmft.injection import inject, linear_layers
 
         try:
-            inject(self.layers(model.network), model.network, generator)
+            inject(self.peft_config(model.network), model.network, generator)
         except ValueError:
             raise UserError(
                 f"method 'lora': settings.targets {list(self.settings.targets)} does not name linear layers of this model. "

@@ -171,7 +171,7 @@ def test_a_method_that_adds_nothing_becomes_a_whole_model(tmp_path, spec_of, nam
 
 @pytest.mark.parametrize(
     ("name", "instead"),
-    [("vanilla", "load_weights"), ("head_only", "load_weights"), ("adapter_pfeiffer", "load_weights"), ("prompt_tuning", "Leave out --merge"),
+    [("vanilla", "restored"), ("head_only", "restored"), ("adapter_pfeiffer", "restored"), ("prompt_tuning", "Leave out --merge"),
      ("prefix_tuning", "Leave out --merge")],
 )  # fmt: skip
 def test_a_method_whose_parts_no_model_has_is_refused(tmp_path, spec_of, name, instead):
