@@ -165,9 +165,8 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
             micro_batch_tokens=runtime.micro_batch_tokens,
             n_out_of_memory=runtime.n_out_of_memory,
         )
-    record = finished_record(spec, setting, encoded, result, spent, teacher).model_copy(
-        update={"forgetting": pair(before, after)}
-    )
+    record = finished_record(spec, setting, encoded, result, spent, teacher)
+    record = record.model_copy(update={"forgetting": pair(before, after)})
     return TrialResult(record, predictions_file(setting, result), weights)
 
 
