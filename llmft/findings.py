@@ -22,6 +22,7 @@ CODES = {
     "label_word_prefixes_another": "one label word is the beginning of another, which favours it",
     "known_training_task": "the model is known to have been trained on the task's data set before",
     "train_test_overlap": "drawn examples also stand in a test set",
+    "own_task_in_mixture": "texts of the trial's own task stand in the mixture as another task's",
     "loss_did_not_fall": "the training loss ended no lower than it began",
     "skipped_steps": "optimiser steps were skipped because fp16 gradients overflowed",
     "empty_outputs": "generated texts are empty",
@@ -155,6 +156,24 @@ def overlap_findings(drawn: Sequence[Example], data: TaskData) -> list[Finding]:
         if n:
             message = f"{n} rows of {test.name} have the same text as a drawn example"
             found.append(Finding(code="train_test_overlap", severity="warning", message=message, set=test.name, value=n))
+    return found
+
+
+def mixture_findings(task: str, examples: Sequence[Example], data: TaskData) -> list[Finding]:
+    """Examples of another `task` in a mixture whose texts are the trial's own, whatever the fields are called."""
+
+    def texts(rows: Iterable[Example]) -> Counter[tuple[str, ...]]:
+        return Counter(tuple(sorted(example.fields.values())) for example in rows)
+
+    mixed, found = texts(examples), []
+    for test in data.tests:
+        if n := sum(count for text, count in texts(test.examples).items() if text in mixed):
+            message = f"{n} rows of {test.name} have the same text as an example of {task} in the mixture"
+            found.append(Finding(code="train_test_overlap", severity="warning", message=message, set=test.name, value=n))
+    pool = texts(data.pool)
+    if n := sum(count for text, count in mixed.items() if text in pool):
+        message = f"{n} of {len(examples)} examples of {task} in the mixture have a text of the trial's own training pool"
+        found.append(Finding(code="own_task_in_mixture", severity="warning", message=message, value=n))
     return found
 
 

@@ -13,7 +13,7 @@ from llmft.contamination import contamination_findings
 from llmft.errors import Cause
 from llmft.evaluate import Generated
 from llmft.metrics import set_metrics
-from llmft.record import Cost, Draws, Teacher, TrialRecord
+from llmft.record import Cost, Draws, Mixed, Teacher, TrialRecord
 from llmft.runtime import Runtime
 from llmft.setting import Setting
 from llmft.spec import Selection, TrialSpec
@@ -53,6 +53,8 @@ def finished_record(
     sets = [spec.task, *(test.name for test in setting.tests)]
     found += contamination_findings([spec.model.name, setting.tuned_from], sets)
     found += findings.overlap_findings(setting.draw.shots + setting.draw.dev + setting.draw.unlabelled, setting.data)
+    for part in setting.mixture:
+        found += findings.mixture_findings(part.task, part.examples, setting.data)
     if teacher:
         found += findings.teacher_findings(teacher, len(labels), len(setting.draw.dev))
     if setting.method.trains:
@@ -88,6 +90,10 @@ def finished_record(
         virtual_tokens=result.virtual_tokens,
         content_free=content_free,
         teacher=teacher,
+        mixture=[
+            Mixed(task=part.task, pattern=part.pattern_name, n_pool=part.n_pool, rate=part.rate, n=len(part.examples))
+            for part in setting.mixture
+        ],
         cost=spent,
         provenance={
             "packages": cost.packages(),

@@ -109,7 +109,7 @@ class EncodedQueries:
     """The prompts of one set: what follows the trial's common prefix (in a `bare` set: all of it), and the right answers.
     Lists of the same length.
 
-    `labels` are for classification. Where text is generated there are `references` instead, and of the shots that are trained on
+    `labels` are for classification, with the label `words`. Where text is generated there are `references` instead, and of the shots that are trained on
     `completions`: the first reference's tokens and the end of the text. Where an encoder reads the prompts, `start` is what the
     decoder reads before an answer; it is empty for causal models.
     """
@@ -120,6 +120,7 @@ class EncodedQueries:
     bare: bool = False
     references: tuple[tuple[str, ...], ...] = ()
     completions: tuple[tuple[int, ...], ...] = ()
+    words: LabelWords | None = None
 
     def __len__(self) -> int:
         return len(self.suffixes)
@@ -136,7 +137,8 @@ class EncodedTrial:
     """Every prompt of a trial: `prefix` opens all but those of bare sets; `sets` holds the rest by set name.
 
     `demonstrations` are the examples in the prompt, `n_dropped` how many more would not fit; `n_virtual_tokens` are the places
-    that a method takes in front of every prompt. `n_new_tokens` may follow a prompt where text is generated.
+    that a method takes in front of every prompt. `n_new_tokens` may follow a prompt where text is generated. `trained` are the sets
+    that are trained on; they may be of several tasks, each with its own label words.
     """
 
     prefix: tuple[int, ...]
@@ -145,6 +147,7 @@ class EncodedTrial:
     n_dropped: int
     n_virtual_tokens: int = 0
     n_new_tokens: int = 0
+    trained: tuple[str, ...] = ()
 
     @property
     def shares_prefix(self) -> bool:
@@ -195,7 +198,7 @@ def encode_trial(
         bare: names of sets whose prompts get no demonstrations.
         n_virtual_tokens: places of `max_length` that the method takes.
         n_new_tokens: room for what is generated.
-        trained: sets whose examples need their completions.
+        trained: sets that are trained on, as far as they are there; where text is generated, they need their completions.
 
     Raises:
         TrialFailure: a query does not fit even without demonstrations, or an example that is trained on with its reference
@@ -240,7 +243,8 @@ def encode_trial(
     encoded = {}
     for name, examples in sets.items():
         if words:
-            encoded[name] = EncodedQueries(tuple(rows[name]), tuple(example.label for example in examples), start, name in bare)
+            labels = tuple(example.label for example in examples)
+            encoded[name] = EncodedQueries(tuple(rows[name]), labels, start, name in bare, words=words)
             continue
         completions = ()
         if name in trained:
@@ -251,7 +255,8 @@ def encode_trial(
         encoded[name] = EncodedQueries(
             tuple(rows[name]), bare=name in bare, references=references, completions=completions
         )
-    return EncodedTrial(prefix, encoded, tuple(shown), len(demonstrations) - len(kept), n_virtual_tokens, n_new_tokens)
+    n_dropped, trained = len(demonstrations) - len(kept), tuple(name for name in trained if name in sets)
+    return EncodedTrial(prefix, encoded, tuple(shown), n_dropped, n_virtual_tokens, n_new_tokens, trained)
 
 
 def _encode_completions(

@@ -151,6 +151,9 @@ def record_summary(record: TrialRecord) -> RenderableType:
     if taught := record.teacher:
         said = "" if taught.dev_score is None else f": {taught.dev_score:.1%} on dev, {taught.zero_shot_dev_score:.1%} from the query alone"
         parts.append(Text(f"teacher {taught.model}, {len(taught.demonstrations)} demonstrations{said}"))
+    if record.mixture:
+        mixed = ", ".join(f"{part.task} {part.n} ({part.rate:.1%})" for part in record.mixture)
+        parts.append(Text(f"trained on {mixed}"))
     if record.forgetting:
         parts.append(changes_table(record.forgetting))
     for finding in record.findings:

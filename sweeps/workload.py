@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from llmft.method import Lesson
 from llmft.seeds import stream
-from llmft.setting import DEV, SHOTS, Setting, draw, encode_lessons, encode_prompts, settle
+from llmft.setting import DEV, Setting, draw, encode_lessons, encode_prompts, settle
 from llmft.spec import TrialSpec
 from llmft.task import Draw, Example
 from llmft.tokens import EncodedTrial, LabelWords
@@ -146,22 +146,24 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
     )
     encoded = encode_prompts(spec, sampled)
     lengths = {name: tuple(sorted(queries.lengths)) for name, queries in encoded.sets.items()}
-    completions = encoded.sets[SHOTS].completions if SHOTS in encoded.sets else ()
-    by_length = sorted(zip(encoded.sets[SHOTS].lengths, map(len, completions), strict=True)) if completions else []
+    trained = [encoded.sets[name] for name in encoded.trained]
+    says_texts = any(queries.completions for queries in trained)
+    completions = [n for queries in trained for n in (map(len, queries.completions) if queries.completions else [1] * len(queries))]
+    shots = sorted(zip((n for name in encoded.trained for n in encoded.lengths(name)), completions, strict=True))
     return Workload(
         spec,
         setting.words,
         len(encoded.prefix),
         encoded.n_virtual_tokens,
         encoded.shares_prefix,
-        tuple(sorted(encoded.lengths(SHOTS))) if SHOTS in encoded.sets else (),
+        tuple(length for length, _ in shots),
         Lengths(len(longest.dev), lengths[DEV]) if longest.dev else None,
         {test.name: Lengths(len(test.examples), lengths[test.name]) for test in setting.tests},
         tuple(_reading(lesson, len(longest.dev)) for lesson in _lessons(spec, sampled, encoded)),
-        method.n_unlabelled,
+        method.n_unlabelled + method.n_mixed,
         setting.start,
         encoded.n_new_tokens,
-        tuple(n for _, n in by_length),
+        tuple(n for _, n in shots) if says_texts else (),
     )
 
 

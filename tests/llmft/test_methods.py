@@ -145,7 +145,7 @@ def expected_trainable(name: str, settings: dict, network, n_labels: int) -> int
             return whole + width * width + width + width * n_labels + n_labels
         case "pattern" | "regularised" | "finetuned_in_context":
             return whole
-        case "context_distillation":
+        case "context_distillation" | "multi_task":
             return expected_trainable(settings["student"], settings["student_settings"], network, n_labels)
         case "prompt_tuning":
             return settings["n_virtual_tokens"] * network.get_input_embeddings().weight.shape[1]
@@ -204,6 +204,7 @@ VARIANTS = [
     ("prefix_tuning", {"n_virtual_tokens": 5}), ("prefix_tuning", {"reparametrise": True, "encoder_width": 24}),
     ("context_distillation", {"student": "vanilla"}),
     ("context_distillation", {"student": "lora", "student_settings": {"r": 3}}),
+    ("multi_task", {"student": "lora", "student_settings": {"r": 3}}),
 ]  # fmt: skip
 
 
@@ -355,6 +356,8 @@ def test_settings_survive_a_round_trip():
 
 def test_a_trained_method_without_shots_is_refused(spec_of):
     for name in TRAINED:
+        if name == "multi_task":  # which has others to train on
+            continue
         record = run_trial(spec_of(name, n_shots=0), CPU).record
         assert record.cause == "user_error" and "zero_shot" in record.message
 
