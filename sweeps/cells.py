@@ -12,11 +12,11 @@ from pydantic import ValidationError
 
 from llmft.errors import UserError, unknown_name
 from llmft.method import Method, Range
-from llmft.registry import TASKS, build_method, check_kinds, complete_settings, load_task, method_class
+from llmft.registry import build_method, check_kinds, complete_settings, load_task, method_class
 from llmft.spec import STREAMS, DataRef, ForgettingSpec, GenerationSpec, ModelRef, TaskRef, TrainSpec, TrialSpec, error_lines
 from llmft.task import Task
 from sweeps.plan import MethodEntry, ModelEntry, Plan, SearchPlan
-from sweeps.plan_tasks import resolve_named, resolve_tasks
+from sweeps.plan_tasks import resolve_mixtures, resolve_named, resolve_tasks
 from sweeps.space import Params, Space, among, can_be, ordered
 
 
@@ -259,15 +259,15 @@ def build_cells(
     if resolve_model is None:
         from llmft.model import resolve_model  # imports torch
     _train_spec(f"{where}: train", plan.train)
+    resolve_data = resolve_data or resolve_named
     try:
-        subjects = resolve_tasks(plan, resolve_data or resolve_named)
+        subjects = resolve_tasks(plan, resolve_data)
         models = [resolve_model(entry.name, entry.revision) for entry in plan.models]
         teachers = {
             name: entry.teacher and resolve_model(entry.teacher.name, entry.teacher.revision)
             for name, entry in plan.methods.items()
         }
-        own = {one["task"]: TaskRef(data=one["data"], definition=one["definition"]) for one in subjects if one["definition"]}
-        mixtures = {name: _resolve_mixture(name, entry, own, plan.data_dir) for name, entry in plan.methods.items()}
+        mixtures = resolve_mixtures(plan, subjects, resolve_data)
         forgetting = _resolve_forgetting(plan)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
@@ -298,16 +298,6 @@ def _report_seeds(plan: Plan, cls: type[Method], generation: GenerationSpec | No
     if generation and generation.temperature:
         changing.add("dropout")  # which what is drawn hangs on
     return plan.report.seeds if changing & set(plan.report.vary) else plan.report.seeds[:1]
-
-
-def _resolve_mixture(name: str, entry: MethodEntry, own: Mapping[str, TaskRef], data_dir: str | None) -> dict[str, TaskRef]:
-    """The tasks that a method's entry mixes; `own` are those of the plan that are the user's."""
-    for place, task in enumerate(entry.mixture):
-        if task not in (*TASKS, *own):
-            raise unknown_name("task", task, (*TASKS, *own), f"methods.{name}.mixture")
-        if task in entry.mixture[:place]:
-            raise UserError(f"methods.{name}.mixture: names {task!r} twice.")
-    return {task: own[task] if task in own else TaskRef(data=resolve_named(task, data_dir)) for task in entry.mixture}
 
 
 def _resolve_forgetting(plan: Plan) -> ForgettingSpec | None:

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from llmft.errors import UserError
+from llmft.method import Method
 from llmft.registry import METHODS, build_method, complete_settings, method_class
 from llmft.spec import Spec
 
@@ -31,11 +32,20 @@ class StudentSettings(Spec):
             raise ValueError(str(error)) from None
 
 
-def take_student(method, *more):
-    """Build the student that `method.settings` names, and let it do what a training needs besides the loss; `more` are further hooks
-    that shall be the student's."""
-    student = method.student = build_method(method.settings.student, method.settings.student_settings)
-    for name in ("has_own_head", "n_virtual_tokens", "base_weights", "pull_to_start"):
-        setattr(method, name, getattr(student, name))
-    for hook in ("read", "prepare", "begin", "condition", "scores", "fold", "virtual_tokens", "peft_config", *more):
-        setattr(method, hook, getattr(student, hook))
+class ByStudent(Method):
+    """A method that trains by its student: what it does not say itself, the student does."""
+
+    def __init__(self, settings=None):
+        super().__init__(settings)
+        self.student = build_method(self.settings.student, self.settings.student_settings)
+        for name in ("has_own_head", "n_virtual_tokens", "base_weights", "pull_to_start"):
+            setattr(self, name, getattr(self.student, name))
+        for hook in ("read", "prepare", "begin", "condition", "scores", "loss", "fold", "virtual_tokens", "peft_config"):
+            if getattr(type(self), hook) is getattr(Method, hook):
+                setattr(self, hook, getattr(self.student, hook))
+
+    def __getattr__(self, name):
+        """What a student's hooks compute besides, through `Adapted`."""
+        if "student" not in vars(self):
+            raise AttributeError(name)
+        return getattr(self.student, name)

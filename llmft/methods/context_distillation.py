@@ -36,8 +36,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from llmft.errors import UserError
-from llmft.method import Lesson, Method, Range
-from llmft.methods._student import StudentSettings, take_student
+from llmft.method import Lesson, Range
+from llmft.methods._student import ByStudent, StudentSettings
 from llmft.registry import method_class
 
 
@@ -71,15 +71,11 @@ class DistillationSettings(StudentSettings):
         return self
 
 
-class ContextDistillation(Method):
+class ContextDistillation(ByStudent):
     kinds = ("classification",)
     Settings = DistillationSettings
     search = {"learning_rate": Range(1e-6, 1e-3, log=True)}
     paper = "Askell et al. 2021"
-
-    def __init__(self, settings=None):
-        super().__init__(settings)
-        take_student(self)
 
     @property
     def n_unlabelled(self):

@@ -17,7 +17,7 @@ shall not be seen at all, select the `last` checkpoint and do not search.
 from pydantic import Field, field_validator
 
 from llmft.method import Method, Range
-from llmft.methods._student import StudentSettings, take_student
+from llmft.methods._student import ByStudent, StudentSettings
 from llmft.registry import method_class
 
 
@@ -35,14 +35,10 @@ class MultiTaskSettings(StudentSettings):
         return name
 
 
-class MultiTask(Method):
+class MultiTask(ByStudent):
     Settings = MultiTaskSettings
     search = {"learning_rate": Range(1e-6, 1e-3, log=True)}
     paper = "Raffel et al. 2020; Wei et al. 2022"
-
-    def __init__(self, settings=None):
-        super().__init__(settings)
-        take_student(self, "loss")
 
     @property
     def n_mixed(self):
