@@ -60,7 +60,7 @@ class DefinedTask(Task):
 
     def _example(self, id_: str, where: str, row: dict[str, Any]) -> Example:
         definition = self.definition
-        for column in (*definition.columns.values(), definition.label, *definition.groups):
+        for column in (*definition.columns.values(), definition.label, *definition.groups, *filter(None, [definition.rationale])):
             if column not in row:
                 raise UserError(f"{where}: there is no column {column!r}. Columns: {', '.join(map(str, row))}.")
         fields = {field: row[column] for field, column in definition.columns.items()}
@@ -75,7 +75,10 @@ class DefinedTask(Task):
                 f"{where}: label {row[definition.label]!r} in column {definition.label!r} is not one of {', '.join(self._places)}. "
                 "Correct the row, or add it to the task's labels."
             )
-        return Example(id_, fields, self._places[label], {group: str(row[group]) for group in definition.groups})
+        groups, rationale = {group: str(row[group]) for group in definition.groups}, row.get(definition.rationale) or ""
+        if not isinstance(rationale, str):
+            raise UserError(f"{where}: column {definition.rationale!r} holds no text (got {rationale!r}). Correct the row or leave it out.")
+        return Example(id_, fields, self._places[label], groups, rationale=rationale.strip())
 
 
 def complete(definition: TaskDefinition, data: DataRef) -> TaskDefinition:

@@ -6,6 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+import numpy as np
+
 from llmft.record import Finding, SetMetrics, Teacher
 from llmft.task import Example, TaskData, TestSet
 from llmft.tokens import EncodedTrial, LabelWords
@@ -29,6 +31,7 @@ CODES = {
     "cut_outputs": "generated texts did not end within the most tokens allowed",
     "same_output": "(almost) every query got the same text",
     "copied_prompt": "generated texts copy a demonstration or a long part of the query",
+    "marker_not_reached": "rationales did not come to the marker by themselves; it was put behind them",
     "label_bias": "one label word is almost certain for queries without content; calibration divides by these probabilities",
     "weak_teacher": "the teacher's accuracy on dev cannot be told from chance",
     "teacher_no_better_than_zero_shot": "on dev the teacher is no better than without what its prompt holds",
@@ -100,6 +103,15 @@ def text_findings(
             severity, message = "warning" if share >= warn_from else "note", f"{share:.1%} of the outputs for {name} {what}"
             found.append(Finding(code=code, severity=severity, message=message, set=name, selection=selection, value=share))
     return found
+
+
+def rationale_findings(reached: np.ndarray | None, name: str, selection: str) -> list[Finding]:
+    """Rationales of one set that did not come to the marker; None where none were said."""
+    if reached is None or reached.all():
+        return []
+    share = float(1 - reached.mean())
+    severity, message = "warning" if share >= MANY else "note", f"{share:.1%} of the rationales for {name} did not come to the marker"
+    return [Finding(code="marker_not_reached", severity=severity, message=message, set=name, selection=selection, value=share)]
 
 
 def _is_copy(text: str, example: Example, shown: Collection[str]) -> bool:

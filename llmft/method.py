@@ -80,6 +80,8 @@ class Method:
     Attributes:
         n_virtual_tokens: places that `condition` takes in front of every prompt.
         n_mixed: how many examples of other tasks, the spec's `mixture`, are trained on; where there are any, shots may be none.
+        marker: text between a rationale and its label word; where there is one, demonstrations show their rationales, and the model
+            says one of its own, of up to `n_rationale_tokens`, before its label is read (`llmft.reasoning`).
         trains_bare: whether the prompts of the training leave the demonstrations out.
         pull_to_start: alpha; training adds alpha / 2 times the squared distance of the weights from their start to the loss.
         calibration_texts: texts without content; where there are any, the label words' probabilities are divided by those that they
@@ -100,6 +102,8 @@ class Method:
 
     n_virtual_tokens: int = 0
     n_mixed: int = 0
+    marker: str = ""
+    n_rationale_tokens: int = 0
     trains_bare: bool = False
     pull_to_start: float = 0.0
     calibration_texts: tuple[str, ...] = ()

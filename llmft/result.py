@@ -66,6 +66,7 @@ def finished_record(
         for name, numbers in by_set.items():
             if setting.words:
                 found += findings.set_findings(numbers, name, selection)
+                found += findings.rationale_findings(result.checkpoints[selection].predictions[name].reached, name, selection)
             else:
                 texts = result.checkpoints[selection].predictions[name].texts
                 found += findings.text_findings(numbers, texts, encoded.demonstrations, tests[name], name, selection)
@@ -140,7 +141,7 @@ def _progress(result: Fit, selections: Collection[Selection]) -> dict[str, Any]:
 
 def predictions_file(setting: Setting, result: Fit) -> bytes | None:
     """One row per selection, set and example: gold and predicted label and the log-probability of every label; or the generated
-    text, whether it came to its end, and its scores."""
+    text, whether it came to its end, and its scores. Where rationales were said, these too, and whether they came to the marker."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
@@ -166,6 +167,8 @@ def predictions_file(setting: Setting, result: Fit) -> bytes | None:
                     "free_prediction": pa.nulls(n, pa.int16()) if free is None else pa.array(free, pa.int16()),
                     "label_log_probabilities": pa.array(list(predictions.log_probabilities), pa.list_(pa.float32())),
                 }
+                if predictions.rationales:
+                    columns |= {"rationale": predictions.rationales, "marker_reached": predictions.reached}
             tables.append(pa.table(columns))
     buffer = io.BytesIO()
     parquet.write_table(pa.concat_tables(tables).unify_dictionaries(), buffer, compression="zstd")

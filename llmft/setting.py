@@ -14,8 +14,10 @@ from llmft.generate import Decoding
 from llmft.method import Lesson, Method
 from llmft.mixture import Part, draw_mixture, with_mixture
 from llmft.model import context_length, load_config, load_tokenizer, tuned_from
+from llmft.prompts import Pattern
+from llmft.reasoning import Reasoning
 from llmft.seeds import derive, stream
-from llmft.spec import DataRef, ModelRef, TrialSpec
+from llmft.spec import DataRef, GenerationSpec, ModelRef, TrialSpec
 from llmft.task import Draw, Example, Task, TaskData, TestSet, draw_examples, draw_unlabelled, subsample
 from llmft.tokens import EncodedTrial, LabelWords, decoder_start, encode, encode_trial, resolve_label_words
 
@@ -28,7 +30,8 @@ class Setting:
     """What a spec names; nothing of it depends on the weights.
 
     A task has either label words, `words`, or generates text by `decoding`. `start` is what a decoder of its own reads before an
-    answer; `tuned_from` the model that this one began as, where it says so; `mixture` what is trained on of other tasks.
+    answer; `tuned_from` the model that this one began as, where it says so; `mixture` what is trained on of other tasks;
+    `reasoning` how rationales are said, where the method has some.
     """
 
     task: Task
@@ -42,6 +45,7 @@ class Setting:
     tuned_from: str | None = None
     decoding: Decoding | None = None
     mixture: tuple[Part, ...] = ()
+    reasoning: Reasoning | None = None
 
 
 @lru_cache(maxsize=16)
@@ -69,6 +73,8 @@ def settle(spec: TrialSpec) -> Setting:
     """
     task, method = registry.load_task(spec.task, spec.definition), registry.build_method(spec.method, spec.settings)
     registry.check_kinds(spec.method, spec.task, task.kind)
+    if task.kind == "generation" and method.marker:
+        raise UserError(f"method '{spec.method}': settings.rationales lead to label words, and '{spec.task}' generates text. Use false.")
     if task.kind == "generation" and method.calibration_texts:
         raise UserError(f"method '{spec.method}': settings.calibration is for label words, and '{spec.task}' generates text. Use none.")
     if (task.kind == "generation") != (spec.generation is not None):
@@ -110,12 +116,31 @@ def settle(spec: TrialSpec) -> Setting:
         return Setting(task, data, method, tests, drawn, lessons, None, (), tuned_from(spec.model), decoding, mixture)
     texts = task.verbalizers[pattern.verbalizer if spec.verbalizer == "default" else spec.verbalizer]
     start = () if token is None else decoder_start(tokenizer, token)
-    words = resolve_label_words(tokenizer, pattern, texts, data.pool[0].fields, in_decoder=bool(start))
+    place = replace(pattern, template=pattern.template + method.marker)  # what a label word stands behind
+    words = resolve_label_words(tokenizer, place, texts, data.pool[0].fields, in_decoder=bool(start))
     if spec.teacher is not None:
         words = replace(words, n_known=_check_teacher(spec, lessons, [pattern.render(example.fields) for example in drawn.shots]))
     method.read(spec, tokenizer, words)
     mixture = _mixture(spec, method, tokenizer, in_decoder=bool(start))
-    return Setting(task, data, method, tests, drawn, lessons, words, start, tuned_from(spec.model), mixture=mixture)
+    reasoning = _reasoning(spec, method, pattern, drawn, tokenizer, words, in_decoder=bool(start)) if method.marker else None
+    return Setting(task, data, method, tests, drawn, lessons, words, start, tuned_from(spec.model), None, mixture, reasoning)
+
+
+def _reasoning(
+    spec: TrialSpec, method: Method, pattern: Pattern, drawn: Draw, tokenizer, words: LabelWords, in_decoder: bool
+) -> Reasoning:
+    if in_decoder:
+        raise UserError(f"model: {spec.model.name} has an encoder; rationales are said by causal models alone. Use one, or rationales: false.")
+    for example in drawn.shots:
+        if not example.rationale:
+            raise UserError(
+                f"rationales: the example {example.id} of '{spec.task}' has none. Use rationales: false, or a task of your own whose "
+                "definition names the column, as in rationale: why."
+            )
+    context = context_length(load_config(spec.model))
+    stop = tuple(dict.fromkeys(filter(None, [method.marker, spec.separator])))
+    decoding = Decoding(GenerationSpec(max_new_tokens=method.n_rationale_tokens), tokenizer, stop, 0, "")
+    return Reasoning(method.marker, pattern, decoding, min(spec.max_length or context, context) - words.longest + 1)
 
 
 def _mixture(spec: TrialSpec, method: Method, tokenizer, in_decoder: bool = False) -> tuple[Part, ...]:
@@ -204,6 +229,9 @@ def _encode(
 ) -> EncodedTrial:
     config = load_config(model)
     context = context_length(config)
+    n_new_tokens = spec.generation.max_new_tokens if spec.generation else 0
+    if setting.reasoning:
+        n_new_tokens = setting.reasoning.n_new_tokens
     return encode_trial(
         load_tokenizer(model),
         setting.task.patterns[spec.pattern],
@@ -218,6 +246,7 @@ def _encode(
         shares_prefix(config),
         bare,
         n_virtual_tokens,
-        n_new_tokens=spec.generation.max_new_tokens if spec.generation else 0,
+        n_new_tokens=n_new_tokens,
         trained=(SHOTS,),
+        marker=setting.method.marker,
     )

@@ -7,7 +7,7 @@ the ids, so that encoding it once is exact for every tokenizer.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmft.errors import Cause, TrialFailure, UserError
 from llmft.prompts import Pattern, render_prompt
@@ -111,7 +111,7 @@ class EncodedQueries:
 
     `labels` are for classification, with the label `words`. Where text is generated there are `references` instead, and of the shots that are trained on
     `completions`: the first reference's tokens and the end of the text. Where an encoder reads the prompts, `start` is what the
-    decoder reads before an answer; it is empty for causal models.
+    decoder reads before an answer; it is empty for causal models. `texts` are the queries alone, where rationales shall follow them.
     """
 
     suffixes: tuple[tuple[int, ...], ...]
@@ -121,6 +121,7 @@ class EncodedQueries:
     references: tuple[tuple[str, ...], ...] = ()
     completions: tuple[tuple[int, ...], ...] = ()
     words: LabelWords | None = None
+    texts: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.suffixes)
@@ -180,6 +181,7 @@ def encode_trial(
     n_virtual_tokens: int = 0,
     n_new_tokens: int = 0,
     trained: Collection[str] = (),
+    marker: str = "",
 ) -> EncodedTrial:
     """Tokenise every prompt of a trial.
 
@@ -198,6 +200,7 @@ def encode_trial(
         bare: names of sets whose prompts get no demonstrations.
         n_virtual_tokens: places of `max_length` that the method takes.
         n_new_tokens: room for what is generated.
+        marker: text between the rationale of a demonstration and its label word; empty: rationales are not shown.
         trained: sets that are trained on, as far as they are there; where text is generated, they need their completions.
 
     Raises:
@@ -206,11 +209,17 @@ def encode_trial(
         UserError: the tokenizer joins a reference with the prompt, or has no token for the end of a text.
     """
 
+    def answer(example: Example) -> str:
+        if words is None:
+            return example.references[0]
+        reason = f"{example.rationale}{marker}{pattern.label_prefix}" if marker else ""
+        return reason + words.words[example.label]
+
     def texts(examples: Sequence[Example], shown: Sequence[Example]) -> list[str]:
-        answered = [(example.fields, words.words[example.label] if words else example.references[0]) for example in shown]
+        answered = [(example.fields, answer(example)) for example in shown]
         return [render_prompt(pattern, answered, example.fields, separator, instruction) for example in examples]
 
-    closed, n_answer = bool(start), words.longest if words else n_new_tokens
+    closed, n_answer = bool(start), n_new_tokens + (words.longest if words else 0)
     limit = max_length - n_virtual_tokens - (0 if start else n_answer - 1)  # the last token of an answer is never fed to the model
     queries = [example for examples in sets.values() for example in examples]
     names = [name for name, examples in sets.items() for _ in examples]
@@ -245,6 +254,9 @@ def encode_trial(
         if words:
             labels = tuple(example.label for example in examples)
             encoded[name] = EncodedQueries(tuple(rows[name]), labels, start, name in bare, words=words)
+            if marker:
+                alone = tuple(pattern.render(example.fields) for example in examples)
+                encoded[name] = replace(encoded[name], texts=alone)
             continue
         completions = ()
         if name in trained:

@@ -133,7 +133,7 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
         n_trainable = sum(p.numel() for p in model.network.parameters() if p.requires_grad)
         start = starting_weights(model.network, base_names) if spec.forgetting else {}
         adapted = Adapted(method, model)
-        module, evaluator = runtime.wrap(adapted), Evaluator(adapted, encoded, setting.words, runtime, setting.decoding)
+        module, evaluator = runtime.wrap(adapted), Evaluator(adapted, encoded, setting.words, runtime, setting.decoding, setting.reasoning)
         started = time.perf_counter()
         with _smaller_passes(spec, [encoded], runtime):
             if method.trains:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from math import sqrt
 
 import pytest
 import torch
+from own_task import own_task
 from small_models import CPU
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmft.adapted import Adapted
-from llmft.defined import DefinedTask, complete
-from llmft.definition import TaskDefinition
 from llmft.errors import UserError
 from llmft.evaluate import Evaluator
 from llmft.findings import CODES
@@ -28,21 +26,6 @@ from llmft.train import _add_gradients
 from llmft.trial import run_trial
 
 TEXT = {"toy_text": TaskRef(data=load_task("toy_text").resolve_data(None))}
-
-
-def own_task(folder, name: str, pairs, pattern: str = "{premise} {hypothesis} ?", words=("No", "Yes")) -> dict[str, TaskRef]:
-    """A task of the user's own, made of pairs of the toy language."""
-    file = folder / f"{name}.jsonl"
-    rows = [{"premise": pair.premise, "hypothesis": pair.hypothesis, "label": pair.label} for pair in pairs]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "test.jsonl").write_text(json.dumps(rows[0]) + "\n")
-    content = {
-        "name": name, "train": str(file), "test": {"in_domain": str(folder / "test.jsonl")}, "patterns": {"plain": pattern},
-        "verbalizers": {"words": words},
-    }  # fmt: skip
-    definition = TaskDefinition.model_validate_json(json.dumps(content))
-    data = DefinedTask(definition).resolve_data()
-    return {name: TaskRef(data=data, definition=complete(definition, data))}
 
 
 @pytest.fixture
