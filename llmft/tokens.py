@@ -7,7 +7,7 @@ the ids, so that encoding it once is exact for every tokenizer.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llmft.errors import Cause, TrialFailure, UserError
 from llmft.prompts import Pattern, render_prompt
@@ -109,9 +109,10 @@ class EncodedQueries:
     """The prompts of one set: what follows the trial's common prefix (in a `bare` set: all of it), and the right answers.
     Lists of the same length.
 
-    `labels` are for classification, with the label `words`. Where text is generated there are `references` instead, and of the shots that are trained on
-    `completions`: the first reference's tokens and the end of the text. Where an encoder reads the prompts, `start` is what the
-    decoder reads before an answer; it is empty for causal models. `texts` are the queries alone, where rationales shall follow them.
+    `labels` are for classification, with the label `words`. Where text is generated there are `references` instead. Of what is trained
+    on, `completions` are the first reference's tokens, or those of a rationale and its label word, and the end of the text; they take
+    the place of the `words`. Where an encoder reads the prompts, `start` is what the decoder reads before an answer; it is empty for
+    causal models. `texts` are the queries alone, where rationales shall follow them.
     """
 
     suffixes: tuple[tuple[int, ...], ...]
@@ -251,18 +252,19 @@ def encode_trial(
     rows |= {name: list(map(tuple, encode(tokenizer, texts(sets[name], ()), closed))) for name in bare}
     encoded = {}
     for name, examples in sets.items():
-        if words:
-            labels = tuple(example.label for example in examples)
-            encoded[name] = EncodedQueries(tuple(rows[name]), labels, start, name in bare, words=words)
-            if marker:
-                alone = tuple(pattern.render(example.fields) for example in examples)
-                encoded[name] = replace(encoded[name], texts=alone)
-            continue
         completions = ()
-        if name in trained:
+        if name in trained and (marker or not words):
             opening, before = ((), ()) if name in bare else (prefix, shown)
             prompts, ids = texts(examples, before), [(*opening, *suffix) for suffix in rows[name]]
-            completions = _encode_completions(tokenizer, pattern, prompts, ids, examples, max_length - n_virtual_tokens)
+            answers = [(example.id, answer(example)) for example in examples]
+            completions = _encode_completions(tokenizer, pattern, prompts, ids, answers, max_length - n_virtual_tokens)
+        if words:
+            labels = tuple(example.label for example in examples)
+            alone = tuple(pattern.render(example.fields) for example in examples) if marker else ()
+            encoded[name] = EncodedQueries(
+                tuple(rows[name]), labels, start, name in bare, (), completions, None if completions else words, alone
+            )
+            continue
         references = tuple(example.references for example in examples)
         encoded[name] = EncodedQueries(
             tuple(rows[name]), bare=name in bare, references=references, completions=completions
@@ -272,27 +274,25 @@ def encode_trial(
 
 
 def _encode_completions(
-    tokenizer, pattern: Pattern, prompts: Sequence[str], ids: Sequence[tuple[int, ...]], examples: Sequence[Example], most: int
+    tokenizer, pattern: Pattern, prompts: Sequence[str], ids: Sequence[tuple[int, ...]], answers: Sequence[tuple[str, str]], most: int
 ) -> tuple[tuple[int, ...], ...]:
-    """The tokens of each example's first reference after its prompt (`ids`), and the end of the text."""
+    """The tokens of each answer (the example's id, and its text) after its prompt (`ids`), and the end of the text."""
     if tokenizer.eos_token_id is None:
         raise UserError(
             "model: its tokenizer has no token that ends a text, so it cannot learn where to stop. Use another model."
         )
     completions = []
-    whole = encode(
-        tokenizer, [prompt + pattern.label_prefix + each.references[0] for prompt, each in zip(prompts, examples, strict=True)]
-    )
-    for example, prompt, all_ids in zip(examples, ids, whole, strict=True):
+    whole = encode(tokenizer, [prompt + pattern.label_prefix + text for prompt, (_, text) in zip(prompts, answers, strict=True)])
+    for (name, _), prompt, all_ids in zip(answers, ids, whole, strict=True):
         if tuple(all_ids[: len(prompt)]) != prompt:
             raise UserError(
-                f"pattern: the reference of {example.id} cannot be trained on after the pattern {pattern.template!r}: this tokenizer "
+                f"pattern: the answer of {name} cannot be trained on after the pattern {pattern.template!r}: this tokenizer "
                 "joins it with the text before. Choose a pattern that does not end in a space."
             )
         if len(all_ids) > most:
             raise TrialFailure(
                 Cause.QUERY_TOO_LONG,
-                f"{example.id} and its reference take {len(all_ids)} tokens; at most {most} fit this model or max_length.",
+                f"{name} and its answer take {len(all_ids)} tokens; at most {most} fit this model or max_length.",
             )
         completions.append((*all_ids[len(prompt) :], tokenizer.eos_token_id))
     return tuple(completions)

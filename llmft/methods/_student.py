@@ -32,6 +32,18 @@ class StudentSettings(Spec):
             raise ValueError(str(error)) from None
 
 
+class WordStudentSettings(StudentSettings):
+    """Of a student that trains what shall be said, whatever that is, and keeps nothing about the shots."""
+
+    @field_validator("student")
+    @classmethod
+    def _says_words(cls, name: str) -> str:
+        student = method_class(name)
+        if student.has_own_head or student.begin is not Method.begin or student.context is not Method.context:
+            raise ValueError("the student must train what is said and nothing else, such as pattern, lora or prompt_tuning")
+        return name
+
+
 class ByStudent(Method):
     """A method that trains by its student: what it does not say itself, the student does."""
 

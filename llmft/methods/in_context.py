@@ -14,12 +14,16 @@ have rationales: a user's own names their column.
 from pydantic import Field, model_validator
 
 from llmft.methods.zero_shot import PromptingSettings, ZeroShot
+from llmft.spec import Spec
 
 
-class InContextSettings(PromptingSettings):
-    rationales: bool = False
+class ReasoningSettings(Spec):
     marker: str = Field(" The answer is", pattern=r"\S$")  # behind it the label word follows as behind a pattern
     max_rationale_tokens: int = Field(64, ge=1)
+
+
+class InContextSettings(ReasoningSettings, PromptingSettings):
+    rationales: bool = False
 
     @model_validator(mode="after")
     def _one_reading(self):

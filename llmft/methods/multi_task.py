@@ -14,25 +14,16 @@ shall not be seen at all, select the `last` checkpoint and do not search.
 `student` is how the weights are trained: pattern, lora, or another method without a head of its own.
 """
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from llmft.method import Method, Range
-from llmft.methods._student import ByStudent, StudentSettings
-from llmft.registry import method_class
+from llmft.method import Range
+from llmft.methods._student import ByStudent, WordStudentSettings
 
 
-class MultiTaskSettings(StudentSettings):
+class MultiTaskSettings(WordStudentSettings):
     n_examples: int = Field(1024, ge=1)  # of all tasks of the mixture together
     cap: int = Field(3000, ge=1)
     temperature: float = Field(1.0, gt=0)
-
-    @field_validator("student")
-    @classmethod
-    def _serves_every_task(cls, name: str) -> str:
-        student = method_class(name)
-        if student.has_own_head or student.begin is not Method.begin or student.context is not Method.context:
-            raise ValueError("the student must train label words and nothing else, such as pattern, lora or prompt_tuning")
-        return name
 
 
 class MultiTask(ByStudent):

@@ -58,8 +58,11 @@ def spec_of(small_opt, wide_opt):
         model = small_opt if method_class(method).base_weights == "fp32" else wide_opt
         usual = {"model": model, "task": "toy", "n_shots": 16, "n_dev": 8, "n_test": 16}
         if method == "multi_task":
-            usual["mixture"] = {"toy_text": TaskRef(data=load_task("toy_text").resolve_data(None))}
+            other = "toy" if changed.get("task") == "toy_text" else "toy_text"
+            usual["mixture"] = {other: TaskRef(data=load_task(other).resolve_data(None))}
             settings = {"n_examples": 16, **(settings or {})}
+        if method == "rationale_tuning":
+            settings = {"max_rationale_tokens": 8, **(settings or {})}
         return TrialSpec(method=method, settings=complete_settings(method, settings or {}), train=train, **usual | changed)
 
     return make

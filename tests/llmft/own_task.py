@@ -10,13 +10,7 @@ from typing import Any
 from llmft.defined import DefinedTask, complete
 from llmft.definition import TaskDefinition
 from llmft.spec import TaskRef
-from llmft.toy.language import Pair
-
-
-def shared_words(pair: Pair) -> str:
-    """Why a pair may have its label: the words of the hypothesis that stand in the premise."""
-    shared = [word for word in pair.hypothesis.split() if word in pair.premise.replace(".", " ").split()]
-    return f"{' '.join(shared) or 'nothing'} again."
+from llmft.toy.language import Pair, shared_words
 
 
 def own_task(

@@ -145,7 +145,7 @@ def expected_trainable(name: str, settings: dict, network, n_labels: int) -> int
             return whole + width * width + width + width * n_labels + n_labels
         case "pattern" | "regularised" | "finetuned_in_context":
             return whole
-        case "context_distillation" | "multi_task":
+        case "context_distillation" | "multi_task" | "rationale_tuning":
             return expected_trainable(settings["student"], settings["student_settings"], network, n_labels)
         case "prompt_tuning":
             return settings["n_virtual_tokens"] * network.get_input_embeddings().weight.shape[1]
@@ -205,6 +205,7 @@ VARIANTS = [
     ("context_distillation", {"student": "vanilla"}),
     ("context_distillation", {"student": "lora", "student_settings": {"r": 3}}),
     ("multi_task", {"student": "lora", "student_settings": {"r": 3}}),
+    ("rationale_tuning", {"student": "lora", "student_settings": {"r": 3}}),
 ]  # fmt: skip
 
 

@@ -8,15 +8,19 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from own_task import own_task, shared_words
+from own_task import own_task
 from small_models import CPU
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llmft.adapted import Adapted
+from llmft.batches import make_batch
 from llmft.errors import UserError
-from llmft.registry import build_method
+from llmft.model import borrow_model, resolve_model
+from llmft.registry import build_method, complete_settings, load_task
 from llmft.runtime import Runtime
 from llmft.setting import encode_prompts, settle
-from llmft.toy.language import toy_data
+from llmft.spec import TrainSpec, TrialSpec
+from llmft.toy.language import shared_words, toy_data
 from llmft.trial import run_trial
 
 N_NEW, WORDS = 10, (" Yes", " No")
@@ -76,7 +80,7 @@ def test_a_demonstration_says_why_and_a_query_does_not(why):
     assert text == f"{expected}{query.premise} {query.hypothesis} ?"
 
 
-@pytest.mark.parametrize("budget", [200, 1 << 14])
+@pytest.mark.parametrize("budget", [400, 1 << 14])
 def test_rationales_and_scores_are_those_of_plain_transformers(why, budget):
     spec = why()
     result = run_trial(spec, Runtime(device="cpu", micro_batch_tokens=budget))
@@ -94,8 +98,10 @@ def test_rationales_and_scores_are_those_of_plain_transformers(why, budget):
         np.testing.assert_allclose(got, np.array([scores for _, _, scores in expected]), atol=1e-4)
         share = 1 - np.mean([found for _, found, _ in expected])
         found = {finding.set: finding for finding in result.record.findings if finding.code == "marker_not_reached"}
-        assert found["why"].value == pytest.approx(share) and found["why"].severity == ("warning" if share >= 0.5 else "note")
-    assert 0 < share < 1
+        assert ("why" in found) == (share > 0)
+        if found:
+            assert found["why"].value == pytest.approx(share) and found["why"].severity == ("warning" if share >= 0.5 else "note")
+        assert (share < 1) == (marker == often)
 
 
 def test_what_is_generated_counts_as_cost(why):
@@ -110,9 +116,11 @@ def test_demonstrations_make_room_for_the_rationale(why):
     assert run_trial(why(n_shots=8, max_length=150, settings={"max_rationale_tokens": 100}), CPU).record.draws.demonstrations == []
 
 
-def test_rationales_without_a_column_are_refused(spec_of):
-    with pytest.raises(UserError, match="rationales: the example toy_train/.* has none.*rationale: why"):
-        settle(spec_of("in_context", {"rationales": True}))
+def test_rationales_without_a_column_are_refused(why):
+    spec = why()
+    without = spec.definition.model_copy(update={"rationale": ""})
+    with pytest.raises(UserError, match="rationales: the example train/.* of 'why' has none.*rationale: why"):
+        settle(spec.model_copy(update={"definition": without}))
 
 
 def test_settings_that_do_not_go_together():
@@ -129,3 +137,41 @@ def test_the_column_counts_for_the_digest_and_must_be_there(why, spec_of, tmp_pa
     with pytest.raises(UserError, match="no column 'because'"):
         own = own_task(tmp_path, "because", toy_data().train[:8], rationale="because")["because"]
         settle(spec.model_copy(update={"task": "because", "definition": own.definition, "data": own.data}))
+
+
+def test_a_rationale_and_its_label_word_are_trained_token_by_token(spec_of):
+    """The completion loss against plain transformers, each shot alone; the evaluation reads no demonstrations."""
+    spec = spec_of("rationale_tuning")
+    setting = settle(spec)
+    encoded = encode_prompts(spec, setting)
+    assert not encoded.demonstrations
+    with borrow_model(spec.model, "fp32", torch.device("cpu")) as model, torch.no_grad():
+        model.network.eval()
+        queries = encoded.sets["shots"]
+        batch = make_batch(queries, [0, 3, 5], queries.words, model, opening=encoded.opening("shots"))
+        loss = Adapted(setting.method, model)("loss", batch).item()
+    network, tokenizer = (cls.from_pretrained(spec.model.path) for cls in (AutoModelForCausalLM, AutoTokenizer))
+    network.eval()
+    each = []
+    for place in (0, 3, 5):
+        shot = setting.draw.shots[place]
+        prompt = f"{shot.fields['premise']} {shot.fields['hypothesis']} ?"
+        ids = tokenizer(f"{prompt} {shot.rationale} The answer is{WORDS[shot.label]}</s>")["input_ids"]
+        with torch.no_grad():
+            likelihoods = network(torch.tensor([ids])).logits[0].log_softmax(-1)
+        each.append(-np.mean([likelihoods[at - 1, ids[at]] for at in range(len(tokenizer(prompt)["input_ids"]), len(ids))]))
+    assert loss == pytest.approx(np.mean(each), rel=1e-5)
+
+
+@pytest.mark.long
+def test_the_toy_model_learns_to_say_why():
+    settings = complete_settings("rationale_tuning", {"max_rationale_tokens": 12, "marker": " answer:"})
+    record = run_trial(
+        TrialSpec(
+            model=resolve_model("toy"), task="toy", data=load_task("toy").resolve_data(None), method="rationale_tuning", n_shots=512, n_dev=0,
+            n_test=200, settings=settings, selections=("last",), test_sets=("toy",), train=TrainSpec(learning_rate=2e-3, epochs=10),
+        ),
+        CPU,
+    ).record  # fmt: skip
+    assert record.finished and record.metrics["last"]["toy"].accuracy >= 0.62  # 3.4 standard errors above chance
+    assert sum(finding.value for finding in record.findings if finding.code == "marker_not_reached") < 0.1
