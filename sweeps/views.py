@@ -65,6 +65,9 @@ def outlook_view(outlook: Outlook) -> RenderableType:
         table.add_row(need.model, need.task, need.method, str(placement.slot), *sizes)
         if placement.unknown:
             notes.append(Text(f"memory unknown: {name}: {placement.unknown}", style="dim"))
+        if placement.work is not None and placement.work.same_shots:
+            text = f"every seed draws the same examples: {name}: {max(need.shots)} shots are all that the training pool holds"
+            notes.append(Text(f"{text}, so that the spread over seeds leaves their choice out. Use fewer, or a larger pool.", style="yellow"))
         if placement.problem:
             notes.append(Text(f"does not fit: {name}: {placement.problem}", style="yellow"))
     return Group(Text(f"on {outlook.machine}", style="bold"), table, *notes, *map(Text, _assumptions(outlook)))

@@ -74,6 +74,7 @@ class Workload:
         n_new_tokens: tokens that are generated for each of them at the most.
         lessons: what a teacher reads before the training.
         n_unlabelled: how many of the examples that are trained on are not shots.
+        same_shots: whether all seeds draw the same shots, though they should differ: the training pool holds no others.
     """
 
     spec: TrialSpec
@@ -89,6 +90,7 @@ class Workload:
     start: tuple[int, ...] = ()
     n_new_tokens: int = 0
     completions: tuple[int, ...] = ()
+    same_shots: bool = False
 
     @property
     def scored(self) -> Reading:
@@ -138,6 +140,7 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
         return method.lessons(drawn, stream(spec.data_seed, "lessons"))
 
     longest = max(draws, key=weight)
+    n_different = len({frozenset(example.id for example in drawn.shots) for drawn in draws})
     sampled = replace(
         setting,
         draw=replace(longest, dev=_sample(longest.dev)),
@@ -164,6 +167,7 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
         setting.start,
         encoded.n_new_tokens,
         tuple(n for _, n in shots) if says_texts else (),
+        "data" in cell.vary and not spec.demonstrations and bool(longest.shots) and len(draws) > 1 and n_different == 1,
     )
 
 

@@ -36,6 +36,8 @@ DISTILLED = {"over": "vocabulary", "n_unlabelled": 300, "student": "lora"}  # th
 
 def cells_of(model, method, resolve_model=None, train=None, **changes):
     shots = {"n_shots": [16]} if method_class(method).uses_shots else {}
+    shots |= {"mixture": ["toy_text"], "settings": {"n_examples": 16}} if method == "multi_task" else {}
+    shots |= {"settings": {"max_rationale_tokens": 8}} if method == "rationale_tuning" else {}
     content = {
         "models": [model], "tasks": ["toy"], "methods": {method: shots}, "report": {"seeds": [0, 1]}, "n_dev": 8, "n_test": 64,
         "train": {"epochs": 3, "batch_size": 16} | (train or {}),
