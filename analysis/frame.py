@@ -128,6 +128,17 @@ def _checked(folder: Place) -> tuple[Place, pyarrow.Schema] | None:
     """The predictions file in `folder` and what its columns are, if the record names one."""
     import pyarrow.parquet
 
+    if (content := read_predictions(folder)) is None:
+        return None
+    return folder / PREDICTIONS_FILE, pyarrow.parquet.read_schema(io.BytesIO(content)).remove_metadata()
+
+
+def read_predictions(folder: Place) -> bytes | None:
+    """The content of the predictions file in a trial's folder; None where the record names none.
+
+    Raises:
+        RecordError: the record is damaged, or the file is (checked against the checksum in the record).
+    """
     record, path = read_record(folder), folder / PREDICTIONS_FILE
     if record.predictions_sha256 is None:
         return None
@@ -140,4 +151,4 @@ def _checked(folder: Place) -> tuple[Place, pyarrow.Schema] | None:
             f"{path}: truncated or changed (its {len(content)} bytes do not match the checksum in {RECORD_FILE}); "
             "remove the folder and run the plan again."
         )
-    return path, pyarrow.parquet.read_schema(io.BytesIO(content)).remove_metadata()
+    return content
