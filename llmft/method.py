@@ -192,14 +192,15 @@ class Method:
 
         return generate(model, batch, decoding)
 
-    def peft_config(self, network: torch.nn.Module) -> PeftConfig | None:
-        """The method in peft's words, for `llmft.export`; None where peft has none for it, or where nothing is added to `network`.
-
-        In the model that peft makes of it, what is trained must have the names that it has here, behind "base_model.model.".
-        """
-        return None
     def fold(self, adapted: Adapted) -> None:
         """After training, replace what only training needed by what it computes; what is kept of a trial is what is left."""
+
+    def peft_adapter(self, model: BorrowedModel) -> tuple[PeftConfig, dict[str, torch.Tensor]] | None:
+        """After `fold`, what was trained as peft reads it (its configuration and its weights), for `llmft.export`.
+
+        None where peft has no such method.
+        """
+        return None
 
     def virtual_tokens(self, model: BorrowedModel, tokenizer: Any) -> list[VirtualToken]:
         """For each virtual token, what it resembles; called through `Adapted`."""

@@ -223,8 +223,10 @@ class TrialRecord(Data):
     curve: list[CurvePoint] = Field(default_factory=list)
     findings: list[Finding] = Field(default_factory=list)
     draws: Draws = Field(default_factory=Draws)
-    trained_distance: dict[str, Number] = Field(
-        default_factory=dict, description="selection -> L2 distance of all trained weights, new ones included, from their start"
+    weight_distance: dict[str, Number] = Field(
+        default_factory=dict,
+        description="selection -> Euclidean distance of the base model's weights from their start: LoRA and (IA)3 count as merged, new "
+        "parts (a head, a soft prompt, a bottleneck) not at all",
     )
     virtual_tokens: list[VirtualToken] = Field(default_factory=list, description="the learned prompt, in its order")
     content_free: dict[str, Number] = Field(
@@ -233,9 +235,6 @@ class TrialRecord(Data):
     teacher: Teacher | None = None
     mixture: list[Mixed] = Field(default_factory=list, description="the other tasks that were trained on")
     forgetting: list[Change] = Field(default_factory=list, description="what else the model could do before and can after")
-    weight_distance: float | None = Field(
-        None, description="Euclidean, between the base's weights and the adapted ones; null: not measured"
-    )
     cost: Cost | None = None
     provenance: dict[str, Any] = Field(default_factory=dict)
     predictions_sha256: str | None = None

@@ -87,7 +87,7 @@ def finished_record(
         **_progress(result, result.checkpoints),
         findings=found,
         draws=draws,
-        trained_distance=result.trained_distance,
+        weight_distance=result.weight_distance,
         virtual_tokens=result.virtual_tokens,
         content_free=content_free,
         teacher=teacher,

@@ -91,7 +91,7 @@ class MethodEntry(Spec):
 
 
 class ForgettingPlan(Spec):
-    """What the reported trials also measure, with the base model and with the adapted one; the weights' distance in any case."""
+    """What the reported trials also measure, with the base model and with the adapted one."""
 
     tasks: tuple[str, ...] = Field((), description="tasks of llmft, zero-shot on their in-domain set")
     harness: tuple[str, ...] = Field((), description="tasks of lm-evaluation-harness (llmft[harness])")

@@ -19,6 +19,8 @@ class StudentSettings(Spec):
     def _can_learn(cls, name: str) -> str:
         if name not in METHODS or not method_class(name).trains or issubclass(method_class(name).Settings, StudentSettings):
             raise ValueError("the student must be another method that trains, such as pattern, lora or vanilla")
+        if method_class(name).context is not Method.context:
+            raise ValueError(f"a student reads the query alone, and {name!r} reads demonstrations: use pattern")
         return name
 
     @field_validator("student_settings")
@@ -39,7 +41,7 @@ class WordStudentSettings(StudentSettings):
     @classmethod
     def _says_words(cls, name: str) -> str:
         student = method_class(name)
-        if student.has_own_head or student.begin is not Method.begin or student.context is not Method.context:
+        if student.has_own_head or student.begin is not Method.begin:
             raise ValueError("the student must train what is said and nothing else, such as pattern, lora or prompt_tuning")
         return name
 
@@ -52,7 +54,7 @@ class ByStudent(Method):
         self.student = build_method(self.settings.student, self.settings.student_settings)
         for name in ("has_own_head", "n_virtual_tokens", "base_weights", "pull_to_start"):
             setattr(self, name, getattr(self.student, name))
-        for hook in ("read", "prepare", "begin", "condition", "scores", "loss", "fold", "virtual_tokens", "peft_config"):
+        for hook in ("read", "prepare", "begin", "condition", "scores", "loss", "fold", "virtual_tokens", "peft_adapter"):
             if getattr(type(self), hook) is getattr(Method, hook):
                 setattr(self, hook, getattr(self.student, hook))
 

@@ -62,6 +62,8 @@ class DistillationSettings(StudentSettings):
             raise ValueError(
                 f"over: the student {self.student!r} has a head of its own, which knows no words: use label_words"
             )
+        if self.student_settings.get("penalty") == "kl_to_base":
+            raise ValueError("student_settings.penalty: kl_to_base is part of the loss that distillation replaces: use l2_sp")
         if self.distance == "pseudo_labels" and self.over == "top_k":
             raise ValueError("over: pseudo_labels are label words: use label_words or vocabulary")
         if bool(self.instruction) < (self.teacher_context == "instruction"):

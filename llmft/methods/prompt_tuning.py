@@ -66,13 +66,15 @@ class SoftPromptMethod(PatternBased):
         return nearest_words(self.soft_prompt(model), model.network.get_input_embeddings().weight, tokenizer)
 
     def peft_adapter(self, model):
-        """peft's configuration and state dictionary of what was learned, as `PeftModel.from_pretrained` reads them."""
         from peft import PromptTuningConfig
+
+        from llmft.injection import task_type
 
         vectors = self.soft_prompt(model).detach()
         config = PromptTuningConfig(
-            task_type="CAUSAL_LM", num_virtual_tokens=len(vectors), token_dim=vectors.shape[1], inference_mode=True
-        )
+            task_type=task_type(model.network), num_virtual_tokens=len(vectors), token_dim=vectors.shape[1],
+            num_transformer_submodules=1,  # an encoder's prompt alone
+        )  # fmt: skip
         return config, {"prompt_embeddings": vectors}
 
 
