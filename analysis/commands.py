@@ -14,24 +14,27 @@ _SEEDS = ("data_seed", "order_seed", "init_seed", "dropout_seed")
 _OPTIONS = {"pattern": "--pattern", "verbalizer": "--verbalizer", "n_dev": "--n-dev", "n_test": "--n-test"}
 _OPTIONS |= {"max_length": "--max-length", "precision": "--precision"}
 _TRAIN_OPTIONS = {"learning_rate": "--lr", "epochs": "--epochs", "batch_size": "--batch-size"}
-_TOLD = {"model", "teacher", "task", "definition", "data", "method", "settings", "n_shots", "train", *_SEEDS, *_OPTIONS}
+_TOLD = {"model", "teacher", "mixture", "task", "definition", "data", "method", "settings", "n_shots", "train", *_SEEDS, *_OPTIONS}
 _TOLD |= {"forgetting"}  # measured beside the task: the numbers of the cell do not hang on it
 
 
 def trial_command(spec: TrialSpec) -> str | None:
     """`llmft trial ...` for this trial; None where the command line cannot say it: a method of another llmft, a trial of the
-    search, three different seeds, a task that the plan defines, another branch of a teacher than main."""
+    search, three different seeds, a task that the plan defines (also in a mixture), another branch of a teacher than main."""
     seeds = Counter(getattr(spec, name) for name in reversed(_SEEDS)).most_common()  # what varied comes last
+    own = spec.definition or any(other.definition for other in spec.mixture.values())
     other_teacher = spec.teacher is not None and spec.teacher.revision != "main"
-    if spec.method not in METHODS or spec.test_sets == () or spec.definition or other_teacher or len(seeds) > 2:
+    if spec.method not in METHODS or spec.test_sets == () or own or other_teacher or len(seeds) > 2:
         return None
     parts = ["llmft", "trial", "--task", spec.task, "--method", spec.method, "--model", spec.model.name]
     if spec.model.revision != "main":
         parts += ["--revision", spec.model.revision]
-    if spec.n_shots:
+    if spec.n_shots or spec.mixture:
         parts += ["--shots", str(spec.n_shots)]
     if spec.teacher:
         parts += ["--teacher", spec.teacher.name]
+    for name in sorted(spec.mixture):
+        parts += ["--mixture", name]
     parts += ["--seed", str(seeds[-1][0])]
     trains = spec.selections != ("none",)
     if trains:

@@ -73,7 +73,7 @@ class DefinedTask(Task):
         definition, optional = self.definition, self.definition.optional
         answer = definition.references if definition.generates else definition.label
         needed = [column for field, column in definition.columns.items() if field not in optional]
-        for column in (*needed, answer, *definition.groups):
+        for column in (*needed, answer, *definition.groups, *filter(None, [definition.rationale])):
             if column not in row:
                 raise UserError(f"{where}: there is no column {column!r}. Columns: {', '.join(map(str, row))}.")
         fields = {field: row.get(column) for field, column in definition.columns.items()}
@@ -93,7 +93,10 @@ class DefinedTask(Task):
                 f"{where}: label {row[definition.label]!r} in column {definition.label!r} is not one of {', '.join(self._places)}. "
                 "Correct the row, or add it to the task's labels."
             )
-        return Example(id_, fields, self._places[label], {group: str(row[group]) for group in definition.groups})
+        groups, rationale = {group: str(row[group]) for group in definition.groups}, row.get(definition.rationale) or ""
+        if not isinstance(rationale, str):
+            raise UserError(f"{where}: column {definition.rationale!r} holds no text (got {rationale!r}). Correct the row or leave it out.")
+        return Example(id_, fields, self._places[label], groups, rationale=rationale.strip())
 
 
 def complete(definition: TaskDefinition, data: DataRef) -> TaskDefinition:

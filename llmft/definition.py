@@ -122,6 +122,7 @@ class TaskDefinition(Spec):
         columns: field of the patterns -> column of the files; left out: the fields are the columns.
         label: the column of the gold labels.
         labels: name of each label -> its value in the files, or a list of names that are the values; left out: what `train` holds.
+        rationale: a column that says why a row's label is right, for chain-of-thought demonstrations; empty: none.
         groups: columns that results are also reported by.
         verbalizers: name -> a label word for each label, in the order of `labels`; left out: the names of the labels. The first
             goes with every pattern that names none.
@@ -142,6 +143,7 @@ class TaskDefinition(Spec):
     columns: dict[str, str] = Field(default_factory=dict)
     label: str = "label"
     labels: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    rationale: str = ""
     groups: tuple[str, ...] = ()
     patterns: dict[str, PatternEntry] = Field(min_length=1)
     verbalizers: dict[str, tuple[str, ...]] = Field(default_factory=dict)
@@ -226,7 +228,7 @@ class TaskDefinition(Spec):
     def content(self, pattern: str, verbalizer: str) -> dict[str, Any]:
         """What of it changes the answer of a trial with that pattern and verbalizer: not where the files lie, nor what is not used."""
         entry = self.patterns.get(pattern)
-        own = {"references", "drop_empty", "metric"} if self.generates else {"label", "groups"}
+        own = {"references", "drop_empty", "metric"} if self.generates else {"label", "rationale", "groups"}
         return self.model_dump(mode="json", include={"kind", "columns", *own}) | {
             # in their order, which tells whose word is whose
             "labels": [[name, label_text(value)] for name, value in self.labels.items()],

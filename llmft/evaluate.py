@@ -14,6 +14,7 @@ from llmft.adapted import Adapted
 from llmft.batches import Prefix, QueryBatch, deal, make_batch, split_by_tokens
 from llmft.errors import Cause, TrialFailure
 from llmft.generate import Decoding, end_tokens
+from llmft.reasoning import Reasoning
 from llmft.runtime import Runtime
 from llmft.setting import CONTENT_FREE
 from llmft.text_metrics import example_scores
@@ -28,11 +29,15 @@ class Predictions:
         labels: [n] gold label indices.
         log_probabilities: [n, labels] under the restricted rule (they sum to one).
         free: [n] best of all words, -1 where it is no label word; None with a classification head.
+        rationales: [n], what the model said before its label was read; empty where it was asked for none.
+        reached: [n], whether it came to the marker by itself; None without rationales.
     """
 
     labels: np.ndarray
     log_probabilities: np.ndarray
     free: np.ndarray | None
+    rationales: tuple[str, ...] = ()
+    reached: np.ndarray | None = None
 
     @property
     def predicted(self) -> np.ndarray:
@@ -109,8 +114,10 @@ class Evaluator:
         words: LabelWords | None,
         runtime: Runtime,
         decoding: Decoding | None = None,
+        reasoning: Reasoning | None = None,
     ):
         self.adapted, self.encoded, self.words, self.runtime, self.decoding = adapted, encoded, words, runtime, decoding
+        self.reasoning = reasoning
         self.n_tokens = 0
         self._prefix: Prefix | None = None
         self._content_free: np.ndarray | None = None
@@ -124,7 +131,9 @@ class Evaluator:
         self.adapted.network.eval()
         with torch.no_grad():
             if self.decoding:
-                return self._generate(self.encoded.sets[name])
+                return self._generate(self.encoded.sets[name], self.decoding)
+            if self.reasoning:
+                return self._reason(self.encoded.sets[name], self.reasoning)
             found = self._predict(self.encoded.sets[name])
             return found if self.content_free is None else found.calibrated(self.content_free)
 
@@ -196,8 +205,21 @@ class Evaluator:
             )
         return rows
 
-    def _generate(self, queries: EncodedQueries) -> Generated:
-        runtime, prefix, opening, decoding = self.runtime, self._shared(), self.encoded.prefix, self.decoding
+    def _generate(self, queries: EncodedQueries, decoding: Decoding) -> Generated:
+        ends = end_tokens(self.adapted.model, decoding)
+        texts, finished = zip(*(decoding.read(ids, ends) for ids in self._new_tokens(queries, decoding)), strict=True)
+        return Generated(texts, queries.references, np.asarray(finished), decoding.metric)
+
+    def _reason(self, queries: EncodedQueries, reasoning: Reasoning) -> Predictions:
+        ends = end_tokens(self.adapted.model, reasoning.decoding)
+        said = [reasoning.read(ids, ends) for ids in self._new_tokens(queries, reasoning.decoding)]
+        rationales, reached = zip(*said, strict=True)
+        found = self._predict(reasoning.followed(queries, rationales, len(self.encoded.prefix) + self.encoded.n_virtual_tokens))
+        return replace(found, rationales=rationales, reached=np.asarray(reached))
+
+    def _new_tokens(self, queries: EncodedQueries, decoding: Decoding) -> list[list[int]]:
+        """The ids that follow each query; behind an output's end anything may stand."""
+        runtime, prefix, opening = self.runtime, self._shared(), self.encoded.prefix
         if prefix:
             opening = ()
         before, n_new = len(opening) + self.encoded.n_virtual_tokens, decoding.spec.max_new_tokens
@@ -213,15 +235,13 @@ class Evaluator:
             if counts:
                 ids[group, : new.shape[1]], widths[group] = new, new.shape[1]
         ids, widths = (runtime.all_reduce(mine, "sum").tolist() for mine in (ids, widths))  # zero but where a query was mine
-        ends = end_tokens(self.adapted.model, decoding)
-        texts, finished = zip(*(decoding.read(row[:n], ends) for row, n in zip(ids, widths, strict=True)), strict=True)
         self.n_tokens += sum(lengths) + sum(widths)
-        return Generated(texts, queries.references, np.asarray(finished), decoding.metric)
+        return [row[:n] for row, n in zip(ids, widths, strict=True)]
 
     def _shared(self) -> Prefix | None:
         if not self.encoded.shares_prefix:
             return None
-        if self.decoding and getattr(self.adapted.network.config, "sliding_window", None):
+        if (self.decoding or self.reasoning) and getattr(self.adapted.network.config, "sliding_window", None):
             return None  # padding between prefix and query would count as distance
         if self._prefix is None or self.adapted.method.trains:  # weights that move make another of it
             self._prefix = self.adapted("prefix", self.encoded.prefix)

@@ -6,6 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+import numpy as np
+
 from llmft.record import Finding, SetMetrics, Teacher
 from llmft.task import Example, TaskData, TestSet
 from llmft.tokens import EncodedTrial, LabelWords
@@ -22,12 +24,14 @@ CODES = {
     "label_word_prefixes_another": "one label word is the beginning of another, which favours it",
     "known_training_task": "the model is known to have been trained on the task's data set before",
     "train_test_overlap": "drawn examples also stand in a test set",
+    "own_task_in_mixture": "texts of the trial's own task stand in the mixture as another task's",
     "loss_did_not_fall": "the training loss ended no lower than it began",
     "skipped_steps": "optimiser steps were skipped because fp16 gradients overflowed",
     "empty_outputs": "generated texts are empty",
     "cut_outputs": "generated texts did not end within the most tokens allowed",
     "same_output": "(almost) every query got the same text",
     "copied_prompt": "generated texts copy a demonstration or a long part of the query",
+    "marker_not_reached": "rationales did not come to the marker by themselves; it was put behind them",
     "label_bias": "one label word is almost certain for queries without content; calibration divides by these probabilities",
     "weak_teacher": "the teacher's accuracy on dev cannot be told from chance",
     "teacher_no_better_than_zero_shot": "on dev the teacher is no better than without what its prompt holds",
@@ -102,6 +106,15 @@ def text_findings(
     return found
 
 
+def rationale_findings(reached: np.ndarray | None, name: str, selection: str) -> list[Finding]:
+    """Rationales of one set that did not come to the marker; None where none were said."""
+    if reached is None or reached.all():
+        return []
+    share = float(1 - reached.mean())
+    severity, message = "warning" if share >= MANY else "note", f"{share:.1%} of the rationales for {name} did not come to the marker"
+    return [Finding(code="marker_not_reached", severity=severity, message=message, set=name, selection=selection, value=share)]
+
+
 def _is_copy(text: str, example: Example, shown: Collection[str]) -> bool:
     """Whether a text is a demonstration's reference and not the query's own, or long and a verbatim part of the query."""
     if text in shown:
@@ -156,6 +169,24 @@ def overlap_findings(drawn: Sequence[Example], data: TaskData) -> list[Finding]:
         if n:
             message = f"{n} rows of {test.name} have the same text as a drawn example"
             found.append(Finding(code="train_test_overlap", severity="warning", message=message, set=test.name, value=n))
+    return found
+
+
+def mixture_findings(task: str, examples: Sequence[Example], data: TaskData) -> list[Finding]:
+    """Examples of another `task` in a mixture whose texts are the trial's own, whatever the fields are called."""
+
+    def texts(rows: Iterable[Example]) -> Counter[tuple[str, ...]]:
+        return Counter(tuple(sorted(example.fields.values())) for example in rows)
+
+    mixed, found = texts(examples), []
+    for test in data.tests:
+        if n := sum(count for text, count in texts(test.examples).items() if text in mixed):
+            message = f"{n} rows of {test.name} have the same text as an example of {task} in the mixture"
+            found.append(Finding(code="train_test_overlap", severity="warning", message=message, set=test.name, value=n))
+    pool = texts(data.pool)
+    if n := sum(count for text, count in mixed.items() if text in pool):
+        message = f"{n} of {len(examples)} examples of {task} in the mixture have a text of the trial's own training pool"
+        found.append(Finding(code="own_task_in_mixture", severity="warning", message=message, value=n))
     return found
 
 

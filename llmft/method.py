@@ -79,6 +79,9 @@ class Method:
 
     Attributes:
         n_virtual_tokens: places that `condition` takes in front of every prompt.
+        n_mixed: how many examples of other tasks, the spec's `mixture`, are trained on; where there are any, shots may be none.
+        marker: text between a rationale and its label word; where there is one, demonstrations show their rationales, and the model
+            says one of its own, of up to `n_rationale_tokens`, before its label is read (`llmft.reasoning`).
         trains_bare: whether the prompts of the training leave the demonstrations out.
         pull_to_start: alpha; training adds alpha / 2 times the squared distance of the weights from their start to the loss.
         keeps_unfinished: whether a teacher's text that was cut at the most tokens allowed is trained on.
@@ -99,6 +102,9 @@ class Method:
     paper: ClassVar[str] = ""
 
     n_virtual_tokens: int = 0
+    n_mixed: int = 0
+    marker: str = ""
+    n_rationale_tokens: int = 0
     trains_bare: bool = False
     pull_to_start: float = 0.0
     keeps_unfinished: bool = False
@@ -129,6 +135,10 @@ class Method:
     def inputs(self, draw: Draw) -> tuple[Example, ...]:
         """What is trained on."""
         return draw.shots
+
+    def rates(self, sizes: Mapping[str, int]) -> Mapping[str, float]:
+        """How much of a mixture each of its tasks is, by the sizes of their training pools; in their order, one in sum."""
+        raise NotImplementedError(f"{type(self).__name__} mixes tasks, and must say how much of each")
 
     def lessons(self, draw: Draw, generator: np.random.Generator) -> tuple[Lesson, ...]:
         """What the untouched model (or the spec's `teacher`) is asked about the inputs, once, before the training; mostly nothing.

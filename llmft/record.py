@@ -118,6 +118,18 @@ class VirtualToken(Data):
     cosine: dict[str, Number]
     distance: dict[str, Number]
     norm: Number
+
+
+class Mixed(Data):
+    """What was trained on of one other task: `n` examples of the `n_pool` in its training pool, at this rate, in this pattern."""
+
+    task: str
+    pattern: str
+    n_pool: int
+    rate: float
+    n: int
+
+
 class Teacher(Data):
     """The model that a distilled one learned from, and how good it is: the score on the dev examples with what its prompt holds,
     and without."""
@@ -226,6 +238,7 @@ class TrialRecord(Data):
         default_factory=dict, description="label -> mean probability for queries without content, by which scores are calibrated"
     )
     teacher: Teacher | None = None
+    mixture: list[Mixed] = Field(default_factory=list, description="the other tasks that were trained on")
     forgetting: list[Change] = Field(default_factory=list, description="what else the model could do before and can after")
     cost: Cost | None = None
     provenance: dict[str, Any] = Field(default_factory=dict)

@@ -13,7 +13,7 @@ from llmft.contamination import contamination_findings
 from llmft.errors import Cause
 from llmft.evaluate import Generated
 from llmft.metrics import set_metrics
-from llmft.record import Cost, Draws, Teacher, TrialRecord
+from llmft.record import Cost, Draws, Mixed, Teacher, TrialRecord
 from llmft.runtime import Runtime
 from llmft.setting import Setting
 from llmft.spec import Selection, TrialSpec
@@ -54,6 +54,8 @@ def finished_record(
     sets = [spec.task, *(test.name for test in setting.tests)]
     found += contamination_findings([spec.model.name, setting.tuned_from], sets)
     found += findings.overlap_findings(setting.draw.shots + setting.draw.dev + setting.draw.unlabelled, setting.data)
+    for part in setting.mixture:
+        found += findings.mixture_findings(part.task, part.examples, setting.data)
     if teacher:
         found += findings.teacher_findings(teacher, len(labels), len(setting.draw.dev))
     if setting.method.trains:
@@ -65,6 +67,7 @@ def finished_record(
         for name, numbers in by_set.items():
             if setting.words:
                 found += findings.set_findings(numbers, name, selection)
+                found += findings.rationale_findings(result.checkpoints[selection].predictions[name].reached, name, selection)
             else:
                 texts = result.checkpoints[selection].predictions[name].texts
                 found += findings.text_findings(numbers, texts, encoded.demonstrations, tests[name], name, selection)
@@ -89,6 +92,10 @@ def finished_record(
         virtual_tokens=result.virtual_tokens,
         content_free=content_free,
         teacher=teacher,
+        mixture=[
+            Mixed(task=part.task, pattern=part.pattern_name, n_pool=part.n_pool, rate=part.rate, n=len(part.examples))
+            for part in setting.mixture
+        ],
         cost=spent,
         provenance={
             "packages": cost.packages(),
@@ -135,7 +142,7 @@ def _progress(result: Fit, selections: Collection[Selection]) -> dict[str, Any]:
 
 def predictions_file(setting: Setting, result: Fit) -> bytes | None:
     """One row per selection, set and example: gold and predicted label and the log-probability of every label; or the generated
-    text, whether it came to its end, and its scores."""
+    text, whether it came to its end, and its scores. Where rationales were said, these too, and whether they came to the marker."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
@@ -161,6 +168,8 @@ def predictions_file(setting: Setting, result: Fit) -> bytes | None:
                     "free_prediction": pa.nulls(n, pa.int16()) if free is None else pa.array(free, pa.int16()),
                     "label_log_probabilities": pa.array(list(predictions.log_probabilities), pa.list_(pa.float32())),
                 }
+                if predictions.rationales:
+                    columns |= {"rationale": predictions.rationales, "marker_reached": predictions.reached}
             tables.append(pa.table(columns))
     buffer = io.BytesIO()
     parquet.write_table(pa.concat_tables(tables).unify_dictionaries(), buffer, compression="zstd")

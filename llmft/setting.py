@@ -12,9 +12,12 @@ from llmft.definition import TaskDefinition
 from llmft.errors import UserError, unknown_name
 from llmft.generate import Decoding
 from llmft.method import Lesson, Method
+from llmft.mixture import Part, draw_mixture, with_mixture
 from llmft.model import context_length, load_config, load_tokenizer, tuned_from
+from llmft.prompts import Pattern
+from llmft.reasoning import Reasoning
 from llmft.seeds import derive, stream
-from llmft.spec import DataRef, ModelRef, TrialSpec
+from llmft.spec import DataRef, GenerationSpec, ModelRef, TrialSpec
 from llmft.task import Draw, Example, Task, TaskData, TestSet, draw_examples, draw_unlabelled, subsample
 from llmft.tokens import EncodedTrial, LabelWords, decoder_start, encode, encode_trial, resolve_label_words
 
@@ -27,7 +30,8 @@ class Setting:
     """What a spec names; nothing of it depends on the weights.
 
     A task has either label words, `words`, or generates text by `decoding`. `start` is what a decoder of its own reads before an
-    answer; `tuned_from` the model that this one began as, where it says so.
+    answer; `tuned_from` the model that this one began as, where it says so; `mixture` what is trained on of other tasks;
+    `reasoning` how rationales are said, where the method has some.
     """
 
     task: Task
@@ -40,9 +44,11 @@ class Setting:
     start: tuple[int, ...] = ()
     tuned_from: str | None = None
     decoding: Decoding | None = None
+    mixture: tuple[Part, ...] = ()
+    reasoning: Reasoning | None = None
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def load_data(task: str, data: DataRef, definition: TaskDefinition | None = None) -> TaskData:
     """A task's rows, kept for the next trial."""
     return registry.load_task(task, definition).load(data)
@@ -67,6 +73,8 @@ def settle(spec: TrialSpec) -> Setting:
     """
     task, method = registry.load_task(spec.task, spec.definition), registry.build_method(spec.method, spec.settings)
     registry.check_kinds(spec.method, spec.task, task.kind)
+    if task.kind == "generation" and method.marker:
+        raise UserError(f"method '{spec.method}': settings.rationales lead to label words, and '{spec.task}' generates text. Use false.")
     if task.kind == "generation" and method.calibration_texts:
         raise UserError(f"method '{spec.method}': settings.calibration is for label words, and '{spec.task}' generates text. Use none.")
     if (task.kind == "generation") != (spec.generation is not None):
@@ -78,7 +86,10 @@ def settle(spec: TrialSpec) -> Setting:
     ):
         if name not in known:
             raise unknown_name(kind, name, known, where=f"task '{spec.task}'")
-    if method.uses_shots and not spec.n_shots:
+    if bool(spec.mixture) != bool(method.n_mixed):
+        fix = "name the tasks that it shall train on" if method.n_mixed else "which trains on its own task alone; remove it"
+        raise UserError(f"mixture: is for methods that mix tasks, and this one is '{spec.method}'; {fix}.")
+    if method.uses_shots and not spec.n_shots and not method.n_mixed:
         raise UserError(
             f"n_shots: the method '{spec.method}' needs at least one example a label. Use method 'zero_shot' for 0 shots."
         )
@@ -104,14 +115,42 @@ def settle(spec: TrialSpec) -> Setting:
         method.read(spec, tokenizer, None)
         stop = (spec.separator,) if spec.generation.stop is None else spec.generation.stop
         decoding = Decoding(spec.generation, tokenizer, stop, derive(spec.dropout_seed, "generation"), task.metric)
-        return Setting(task, data, method, tests, drawn, lessons, None, start, tuned_from(spec.model), decoding)
+        mixture = _mixture(spec, method, tokenizer, in_decoder=bool(start))
+        return Setting(task, data, method, tests, drawn, lessons, None, start, tuned_from(spec.model), decoding, mixture)
     texts = task.verbalizers[pattern.verbalizer if spec.verbalizer == "default" else spec.verbalizer]
-    words = resolve_label_words(tokenizer, pattern, texts, data.pool[0].fields, in_decoder=bool(start))
+    place = replace(pattern, template=pattern.template + method.marker)  # what a label word stands behind
+    words = resolve_label_words(tokenizer, place, texts, data.pool[0].fields, in_decoder=bool(start))
     if spec.teacher is not None:
         _check_teacher(spec, lessons)
         words = replace(words, n_known=_check_words(spec, [pattern.render(example.fields) for example in drawn.shots]))
     method.read(spec, tokenizer, words)
-    return Setting(task, data, method, tests, drawn, lessons, words, start, tuned_from(spec.model))
+    mixture = _mixture(spec, method, tokenizer, in_decoder=bool(start))
+    reasoning = _reasoning(spec, method, pattern, drawn, tokenizer, words, in_decoder=bool(start)) if method.marker else None
+    return Setting(task, data, method, tests, drawn, lessons, words, start, tuned_from(spec.model), None, mixture, reasoning)
+
+
+def _reasoning(
+    spec: TrialSpec, method: Method, pattern: Pattern, drawn: Draw, tokenizer, words: LabelWords, in_decoder: bool
+) -> Reasoning:
+    if in_decoder:
+        raise UserError(f"model: {spec.model.name} has an encoder; rationales are said by causal models alone. Use one, or rationales: false.")
+    for example in drawn.shots:
+        if not example.rationale:
+            raise UserError(
+                f"rationales: the example {example.id} of '{spec.task}' has none. Use rationales: false, or a task of your own whose "
+                "definition names the column, as in rationale: why."
+            )
+    context = context_length(load_config(spec.model))
+    stop = tuple(dict.fromkeys(filter(None, [method.marker, spec.separator])))
+    decoding = Decoding(GenerationSpec(max_new_tokens=method.n_rationale_tokens), tokenizer, stop, 0, "")
+    return Reasoning(method.marker, pattern, decoding, min(spec.max_length or context, context) - words.longest + 1)
+
+
+def _mixture(spec: TrialSpec, method: Method, tokenizer, in_decoder: bool = False) -> tuple[Part, ...]:
+    if not spec.mixture:
+        return ()
+    pools = {name: load_data(name, other.data, other.definition) for name, other in sorted(spec.mixture.items())}
+    return draw_mixture(spec, method, pools, tokenizer, in_decoder)
 
 
 def _start(ref: ModelRef) -> tuple[int, ...]:
@@ -154,8 +193,8 @@ def encode_prompts(spec: TrialSpec, setting: Setting) -> EncodedTrial:
     sets, method = {test.name: test.examples for test in setting.tests}, setting.method
     if setting.draw.dev:
         sets[DEV] = setting.draw.dev
-    if method.trains:
-        sets[SHOTS] = _answered(method.inputs(setting.draw), method.responses)
+    if method.trains and (inputs := _answered(method.inputs(setting.draw), method.responses)):
+        sets[SHOTS] = inputs
     if method.calibration_texts:
         fields = setting.data.pool[0].fields
         sets[CONTENT_FREE] = tuple(
@@ -163,7 +202,16 @@ def encode_prompts(spec: TrialSpec, setting: Setting) -> EncodedTrial:
             for number, text in enumerate(method.calibration_texts)
         )
     bare = [SHOTS] if method.trains and method.trains_bare else []
-    return _encode(spec, setting, spec.model, method.context(setting.draw.shots), sets, bare, method.n_virtual_tokens)
+    encoded = _encode(spec, setting, spec.model, method.context(setting.draw.shots), sets, bare, method.n_virtual_tokens)
+    context = context_length(load_config(spec.model))
+    return with_mixture(
+        encoded,
+        setting.mixture,
+        load_tokenizer(spec.model),
+        spec.separator,
+        min(spec.max_length or context, context),
+        setting.start,
+    )
 
 
 def _answered(inputs: tuple[Example, ...], responses: Mapping[str, str]) -> tuple[Example, ...]:
@@ -206,6 +254,9 @@ def _encode(
 ) -> EncodedTrial:
     config = load_config(model)
     context = context_length(config)
+    n_new_tokens = spec.generation.max_new_tokens if spec.generation else 0
+    if setting.reasoning:
+        n_new_tokens = setting.reasoning.n_new_tokens
     return encode_trial(
         load_tokenizer(model),
         setting.task.patterns[spec.pattern],
@@ -220,6 +271,7 @@ def _encode(
         shares_prefix(config),
         bare,
         n_virtual_tokens,
-        n_new_tokens=spec.generation.max_new_tokens if spec.generation else 0,
+        n_new_tokens=n_new_tokens,
         trained=(SHOTS,),
+        marker=setting.method.marker,
     )

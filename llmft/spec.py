@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -52,6 +52,19 @@ class DataRef(Spec):
     def commit(self, repository: str, revision: str) -> str | None:
         """The commit of a repository's revision; None where it was not resolved."""
         return next((commit for *asked, commit in self.commits if asked == [repository, revision]), None)
+
+
+class TaskRef(Spec):
+    """A task beside the trial's own: its data, and its `definition` where it is the user's own."""
+
+    data: DataRef = DataRef()
+    definition: TaskDefinition | None = None
+
+
+def pattern_of(patterns: Mapping[str, Any], wanted: str) -> str:
+    """The name of the pattern in which a task beside the trial's own is asked: the trial's where it has one of that name, else its
+    first."""
+    return wanted if wanted in patterns else next(iter(patterns))
 
 
 class FileRef(Spec):
@@ -140,6 +153,7 @@ class TrialSpec(Spec):
     method: str
     settings: dict[str, Any] = Field(default_factory=dict)
     teacher: ModelRef | None = Field(None, description="the model that a distilled one learns from; null: the model itself")
+    mixture: dict[str, TaskRef] = Field(default_factory=dict, description="other tasks that a multi-task method trains on")
     n_shots: int = Field(0, ge=0)
     shots_unit: Literal["total", "per_class"] = "total"
     draw: Literal["balanced", "random"] = Field("balanced", description="random: shots have the pool's shares of the labels")
@@ -174,6 +188,8 @@ class TrialSpec(Spec):
             raise ValueError(f"demonstrations names {len(self.demonstrations)} examples; set n_shots to that (got {self.n_shots})")
         if len(set(self.demonstrations)) < len(self.demonstrations):
             raise ValueError("demonstrations names an example twice")
+        if self.task in self.mixture:
+            raise ValueError(f"mixture holds {self.task!r}, the trial's own task, which it shall be tested on; remove it")
         if self.test_sets == () and self.n_dev == 0:
             raise ValueError("nothing to score: name test_sets, or set n_dev above 0")
         return self
@@ -187,6 +203,12 @@ class TrialSpec(Spec):
         content["data"] = {"fingerprint": self.data.fingerprint}
         if self.definition:
             content["definition"] = self.definition.content(self.pattern, self.verbalizer)
+        for name, other in self.mixture.items():
+            definition = other.definition
+            content["mixture"][name] = {
+                "fingerprint": other.data.fingerprint,
+                "definition": definition and definition.content(pattern_of(definition.patterns, self.pattern), "default"),
+            }
         if wanted := self.forgetting:
             content["forgetting"] |= {
                 "tasks": {name: data.fingerprint for name, data in wanted.tasks.items()},

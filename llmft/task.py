@@ -30,7 +30,7 @@ class Example:
 
     `fields` are the texts that a pattern names, `label` an index into the task's labels (`NO_LABEL` where it must not be known, None
     where text is generated), `groups` what results are also reported by (heuristic, subcase), `references` the texts that count as
-    right: the first is shown and trained on.
+    right: the first is shown and trained on. `rationale` says why the label is right; only demonstrations show it.
     """
 
     id: str
@@ -38,6 +38,7 @@ class Example:
     label: int | None
     groups: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     references: tuple[str, ...] = ()
+    rationale: str = ""
 
 
 @dataclass(frozen=True)

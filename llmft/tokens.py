@@ -109,9 +109,10 @@ class EncodedQueries:
     """The prompts of one set: what follows the trial's common prefix (in a `bare` set: all of it), and the right answers.
     Lists of the same length.
 
-    `labels` are for classification. Where text is generated there are `references` instead, and of the shots that are trained on
-    `completions`: the first reference's tokens and the end of the text. Where an encoder reads the prompts, `start` is what the
-    decoder reads before an answer; it is empty for causal models.
+    `labels` are for classification, with the label `words`. Where text is generated there are `references` instead. Of what is trained
+    on, `completions` are the first reference's tokens, or those of a rationale and its label word, and the end of the text; they take
+    the place of the `words`. Where an encoder reads the prompts, `start` is what the decoder reads before an answer; it is empty for
+    causal models. `texts` are the queries alone, where rationales shall follow them.
     """
 
     suffixes: tuple[tuple[int, ...], ...]
@@ -120,6 +121,8 @@ class EncodedQueries:
     bare: bool = False
     references: tuple[tuple[str, ...], ...] = ()
     completions: tuple[tuple[int, ...], ...] = ()
+    words: LabelWords | None = None
+    texts: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.suffixes)
@@ -136,7 +139,8 @@ class EncodedTrial:
     """Every prompt of a trial: `prefix` opens all but those of bare sets; `sets` holds the rest by set name.
 
     `demonstrations` are the examples in the prompt, `n_dropped` how many more would not fit; `n_virtual_tokens` are the places
-    that a method takes in front of every prompt. `n_new_tokens` may follow a prompt where text is generated.
+    that a method takes in front of every prompt. `n_new_tokens` may follow a prompt where text is generated. `trained` are the sets
+    that are trained on; they may be of several tasks, each with its own label words.
     """
 
     prefix: tuple[int, ...]
@@ -145,6 +149,7 @@ class EncodedTrial:
     n_dropped: int
     n_virtual_tokens: int = 0
     n_new_tokens: int = 0
+    trained: tuple[str, ...] = ()
 
     @property
     def shares_prefix(self) -> bool:
@@ -177,6 +182,7 @@ def encode_trial(
     n_virtual_tokens: int = 0,
     n_new_tokens: int = 0,
     trained: Collection[str] = (),
+    marker: str = "",
 ) -> EncodedTrial:
     """Tokenise every prompt of a trial.
 
@@ -194,7 +200,9 @@ def encode_trial(
         bare: names of sets whose prompts get no demonstrations.
         n_virtual_tokens: places of `max_length` that the method takes.
         n_new_tokens: room for what is generated.
-        trained: sets whose examples need their completions; they get none while one has no reference yet, since a teacher gives it.
+        marker: text between the rationale of a demonstration and its label word; empty: rationales are not shown.
+        trained: sets that are trained on, as far as they are there; where text is generated, they need their completions, and get
+            none while an example has no reference yet, since a teacher gives it.
 
     Raises:
         TrialFailure: a query does not fit even without demonstrations, or an example that is trained on with its reference
@@ -202,11 +210,17 @@ def encode_trial(
         UserError: the tokenizer joins a reference with the prompt, or has no token for the end of a text.
     """
 
+    def answer(example: Example) -> str:
+        if words is None:
+            return example.references[0]
+        reason = f"{example.rationale}{marker}{pattern.label_prefix}" if marker else ""
+        return reason + words.words[example.label]
+
     def texts(examples: Sequence[Example], shown: Sequence[Example]) -> list[str]:
-        answered = [(example.fields, words.words[example.label] if words else example.references[0]) for example in shown]
+        answered = [(example.fields, answer(example)) for example in shown]
         return [render_prompt(pattern, answered, example.fields, separator, instruction) for example in examples]
 
-    closed, n_answer = bool(start), words.longest if words else n_new_tokens
+    closed, n_answer = bool(start), n_new_tokens + (words.longest if words else 0)
     limit = max_length - n_virtual_tokens - (0 if start else n_answer - 1)  # the last token of an answer is never fed to the model
     queries = [example for examples in sets.values() for example in examples]
     names = [name for name, examples in sets.items() for _ in examples]
@@ -238,59 +252,63 @@ def encode_trial(
     rows |= {name: list(map(tuple, encode(tokenizer, texts(sets[name], ()), closed))) for name in bare}
     encoded = {}
     for name, examples in sets.items():
-        if words:
-            encoded[name] = EncodedQueries(tuple(rows[name]), tuple(example.label for example in examples), start, name in bare)
-            continue
         completions = ()
-        if name in trained and all(example.references for example in examples):
-            opening, before = ((), ()) if name in bare else (prefix, shown)
-            prompts, ids = texts(examples, before), [(*opening, *suffix) for suffix in rows[name]]
+        if name in trained and (marker or (not words and all(example.references for example in examples))):
+            answers = [(example.id, answer(example)) for example in examples]
             if start:
-                completions = _encode_answers(tokenizer, examples, max_length - len(start))
+                completions = _encode_answers(tokenizer, answers, max_length - len(start))
             else:
-                completions = _encode_completions(tokenizer, pattern, prompts, ids, examples, max_length - n_virtual_tokens)
+                opening, before = ((), ()) if name in bare else (prefix, shown)
+                prompts, ids = texts(examples, before), [(*opening, *suffix) for suffix in rows[name]]
+                completions = _encode_completions(tokenizer, pattern, prompts, ids, answers, max_length - n_virtual_tokens)
+        if words:
+            labels = tuple(example.label for example in examples)
+            alone = tuple(pattern.render(example.fields) for example in examples) if marker else ()
+            encoded[name] = EncodedQueries(
+                tuple(rows[name]), labels, start, name in bare, (), completions, None if completions else words, alone
+            )
+            continue
         references = tuple(example.references for example in examples)
         encoded[name] = EncodedQueries(
             tuple(rows[name]), start=start, bare=name in bare, references=references, completions=completions
         )
-    return EncodedTrial(prefix, encoded, tuple(shown), len(demonstrations) - len(kept), n_virtual_tokens, n_new_tokens)
+    n_dropped, trained = len(demonstrations) - len(kept), tuple(name for name in trained if name in sets)
+    return EncodedTrial(prefix, encoded, tuple(shown), n_dropped, n_virtual_tokens, n_new_tokens, trained)
 
 
 def _encode_completions(
-    tokenizer, pattern: Pattern, prompts: Sequence[str], ids: Sequence[tuple[int, ...]], examples: Sequence[Example], most: int
+    tokenizer, pattern: Pattern, prompts: Sequence[str], ids: Sequence[tuple[int, ...]], answers: Sequence[tuple[str, str]], most: int
 ) -> tuple[tuple[int, ...], ...]:
-    """The tokens of each example's first reference after its prompt (`ids`), and the end of the text."""
+    """The tokens of each answer (the example's id, and its text) after its prompt (`ids`), and the end of the text."""
     end, completions = _end_of_text(tokenizer), []
-    whole = encode(
-        tokenizer, [prompt + pattern.label_prefix + each.references[0] for prompt, each in zip(prompts, examples, strict=True)]
-    )
-    for example, prompt, all_ids in zip(examples, ids, whole, strict=True):
+    whole = encode(tokenizer, [prompt + pattern.label_prefix + text for prompt, (_, text) in zip(prompts, answers, strict=True)])
+    for (name, _), prompt, all_ids in zip(answers, ids, whole, strict=True):
         if tuple(all_ids[: len(prompt)]) != prompt:
             raise UserError(
-                f"pattern: the reference of {example.id} cannot be trained on after the pattern {pattern.template!r}: this tokenizer "
+                f"pattern: the answer of {name} cannot be trained on after the pattern {pattern.template!r}: this tokenizer "
                 "joins it with the text before. Choose a pattern that does not end in a space."
             )
         if len(all_ids) > most:
             raise TrialFailure(
                 Cause.QUERY_TOO_LONG,
-                f"{example.id} and its reference take {len(all_ids)} tokens; at most {most} fit this model or max_length.",
+                f"{name} and its answer take {len(all_ids)} tokens; at most {most} fit this model or max_length.",
             )
         completions.append((*all_ids[len(prompt) :], end))
     return tuple(completions)
 
 
-def _encode_answers(tokenizer, examples: Sequence[Example], most: int) -> tuple[tuple[int, ...], ...]:
-    """The tokens of each example's first reference as a decoder of its own says it, at most `most`, and the end of the text."""
-    end, answers = _end_of_text(tokenizer), []
-    for example in examples:
-        ids = encode_answer(tokenizer, example.references[0])
+def _encode_answers(tokenizer, answers: Sequence[tuple[str, str]], most: int) -> tuple[tuple[int, ...], ...]:
+    """The tokens of each answer (the example's id, and its text) as a decoder of its own says it, at most `most`, and the end."""
+    end, completions = _end_of_text(tokenizer), []
+    for name, text in answers:
+        ids = encode_answer(tokenizer, text)
         if len(ids) > most:
             raise TrialFailure(
                 Cause.QUERY_TOO_LONG,
-                f"the reference of {example.id} takes {len(ids)} tokens; at most {most} fit this model's decoder or max_length.",
+                f"the answer of {name} takes {len(ids)} tokens; at most {most} fit this model's decoder or max_length.",
             )
-        answers.append((*ids, end))
-    return tuple(answers)
+        completions.append((*ids, end))
+    return tuple(completions)
 
 
 def _end_of_text(tokenizer) -> int:

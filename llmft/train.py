@@ -68,7 +68,7 @@ def learning_rate_factor(step: int, n_steps: int, n_warmup: int, schedule: str) 
 
 
 def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: Mapping[str, str], result: Fit) -> None:
-    """Train in place on the shots, and pick the checkpoints that `spec.selections` names.
+    """Train in place on the shots (and on what else is among `EncodedTrial.trained`), and pick the checkpoints that `spec.selections` names.
 
     Every process computes its share of each batch; weights, loss and looks at the dev set are the same in all of them. Dropout
     has a stream of its own in each.
@@ -83,10 +83,12 @@ def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: M
         TrialFailure: the loss or a score is no longer finite (DIVERGED), the time is over (TIMEOUT), or the dev score is below
             the runtime's floor (PRUNED).
     """
-    train, shots = spec.train, evaluator.encoded.sets[SHOTS]
+    train, encoded = spec.train, evaluator.encoded
+    training = [(name, place) for name in encoded.trained for place in range(len(encoded.sets[name]))]
+    lengths = [length for name in encoded.trained for length in encoded.lengths(name)]
     model, runtime = evaluator.adapted.model, evaluator.runtime
     trainable = {name: parameter for name, parameter in model.network.named_parameters() if parameter.requires_grad}
-    steps_per_epoch = math.ceil(len(shots) / train.batch_size)
+    steps_per_epoch = math.ceil(len(training) / train.batch_size)
     n_steps = steps_per_epoch * train.epochs
     n_warmup = n_warmup_steps(train.warmup_ratio, n_steps)
     optimizer = build_optimizer(train, trainable.values())
@@ -96,7 +98,7 @@ def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: M
     scaler = torch.amp.GradScaler(model.device.type, enabled=spec.precision == "fp16")
     if train.gradient_checkpointing:
         model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    lengths, method = evaluator.encoded.lengths(SHOTS), evaluator.adapted.method
+    method = evaluator.adapted.method
     batch_order = stream(spec.order_seed, "batches")
     origin = Start(model.network, model.base_names, runtime)
     keeper = _Keeper(spec, evaluator, trainable, origin, tests, result)
@@ -107,11 +109,11 @@ def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: M
         torch.manual_seed(derive(spec.dropout_seed, f"dropout/{runtime.rank}" if runtime.rank else "dropout"))
         for epoch in range(1, train.epochs + 1):
             model.network.train()
-            order, losses = batch_order.permutation(len(shots)), []
-            for start in range(0, len(shots), train.batch_size):
+            order, losses = batch_order.permutation(len(training)), []
+            for start in range(0, len(training), train.batch_size):
                 runtime.check_time()
                 rows = order[start : start + train.batch_size].tolist()
-                loss = _add_gradients(module, evaluator, rows, [lengths[i] for i in rows], scaler)
+                loss = _add_gradients(module, evaluator, [training[i] for i in rows], [lengths[i] for i in rows], scaler)
                 result.n_tokens += sum(lengths[i] for i in rows)
                 if not math.isfinite(loss):
                     raise TrialFailure(
@@ -156,23 +158,29 @@ def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: M
 def _add_gradients(
     module: torch.nn.Module,
     evaluator: Evaluator,
-    rows: Sequence[int],
+    rows: Sequence[tuple[str, int]],
     lengths: Sequence[int],
     scaler: torch.amp.GradScaler,
 ) -> float:
-    """Run one batch of shots forward and backward, and give its mean loss, both over all processes.
+    """Run one batch forward and backward, and give its mean loss, both over all processes.
+
+    A forward pass holds examples of one set, since sets differ in their label words; every example of the batch counts alike.
 
     Args:
-        rows: which shots.
+        rows: which examples: the set of each, and its place there.
         lengths: the tokens of each.
     """
-    encoded, runtime = evaluator.encoded, evaluator.runtime
-    groups, loss = deal(lengths, runtime.micro_batch_tokens, runtime.rank, runtime.world_size), 0.0
-    for number, (group, counts) in enumerate(groups, 1):
-        chosen = [rows[i] for i in group]
-        batch = make_batch(encoded.sets[SHOTS], chosen, evaluator.words, evaluator.adapted.model, opening=encoded.opening(SHOTS))
+    encoded, runtime, loss = evaluator.encoded, evaluator.runtime, 0.0
+    passes: list[tuple[str, list[int], bool]] = []
+    for name in dict.fromkeys(name for name, _ in rows):
+        places, sizes = zip(*((place, n) for (of, place), n in zip(rows, lengths, strict=True) if of == name), strict=True)
+        groups = deal(sizes, runtime.micro_batch_tokens, runtime.rank, runtime.world_size)
+        passes += [(name, [places[i] for i in group], counts) for group, counts in groups]
+    for number, (name, group, counts) in enumerate(passes, 1):
+        queries = encoded.sets[name]
+        batch = make_batch(queries, group, queries.words, evaluator.adapted.model, opening=encoded.opening(name))
         share = len(group) / len(rows) * runtime.world_size if counts else 0.0  # gradients are averaged over the processes
-        with nullcontext() if number == len(groups) else module.no_sync():
+        with nullcontext() if number == len(passes) else module.no_sync():
             part = module("loss", batch) * share
             scaler.scale(part).backward()
         loss += part.item()

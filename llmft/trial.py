@@ -25,7 +25,7 @@ from llmft.record import Cost, Measure
 from llmft.result import TrialResult, failed_record, finished_record, predictions_file
 from llmft.runtime import Runtime
 from llmft.seeds import derive
-from llmft.setting import DEV, SHOTS, encode_lessons, encode_prompts, settle
+from llmft.setting import DEV, encode_lessons, encode_prompts, settle
 from llmft.spec import TrialSpec
 from llmft.teacher import teach
 from llmft.tokens import EncodedTrial
@@ -133,7 +133,7 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
             method.prepare(model, len(setting.task.labels), torch.Generator().manual_seed(derive(spec.init_seed, "init")))
         n_trainable = sum(p.numel() for p in model.network.parameters() if p.requires_grad)
         adapted = Adapted(method, model)
-        module, evaluator = runtime.wrap(adapted), Evaluator(adapted, encoded, setting.words, runtime, setting.decoding)
+        module, evaluator = runtime.wrap(adapted), Evaluator(adapted, encoded, setting.words, runtime, setting.decoding, setting.reasoning)
         started = time.perf_counter()
         with _smaller_passes(spec, [encoded], runtime):
             if method.trains:
@@ -210,9 +210,9 @@ def _passes(spec: TrialSpec, encoded: EncodedTrial, runtime: Runtime) -> list[li
     """The lengths of the longest queries that one process gets at once, by set."""
     sets = []
     for name in encoded.sets:
-        n_new = 0 if name == SHOTS else encoded.n_new_tokens
+        n_new = 0 if name in encoded.trained else encoded.n_new_tokens
         lengths = sorted((length + n_new for length in encoded.lengths(name)), reverse=True)
-        sets.append(lengths[: spec.train.batch_size if name == SHOTS else None][:: runtime.world_size])
+        sets.append(lengths[: spec.train.batch_size if name in encoded.trained else None][:: runtime.world_size])
     return sets
 
 

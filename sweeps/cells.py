@@ -12,11 +12,11 @@ from pydantic import ValidationError
 
 from llmft.errors import UserError, unknown_name
 from llmft.method import Method, Range
-from llmft.registry import check_kinds, complete_settings, load_task, method_class
-from llmft.spec import STREAMS, DataRef, ForgettingSpec, GenerationSpec, ModelRef, TrainSpec, TrialSpec, error_lines
+from llmft.registry import build_method, check_kinds, complete_settings, load_task, method_class
+from llmft.spec import STREAMS, DataRef, ForgettingSpec, GenerationSpec, ModelRef, TaskRef, TrainSpec, TrialSpec, error_lines
 from llmft.task import Task
 from sweeps.plan import MethodEntry, ModelEntry, Plan, SearchPlan
-from sweeps.plan_tasks import resolve_named, resolve_tasks
+from sweeps.plan_tasks import resolve_mixtures, resolve_named, resolve_tasks
 from sweeps.space import Params, Space, among, can_be, ordered
 
 
@@ -188,17 +188,23 @@ def _check_ranges(where: str, cell: Cell) -> None:
 
 def _entry_cells(
     where: str, plan: Plan, name: str, entry: MethodEntry, model_entry: ModelEntry, model: ModelRef, subject: Mapping[str, Any],
-    teacher: ModelRef | None,
+    teacher: ModelRef | None, mixture: Mapping[str, TaskRef],
 ) -> list[Cell]:
     """The cells of one method entry; `subject` are the fields of its specs that hold for the whole task."""
     method, task = entry.method or name, load_task(subject["task"], subject.get("definition"))
     try:
         cls = method_class(method)
         settings = complete_settings(method, entry.settings)
+        mixes = build_method(method, settings).n_mixed > 0
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     if entry.n_shots and not cls.uses_shots:
         raise UserError(f"{where}.n_shots: the method {method!r} uses no shots; remove the key.")
+    mixture = {name: other for name, other in mixture.items() if name != subject["task"]}
+    if mixes and not mixture:
+        raise UserError(f"{where}.mixture: name tasks to train on, besides {subject['task']!r} itself.")
+    if entry.mixture and not mixes:
+        raise UserError(f"{where}.mixture: the method {method!r} trains on its own task alone; remove the key.")
     if not cls.trains and (entry.train or entry.search):
         raise UserError(f"{where}: the method {method!r} trains nothing; remove {'train' if entry.train else 'search'}.")
     try:
@@ -211,11 +217,11 @@ def _entry_cells(
     generation = _generation_spec(f"{where.split(': ')[0]}: generation", task, plan.generation)
     cells = []
     for n_shots in (entry.n_shots or plan.n_shots) if cls.uses_shots else (0,):
-        if cls.uses_shots and n_shots < 1:
+        if cls.uses_shots and n_shots < 1 and not mixes:
             raise UserError(f"{where}: n_shots: must be at least 1 for a method that uses shots (got {n_shots}).")
         base = _trial_spec(
             where, model=model, **subject, method=method, settings=settings, n_shots=n_shots,
-            teacher=None if teacher == model else teacher,
+            teacher=None if teacher == model else teacher, mixture=mixture,
             shots_unit=plan.shots_unit if n_shots else "total", pattern=entry.pattern or plan.pattern or next(iter(task.patterns)),
             verbalizer=entry.verbalizer or plan.verbalizer, separator=plan.separator,
             instruction=plan.instruction if entry.instruction is None else entry.instruction, draw=plan.draw if n_shots else "balanced",
@@ -253,13 +259,15 @@ def build_cells(
     if resolve_model is None:
         from llmft.model import resolve_model  # imports torch
     _train_spec(f"{where}: train", plan.train)
+    resolve_data = resolve_data or resolve_named
     try:
-        subjects = resolve_tasks(plan, resolve_data or resolve_named)
+        subjects = resolve_tasks(plan, resolve_data)
         models = [resolve_model(entry.name, entry.revision) for entry in plan.models]
         teachers = {
             name: entry.teacher and resolve_model(entry.teacher.name, entry.teacher.revision)
             for name, entry in plan.methods.items()
         }
+        mixtures = resolve_mixtures(plan, subjects, resolve_data)
         forgetting = _resolve_forgetting(plan)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
@@ -272,7 +280,7 @@ def build_cells(
             for name, entry in plan.methods.items():
                 for cell in _entry_cells(
                     f"{where}: methods.{name}", plan, name, entry, model_entry, model, subject | {"forgetting": forgetting},
-                    teachers[name],
+                    teachers[name], mixtures[name],
                 ):
                     if cell.key in cells:
                         raise UserError(

@@ -214,6 +214,7 @@ def trial(
     model: Annotated[str, typer.Option(help="hub name, folder or 'toy'")] = "toy",
     revision: str = "main",
     teacher: Annotated[str | None, typer.Option(help="which model a distilled one learns from [default: itself]")] = None,
+    mixture: Annotated[list[str] | None, typer.Option(metavar="TASK", help="another task to train on; once for each")] = None,
     shots: Annotated[
         int | None, typer.Option(min=0, help="labelled examples in total [default: 16 where the method uses any]")
     ] = None,
@@ -250,7 +251,7 @@ def trial(
     content = trial_plan(
         method, assignments or [], {name: value for name, value in short.items() if value is not None}, n_shots=shots, task=task,
         model=model, revision=revision, pattern=pattern, verbalizer=verbalizer, n_dev=n_dev, n_test=n_test, max_length=max_length,
-        precision=precision, data_dir=data_dir, keep_weights=keep_weights, teacher=teacher,
+        precision=precision, data_dir=data_dir, keep_weights=keep_weights, teacher=teacher, mixture=mixture or (),
     )  # fmt: skip
     record = run_one(content, seed, device, out)
     if as_json:

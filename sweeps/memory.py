@@ -332,12 +332,12 @@ def _score(
         prefix_bytes = max(prefix_bytes, sum(_n_bytes(t) for layer in (prefix.layers if prefix else ()) for t in layer))
         for n, length in reading.largest_batches(budget):
             text = length - reading.n_virtual_tokens - reading.n_new_tokens - (reading.prefix if prefix else 0)
-            batch = _batch(work, adapted.model, [text] * n, prefix)
-            if work.words:
-                adapted(what, batch)
-            else:
+            if reading.n_new_tokens:
+                batch = _batch(replace(work, words=None), adapted.model, [text] * n, prefix)
                 with adapted.model.autocast():
                     _generate(adapted.model, adapted.method.condition(adapted.model, batch), reading.n_new_tokens)
+            if work.words:
+                adapted(what, _batch(work, adapted.model, [text + reading.n_new_tokens] * n, prefix))
     return prefix_bytes, meter.peak - before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -23,7 +24,7 @@ PLAN_KEYS = {*(Plan.model_fields.keys() & TrialSpec.model_fields.keys()), "repor
 
 def trial_plan(
     method: str, assignments: list[str], train: dict[str, Any], *, n_shots: int | None, task: str, teacher: str | None = None,
-    **fields: Any
+    mixture: Sequence[str] = (), **fields: Any
 ) -> dict[str, Any]:
     """The plan, as a mapping, of which the trial is the only cell.
 
@@ -34,6 +35,7 @@ def trial_plan(
         train: fields of `TrainSpec` that have an option of their own.
         n_shots: None takes 16 where the method uses shots.
         teacher: a model to learn from.
+        mixture: tasks to train on.
         fields: `model`, `revision` and further keys of a plan.
 
     Raises:
@@ -53,7 +55,8 @@ def trial_plan(
             known = {name for spec, _ in fields_of for name in spec.model_fields} | {f"plan.{name}" for name in PLAN_KEYS}
             raise unknown_name("setting", key, known, f"--set, method '{method}'")
         values[name] = _value(text, value)
-    entry = {"settings": settings, "train": train, "teacher": teacher} | ({} if n_shots is None else {"n_shots": [n_shots]})
+    entry = {"settings": settings, "train": train, "teacher": teacher, "mixture": mixture}
+    entry |= {} if n_shots is None else {"n_shots": [n_shots]}
     models = [{"name": fields.pop("model"), "revision": fields.pop("revision")}]
     return {"name": "trial", "models": models, "tasks": [task], "methods": {method: entry}, "generation": generation, **fields}
 

@@ -53,6 +53,7 @@ class Outlook:
                 "model": need.model, "task": need.task, "method": need.method, "shots": need.shots,
                 "slot": dataclasses.asdict(need.placement.slot),
                 "memory": dataclasses.asdict(memory) | _totals(need.placement) if (memory := need.placement.memory) else None,
+                "same_shots": need.placement.work is not None and need.placement.work.same_shots,
                 "unknown": need.placement.unknown, "problem": need.placement.problem,
             }
             for need in self.needs

@@ -73,6 +73,7 @@ class MethodEntry(Spec):
 
     method: str | None = None
     teacher: ModelName | None = Field(None, description="which model a distilled one learns from; null: from itself")
+    mixture: tuple[str, ...] = Field((), description="other tasks that a multi-task method trains on; the trial's own is left out")
     settings: dict[str, Any] = Field(default_factory=dict)
     train: dict[str, Any] = Field(default_factory=dict)
     search: dict[str, RangeEntry | None] = Field(default_factory=dict)

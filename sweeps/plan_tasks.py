@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from llmft.definition import TaskDefinition
 from llmft.errors import UserError, unknown_name
-from llmft.registry import load_task
-from llmft.spec import DataRef
+from llmft.registry import TASKS, load_task
+from llmft.spec import DataRef, TaskRef
 from sweeps.plan import Plan
 
 
@@ -37,6 +37,32 @@ def resolve_tasks(plan: Plan, resolve_data: Callable[[str, str | None], DataRef]
         if name not in known:
             raise unknown_name("test set", name, known, "test_sets")
     return subjects
+
+
+def resolve_mixtures(
+    plan: Plan, subjects: Iterable[dict[str, Any]], resolve_data: Callable[[str, str | None], DataRef]
+) -> dict[str, dict[str, TaskRef]]:
+    """For each method entry of the plan the tasks that it mixes: of llmft, or the user's own that stand in the plan.
+
+    Args:
+        subjects: from `resolve_tasks`.
+
+    Raises:
+        UserError: a task is not known or named twice, or its rows cannot be had.
+    """
+    known = {one["task"]: TaskRef(data=one["data"], definition=one["definition"]) for one in subjects}
+    mixtures: dict[str, dict[str, TaskRef]] = {}
+    for name, entry in plan.methods.items():
+        mixture = mixtures[name] = {}
+        for task in entry.mixture:
+            if task in mixture:
+                raise UserError(f"methods.{name}.mixture: names {task!r} twice.")
+            if task not in known:
+                if task not in TASKS:
+                    raise unknown_name("task", task, dict.fromkeys((*TASKS, *known)), f"methods.{name}.mixture")
+                known[task] = TaskRef(data=resolve_data(task, plan.data_dir))
+            mixture[task] = known[task]
+    return mixtures
 
 
 def _own(entry: TaskDefinition) -> tuple[TaskDefinition, DataRef]:

@@ -26,9 +26,11 @@ class Needs:
     def of(cls, cells: Iterable[Cell]) -> Needs:
         bases = [cell.base for cell in cells]
         models = [model for base in bases for model in (base.model, base.teacher) if model and model.path is None]
+        tasks = [(base.task, base.data, base.definition) for base in bases]
+        tasks += [(name, other.data, other.definition) for base in bases for name, other in base.mixture.items()]
         return cls(
             models=tuple(dict.fromkeys(models)),
-            data=tuple(dict.fromkeys((base.task, base.data, base.definition) for base in bases if base.data.commits)),
+            data=tuple(dict.fromkeys(row for row in tasks if row[1].commits)),
         )
 
     def __bool__(self) -> bool:

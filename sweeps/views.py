@@ -65,6 +65,9 @@ def outlook_view(outlook: Outlook) -> RenderableType:
         table.add_row(need.model, need.task, need.method, str(placement.slot), *sizes)
         if placement.unknown:
             notes.append(Text(f"memory unknown: {name}: {placement.unknown}", style="dim"))
+        if placement.work is not None and placement.work.same_shots:
+            text = f"every seed draws the same examples: {name}: {max(need.shots)} shots are all that the training pool holds"
+            notes.append(Text(f"{text}, so that the spread over seeds leaves their choice out. Use fewer, or a larger pool.", style="yellow"))
         if placement.problem:
             notes.append(Text(f"does not fit: {name}: {placement.problem}", style="yellow"))
     return Group(Text(f"on {outlook.machine}", style="bold"), table, *notes, *map(Text, _assumptions(outlook)))
@@ -151,6 +154,9 @@ def record_summary(record: TrialRecord) -> RenderableType:
     if taught := record.teacher:
         said = "" if taught.dev_score is None else f": {taught.dev_score:.1%} on dev, {taught.zero_shot_dev_score:.1%} from the query alone"
         parts.append(Text(f"teacher {taught.model}, {len(taught.demonstrations)} demonstrations{said}"))
+    if record.mixture:
+        mixed = ", ".join(f"{part.task} {part.n} ({part.rate:.1%})" for part in record.mixture)
+        parts.append(Text(f"trained on {mixed}"))
     if record.forgetting:
         parts.append(changes_table(record.forgetting))
     for finding in record.findings:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from llmft.method import Lesson
 from llmft.seeds import stream
-from llmft.setting import DEV, SHOTS, Setting, draw, encode_alone, encode_lessons, encode_prompts, settle
+from llmft.setting import DEV, Setting, draw, encode_alone, encode_lessons, encode_prompts, settle
 from llmft.spec import TrialSpec
 from llmft.task import Draw, Example
 from llmft.tokens import EncodedTrial, LabelWords
@@ -74,6 +74,7 @@ class Workload:
         n_new_tokens: tokens that are generated for each of them at the most.
         lessons: what a teacher reads before the training; `teacher_start` is its decoder's `start`.
         n_unlabelled: how many of the examples that are trained on are not shots.
+        same_shots: whether all seeds draw the same shots, though they should differ: the training pool holds no others.
     """
 
     spec: TrialSpec
@@ -90,6 +91,7 @@ class Workload:
     n_new_tokens: int = 0
     completions: tuple[int, ...] = ()
     teacher_start: tuple[int, ...] = ()
+    same_shots: bool = False
 
     @property
     def scored(self) -> Reading:
@@ -139,6 +141,7 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
         return method.lessons(drawn, stream(spec.data_seed, "lessons"))
 
     longest = max(draws, key=weight)
+    n_different = len({frozenset(example.id for example in drawn.shots) for drawn in draws})
     sampled = replace(
         setting,
         draw=replace(longest, dev=_sample(longest.dev)),
@@ -148,7 +151,7 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
     encoded = encode_prompts(spec, sampled)
     lessons = _lessons(spec, sampled, encoded)
     lengths = {name: tuple(sorted(queries.lengths)) for name, queries in encoded.sets.items()}
-    by_length = _trained(encoded, bool(lessons)) if SHOTS in encoded.sets else []
+    by_length, says_texts = _trained(encoded, bool(lessons))
     return Workload(
         spec,
         setting.words,
@@ -159,24 +162,28 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
         Lengths(len(longest.dev), lengths[DEV]) if longest.dev else None,
         {test.name: Lengths(len(test.examples), lengths[test.name]) for test in setting.tests},
         tuple(_reading(lesson, len(longest.dev)) for lesson in lessons),
-        method.n_unlabelled,
+        method.n_unlabelled + method.n_mixed,
         setting.start,
         encoded.n_new_tokens,
-        tuple(n for _, n in by_length if n),
+        tuple(n for _, n in by_length) if says_texts else (),
         next((queries.start for lesson in lessons for queries in lesson.sets.values()), ()),
+        "data" in cell.vary and not spec.demonstrations and bool(longest.shots) and len(draws) > 1 and n_different == 1,
     )
 
 
-def _trained(encoded: EncodedTrial, taught: bool) -> list[tuple[int, int]]:
-    """The places of each prompt that is trained on, and how many tokens of them (and one more) are trained to be said, in order.
+def _trained(encoded: EncodedTrial, taught: bool) -> tuple[list[tuple[int, int]], bool]:
+    """The places of each prompt that is trained on, and how many tokens of them (and one more) are trained to be said, in order;
+    and whether any of them are texts.
 
     What a teacher will say is taken to be as long as it may be.
     """
-    queries, n_new = encoded.sets[SHOTS], encoded.n_new_tokens
-    if taught and n_new:
-        return sorted((length + n_new, n_new + 1) for length in encoded.lengths(SHOTS))
-    completions = map(len, queries.completions) if queries.completions else [0] * len(queries)
-    return sorted(zip(encoded.lengths(SHOTS), completions, strict=True))
+    found: list[tuple[int, int]] = []
+    n_new = encoded.n_new_tokens if taught else 0
+    for name in encoded.trained:
+        queries, lengths = encoded.sets[name], encoded.lengths(name)
+        completions = map(len, queries.completions) if queries.completions else [n_new + 1] * len(queries)
+        found += zip([length + n_new for length in lengths] if n_new else lengths, completions, strict=True)
+    return sorted(found), bool(n_new) or any(encoded.sets[name].completions for name in encoded.trained)
 
 
 def _lessons(spec: TrialSpec, setting: Setting, encoded: EncodedTrial) -> list[EncodedTrial]:

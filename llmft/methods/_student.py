@@ -19,6 +19,8 @@ class StudentSettings(Spec):
     def _can_learn(cls, name: str) -> str:
         if name not in METHODS or not method_class(name).trains or issubclass(method_class(name).Settings, StudentSettings):
             raise ValueError("the student must be another method that trains, such as pattern, lora or vanilla")
+        if method_class(name).context is not Method.context:
+            raise ValueError(f"a student reads the query alone, and {name!r} reads demonstrations: use pattern")
         return name
 
     @field_validator("student_settings")
@@ -30,6 +32,18 @@ class StudentSettings(Spec):
             return complete_settings(info.data["student"], settings)
         except UserError as error:
             raise ValueError(str(error)) from None
+
+
+class WordStudentSettings(StudentSettings):
+    """Of a student that trains what shall be said, whatever that is, and keeps nothing about the shots."""
+
+    @field_validator("student")
+    @classmethod
+    def _says_words(cls, name: str) -> str:
+        student = method_class(name)
+        if student.has_own_head or student.begin is not Method.begin:
+            raise ValueError("the student must train what is said and nothing else, such as pattern, lora or prompt_tuning")
+        return name
 
 
 class ByStudent(Method):

@@ -31,19 +31,17 @@ the shots is `n_unlabelled: 0, distil_shots: true, cross_entropy_weight: 0.5` wi
 after 10 % of warm-up, dropout 0.1.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from llmft.errors import UserError
-from llmft.method import Lesson, Method, Range
-from llmft.registry import METHODS, build_method, complete_settings, method_class
-from llmft.spec import Spec
+from llmft.method import Lesson, Range
+from llmft.methods._student import ByStudent, StudentSettings
+from llmft.registry import method_class
 
 
-class DistillationSettings(Spec):
-    student: str = "pattern"
-    student_settings: dict[str, Any] = Field(default_factory=dict, validate_default=True)
+class DistillationSettings(StudentSettings):
     teacher_context: Literal["demonstrations", "instruction", "shuffled_labels", "none"] = "demonstrations"
     instruction: str = ""  # opens the teacher's prompt, with or without demonstrations
     n_unlabelled: int = Field(128, ge=0)
@@ -53,25 +51,6 @@ class DistillationSettings(Spec):
     k: int = Field(50, ge=1)
     temperature: float = Field(1.0, gt=0)
     cross_entropy_weight: float = Field(0.0, ge=0, le=1)
-
-    @field_validator("student")
-    @classmethod
-    def _can_learn(cls, name: str) -> str:
-        if name not in METHODS or name == "context_distillation" or not method_class(name).trains:
-            raise ValueError("the student must be another method that trains, such as pattern, lora or vanilla")
-        if method_class(name).context is not Method.context:
-            raise ValueError(f"a student reads the query alone, and {name!r} reads demonstrations: use pattern")
-        return name
-
-    @field_validator("student_settings")
-    @classmethod
-    def _complete(cls, settings: dict[str, Any], info: Any) -> dict[str, Any]:
-        if "student" not in info.data:  # which is a mistake of its own
-            return settings
-        try:
-            return complete_settings(info.data["student"], settings)
-        except UserError as error:
-            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -94,25 +73,11 @@ class DistillationSettings(Spec):
         return self
 
 
-class ContextDistillation(Method):
+class ContextDistillation(ByStudent):
     kinds = ("classification",)
     Settings = DistillationSettings
     search = {"learning_rate": Range(1e-6, 1e-3, log=True)}
     paper = "Askell et al. 2021"
-
-    def __init__(self, settings=None):
-        super().__init__(settings)
-        self.student = build_method(self.settings.student, self.settings.student_settings)
-        for name in ("has_own_head", "n_virtual_tokens", "base_weights", "pull_to_start"):
-            setattr(self, name, getattr(self.student, name))
-        for hook in ("read", "prepare", "begin", "condition", "scores", "fold", "virtual_tokens", "peft_adapter"):
-            setattr(self, hook, getattr(self.student, hook))
-
-    def __getattr__(self, name):
-        """What else the student computes through `Adapted`."""
-        if name == "student":
-            raise AttributeError(name)
-        return getattr(self.student, name)
 
     @property
     def n_unlabelled(self):

@@ -4,14 +4,46 @@ Scored as in Mosbach et al. 2023: the most probable of the label words after the
 model's context are left out evenly over the labels, and counted. Where text is generated, a demonstration shows its first
 reference. `calibration` is that of zero-shot prompting, with the demonstrations in front of the content-free queries
 too.
+
+`rationales: true` is chain-of-thought prompting (Wei et al. 2022): each demonstration says between query and label word why its label
+is right, followed by the `marker`. The model first says a rationale of its own, most probable token by token, up to the marker or
+`max_rationale_tokens`; then its label is read behind the marker, which is put there where the model did not come to it. A task must
+have rationales: a user's own names their column.
 """
 
-from llmft.methods.zero_shot import ZeroShot
+from pydantic import Field, model_validator
+
+from llmft.methods.zero_shot import PromptingSettings, ZeroShot
+from llmft.spec import Spec
+
+
+class ReasoningSettings(Spec):
+    marker: str = Field(" The answer is", pattern=r"\S$")  # behind it the label word follows as behind a pattern
+    max_rationale_tokens: int = Field(64, ge=1)
+
+
+class InContextSettings(ReasoningSettings, PromptingSettings):
+    rationales: bool = False
+
+    @model_validator(mode="after")
+    def _one_reading(self):
+        if self.rationales and self.calibration != "none":
+            raise ValueError("calibration: a query without content has no rationale: set calibration to none, or rationales to false")
+        return self
 
 
 class InContext(ZeroShot):
     uses_shots = True
     paper = "Brown et al. 2020"
+    Settings = InContextSettings
+
+    @property
+    def marker(self):
+        return self.settings.marker if self.settings.rationales else ""
+
+    @property
+    def n_rationale_tokens(self):
+        return self.settings.max_rationale_tokens if self.settings.rationales else 0
 
     def context(self, shots):
         return shots

@@ -19,7 +19,7 @@ every query into Alpaca's wrapper, in training and in evaluation (`format: alpac
 
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from llmft.method import Lesson, Range
 from llmft.methods._student import ByStudent, StudentSettings
@@ -39,13 +39,6 @@ class SequenceDistillationSettings(StudentSettings):
         if "generation" not in method_class(name).kinds:
             raise ValueError("the student must be a method that generates text, such as pattern or lora")
         return name
-
-    @model_validator(mode="after")
-    def _trains_as_it_is_asked(self):
-        student = method_class(self.student)
-        if student.context is not ByStudent.context or student.inputs is not ByStudent.inputs:
-            raise ValueError(f"the student {self.student!r} chooses its own prompts or inputs, which a teacher's answers have no place in")
-        return self
 
 
 class SequenceDistillation(ByStudent):

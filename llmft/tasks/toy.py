@@ -1,4 +1,7 @@
-"""A generated NLI task in the manner of HANS: needs no data and no network (see `llmft.toy.language`)."""
+"""A generated NLI task in the manner of HANS: needs no data and no network (see `llmft.toy.language`).
+
+An example's rationale is the words that premise and hypothesis share.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from functools import cache
 from llmft.prompts import NLI_PATTERNS, NLI_VERBALIZERS
 from llmft.spec import DataRef
 from llmft.task import Example, Task, TaskData, TestSet
-from llmft.toy.language import Pair, toy_data
+from llmft.toy.language import Pair, shared_words, toy_data
 
 
 def _examples(pairs: Iterable[Pair], name: str) -> tuple[Example, ...]:
@@ -19,6 +22,7 @@ def _examples(pairs: Iterable[Pair], name: str) -> tuple[Example, ...]:
             {"premise": pair.premise, "hypothesis": pair.hypothesis},
             pair.label,
             {"heuristic": pair.heuristic, "subcase": pair.subcase} if pair.heuristic else {},
+            rationale=shared_words(pair),
         )
         for index, pair in enumerate(pairs)
     )

@@ -45,6 +45,12 @@ class Pair:
     subcase: str = ""
 
 
+def shared_words(pair: Pair) -> str:
+    """A rationale for a pair's label, as far as overlap tells it: the words of the hypothesis that stand in the premise."""
+    premise = pair.premise.replace(".", "").split()
+    return " ".join(word for word in pair.hypothesis.split() if word in premise) or "nothing"
+
+
 def _sentence(rng: random.Random, clause: str, opener: str | None = None) -> str:
     return f"{opener or rng.choice(OPENERS)} {clause}."
 

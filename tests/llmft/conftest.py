@@ -7,7 +7,7 @@ from small_models import byte_level_tokenizer, save_model, toy_text
 
 from llmft.model import resolve_model
 from llmft.registry import complete_settings, load_task, method_class
-from llmft.spec import DataRef, GenerationSpec, ModelRef, TrainSpec, TrialSpec
+from llmft.spec import DataRef, GenerationSpec, ModelRef, TaskRef, TrainSpec, TrialSpec
 
 torch.set_num_threads(1)
 
@@ -61,6 +61,12 @@ def spec_of(small_opt, wide_opt):
             usual |= {"task": "toy_text", "generation": GenerationSpec(max_new_tokens=5)}
         if method == "sequence_distillation":  # a small random model never ends
             settings = {"n_unlabelled": 16, "keep_unfinished": True, **(settings or {})}
+        if method == "multi_task":
+            other = "toy" if changed.get("task") == "toy_text" else "toy_text"
+            usual["mixture"] = {other: TaskRef(data=load_task(other).resolve_data(None))}
+            settings = {"n_examples": 16, **(settings or {})}
+        if method == "rationale_tuning":
+            settings = {"max_rationale_tokens": 8, **(settings or {})}
         return TrialSpec(method=method, settings=complete_settings(method, settings or {}), train=train, **usual | changed)
 
     return make

@@ -170,6 +170,6 @@ def test_what_the_decoder_cannot_hold_is_refused(spec):
     given = spec("pattern")
     setting = settle(given)
     shots = tuple(dataclasses.replace(shot, references=(" Soon" * 600,)) for shot in setting.draw.shots)
-    with pytest.raises(TrialFailure, match="the reference of toy_text_train/[0-9]+ takes [0-9]+ tokens; at most 510") as raised:
+    with pytest.raises(TrialFailure, match="the answer of toy_text_train/[0-9]+ takes [0-9]+ tokens; at most 510") as raised:
         encode_prompts(given, dataclasses.replace(setting, draw=dataclasses.replace(setting.draw, shots=shots)))
     assert raised.value.cause == "query_too_long"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from pathlib import Path
@@ -258,6 +259,8 @@ PLANTED = {  # the simplest fault that must raise each code
     "label_word_prefixes_another": lambda: word_findings(LabelWords(("a", "b"), ((5,), (5, 7)))),
     "known_training_task": lambda: contamination_findings(["google/flan-t5-small"], ["rte"]),
     "train_test_overlap": lambda: findings.overlap_findings(ROWS, DATA),
+    "own_task_in_mixture": lambda: findings.mixture_findings("other", ROWS, dataclasses.replace(DATA, pool=tuple(ROWS))),
+    "marker_not_reached": lambda: findings.rationale_findings(np.array([True, False]), "t", "none"),
     "label_bias": lambda: findings.bias_findings({"yes": 0.91, "no": 0.09}),
     "loss_did_not_fall": lambda: training_findings(0.5, 0.6, 10, 0),
     "weak_teacher": lambda: findings.teacher_findings(Teacher(model="m", dev_score=0.6, zero_shot_dev_score=0.5), 2, 64),

@@ -244,7 +244,7 @@ def test_a_query_that_leaves_no_room_fails_with_its_cause(text_spec):
     assert record.cause == "query_too_long" and "18 new tokens" in record.message
     spec = text_spec("pattern", max_length=60)
     encode_prompts(spec, settle(spec))
-    with pytest.raises(TrialFailure, match="toy_text_train/[0-9]+ and its reference take .* at most 60") as raised:
+    with pytest.raises(TrialFailure, match="toy_text_train/[0-9]+ and its answer take .* at most 60") as raised:
         encode_prompts(spec, with_references(settle(spec), ["Soon " * 60]))
     assert raised.value.cause == "query_too_long"
 

@@ -252,6 +252,8 @@ def test_settings_survive_a_round_trip():
 
 def test_a_trained_method_without_shots_is_refused(spec_of):
     for name in TRAINED:
+        if name == "multi_task":  # which has others to train on
+            continue
         record = run_trial(spec_of(name, n_shots=0), CPU).record
         assert record.cause == "user_error" and "zero_shot" in record.message
 

@@ -171,7 +171,7 @@ def test_small_passes_change_neither_responses_nor_training(spec):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [({"student": "vanilla"}, "a method that generates text"), ({"student": "in_context"}, "another method that trains"),
-     ({"student": "finetuned_in_context"}, "chooses its own prompts"), ({"student_settings": {"r": 2}}, "r"), ({"n_unlabelled": 0}, "n_unlabelled")],
+     ({"student": "finetuned_in_context"}, "a student reads the query alone"), ({"student_settings": {"r": 2}}, "r"), ({"n_unlabelled": 0}, "n_unlabelled")],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_refused(settings, said):
     with pytest.raises(UserError, match=said):

@@ -181,9 +181,12 @@ ONE_SEED = {  # trained method: settings, learning rate, epochs, what it must re
 }
 
 
+ELSEWHERE = {"multi_task", "rationale_tuning"}  # their margins are in tests of their own
+
+
 def test_no_trained_method_goes_without_a_margin():
     trained = {name for name in METHODS if method_class(name).trains and "classification" in method_class(name).kinds}
-    assert trained == ONE_SEED.keys()  # that of sequence_distillation is in its own test file
+    assert trained == ONE_SEED.keys() | ELSEWHERE  # that of sequence_distillation is in its own test file too
 
 
 @pytest.mark.parametrize("method", ONE_SEED)

@@ -157,7 +157,7 @@ def expected_trainable(name: str, settings: dict, sizes: Sizes) -> int:
             return sizes.whole - (0 if sizes.tied else sizes.words) + new_head(settings["head"], e)
         case "pattern" | "regularised" | "finetuned_in_context":
             return sizes.whole
-        case "context_distillation" | "sequence_distillation":
+        case "context_distillation" | "sequence_distillation" | "multi_task" | "rationale_tuning":
             return expected_trainable(settings["student"], settings["student_settings"], sizes)
         case "prompt_tuning":
             return settings["n_virtual_tokens"] * e

@@ -47,7 +47,7 @@ def test_kept_weights_predict_what_the_trial_did(tmp_path, spec_of, name, select
         adapted = Adapted(prepared(spec, model, seed=77), model)  # what is drawn at the start does not matter any more
         adapted.method.fold(adapted)
         put_weights(model, (tmp_path / WEIGHTS_FILE).read_bytes(), "test")
-        evaluator = Evaluator(adapted, encode_prompts(spec, setting), setting.words, CPU)
+        evaluator = Evaluator(adapted, encode_prompts(spec, setting), setting.words, CPU, reasoning=setting.reasoning)
         chosen = "best_dev" if "best_dev" in selections else "last"
         for test in setting.tests:
             expected = [row["label_log_probabilities"] for row in rows if (row["selection"], row["set"]) == (chosen, test.name)]

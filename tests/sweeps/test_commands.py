@@ -45,8 +45,8 @@ def spec_of(command: str, monkeypatch) -> TrialSpec:
     [(name, CHANGES[0]) for name in METHODS] + [(name, change) for change in CHANGES[1:] for name in ("in_context", "lora", "qlora")],
 )
 def test_the_command_describes_the_trial(name, change, monkeypatch):
-    train = change.get("train", {})
-    plan = parse_plan({"models": ["toy"], "tasks": ["toy"], "methods": {name: {}}, **change, "train": train}, "plan")
+    train, entry = change.get("train", {}), {"mixture": ["toy_text"]} if name == "multi_task" else {}
+    plan = parse_plan({"models": ["toy"], "tasks": ["toy"], "methods": {name: entry}, **change, "train": train}, "plan")
     (cell,) = build_cells(plan)
     spec = cell.report_spec({}, 3)
     assert spec_of(trial_command(spec), monkeypatch).digest == spec.digest
@@ -73,6 +73,13 @@ def test_a_teacher_is_named(monkeypatch):
     spec = cell.report_spec({}, 1)
     command = trial_command(spec)
     assert (spec.teacher is None or "--teacher toy" in command) and spec_of(command, monkeypatch).digest == spec.digest
+
+
+def test_a_held_out_task_and_what_was_mixed_are_said(monkeypatch):
+    methods = {"multi_task": {"mixture": ["toy_text"], "n_shots": [0]}}
+    (cell,) = build_cells(parse_plan({"models": ["toy"], "tasks": ["toy"], "methods": methods}, "plan"))
+    spec = cell.report_spec({}, 1)
+    assert "--shots 0 --mixture toy_text" in trial_command(spec) and spec_of(trial_command(spec), monkeypatch).digest == spec.digest
 
 
 def test_how_text_is_generated_is_said(monkeypatch):
