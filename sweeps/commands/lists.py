@@ -1,0 +1,46 @@
+"""What there is: methods and tasks."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from sweeps.commands import DataDir, terminal
+
+Markdown = Annotated[bool, typer.Option("--markdown", help="print the table as Markdown")]
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(help="one method, with its whole description")] = None, markdown: Markdown = False
+) -> int:
+    """The ways of adapting a model."""
+    from llmft.registry import METHODS, method_class
+    from sweeps.catalogue import METHOD_COLUMNS, markdown_table, method_rows, terminal_table
+
+    rows = method_rows(METHODS if name is None else [name])
+    if markdown:
+        print(markdown_table(METHOD_COLUMNS, rows))
+        return 0
+    if name is not None:
+        print(sys.modules[method_class(name).__module__].__doc__)
+    terminal().print(terminal_table(METHOD_COLUMNS, rows))
+    return 0
+
+
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="one task, with its rows and its patterns on an example")] = None,
+    data_dir: DataDir = None,
+    markdown: Markdown = False,
+) -> int:
+    """The tasks, with their test sets and patterns. Fetches nothing."""
+    from llmft.registry import TASKS
+    from sweeps.catalogue import TASK_COLUMNS, markdown_table, task_page, task_rows, terminal_table
+
+    if markdown:
+        print(markdown_table(TASK_COLUMNS, task_rows(TASKS if name is None else [name])))
+    else:
+        table = terminal_table(TASK_COLUMNS, task_rows(TASKS)) if name is None else task_page(name, data_dir)
+        terminal().print(table, highlight=False)
+    return 0
