@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from analysis.columns import DOMAINS
-from analysis.headline import p_text
+from analysis.headline import p_entry, p_text
 from analysis.layout import interval, metric_name, percent, unit
 from analysis.selection import CELL, select
 from analysis.sheets import Sheet
-from analysis.stats import Difference, half_width, holm, one_sample, welch
+from analysis.stats import FEWEST, Difference, holm, one_sample, shown_half_width, welch
 from llmft.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def beside(ours: pd.DataFrame, theirs: pd.DataFrame, rule: str = "best_dev", oth
 
     Returns:
         The cell as in `ours`, `other_method`, `domain`, `set`, `other_set`, `metric`; `n`, `mean`, `half_width` and `other_n`,
-        `other_mean`, `other_half_width`; `difference` (ours minus theirs), `low`, `high`, `p`, `p_holm`, `test`; `status`: 'both',
+        `other_mean`, `other_half_width`; `difference` (ours minus theirs), `low`, `high`, `p`, `p_holm`, `test`, `n_compared` (pairs, or the smaller n); `status`: 'both',
         'ours only', 'theirs only', 'another set', 'no result'; `differs`: conditions that are known of both and not the same;
         `rule`, `other_rule`, and `is_oracle` where either looks at the reported sets.
 
@@ -67,7 +67,8 @@ def beside_sentences(table: pd.DataFrame, our_name: str, their_name: str) -> Ite
         where = f"{row['model']}, {row['task']}, {row['method']}, {row['n_shots']} shots, {row['pattern']}, {row['domain'].replace('_', ' ')} ({row['set']})"
         mine = f"{interval(row['mean'], row['half_width'])}{share} in {our_name}"
         other = f"{interval(row['other_mean'], row['other_half_width'])}{share} in {their_name}"
-        yield f"{where}: {mine}, {other} ({percent(row['difference'], signed=True)}, {p_text(row['p_holm'])})"
+        p = p_text(row["p_holm"] if row["n_compared"] >= FEWEST else math.nan)
+        yield f"{where}: {mine}, {other} ({', '.join(filter(None, (percent(row['difference'], signed=True), p, _common(row))))})"
 
 
 def beside_sheet(table: pd.DataFrame, our_name: str, their_name: str) -> Sheet:
@@ -81,8 +82,8 @@ def beside_sheet(table: pd.DataFrame, our_name: str, their_name: str) -> Sheet:
         numeric=(*(i for i, name in enumerate(where) if name == "n_shots"), *range(n, n + 6)),
     )
     for row in rows.to_dict("records"):
-        note = {"both": "", "another set": f"sets {row['set']}, {row['other_set']}", "ours only": f"not in {their_name}"}
-        p = p_text(row["p_holm"]).removeprefix("p ").removeprefix("= ") if row["status"] == "both" else "–"
+        note = {"both": _common(row), "another set": f"sets {row['set']}, {row['other_set']}", "ours only": f"not in {their_name}"}
+        p = p_entry(row["p_holm"], row["n_compared"])
         names = {**row, "domain": row["domain"].replace("_", " ")}
         if row["method"] != row["other_method"]:
             names["method"] = f"{row['method']} ({row['other_method']})"
@@ -107,6 +108,8 @@ def beside_notes(table: pd.DataFrame, our_name: str, their_name: str) -> Iterato
     tests = set(table.loc[table["status"] == "both", "test"])
     if "welch" in tests:
         yield "no shared draws in some cells: those differences are tested by Welch's test, not in pairs"
+    if any(_common(row) for row in table.to_dict("records")):
+        yield "means are over all seeds of each, differences over the common seeds: they need not agree"
     if n := len(table[table["status"] == "theirs only"].drop_duplicates(CELL)):
         yield f"{_count(n)} only in {their_name}"
 
@@ -157,7 +160,7 @@ def _row(cell: tuple, other_method: str, mine: pd.DataFrame | None, other: pd.Da
         scores = [] if done is None else done[f"{domain}_score"].to_numpy()
         row[f"{prefix}set"] = next(iter(done[f"{domain}_set"].dropna()), None) if done is not None else None
         row |= {f"{prefix}n": len(scores), f"{prefix}mean": float(scores.mean()) if len(scores) else math.nan}
-        row[f"{prefix}half_width"] = half_width(scores)
+        row[f"{prefix}half_width"] = shown_half_width(scores)
         sides.append(done)
     metrics = [next(iter(each["metric"].dropna()), None) for each in sides if each is not None and len(each)]
     row["metric"] = metrics[0] if metrics else None
@@ -171,6 +174,7 @@ def _row(cell: tuple, other_method: str, mine: pd.DataFrame | None, other: pd.Da
         "high": difference.high,
         "p": difference.p,
         "test": difference.test,
+        "n_compared": difference.n,
     }
     row["differs"] = ", ".join(_differing(mine, other)) if mine is not None and other is not None else ""
     return row
@@ -192,6 +196,12 @@ def _difference(mine: pd.DataFrame, other: pd.DataFrame, score: str) -> Differen
     if len(both) > 1:
         return one_sample((both[f"{score}_x"] - both[f"{score}_y"]).to_numpy())
     return welch(mine[score].to_numpy(), other[score].to_numpy())
+
+
+def _common(row: dict[str, Any]) -> str:
+    """'on 3 common seeds' where a difference is taken over fewer trials than one of its means."""
+    fewer = row["test"] == "paired" and row["n_compared"] < max(row["n"], row["other_n"])
+    return f"on {row['n_compared']} common seeds" if fewer else ""
 
 
 def _differing(mine: pd.DataFrame, other: pd.DataFrame) -> Iterator[str]:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from analysis.columns import DOMAINS
+from analysis.matrix import by_model
 from analysis.selection import select
-from analysis.stats import ALPHA, Difference, holm, indistinct_groups, minimum_detectable_effect, one_sample, welch
+from analysis.stats import ALPHA, FEWEST, Difference, holm, indistinct_groups, minimum_detectable_effect, one_sample, welch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +58,15 @@ class Contrast(NamedTuple):
     n_family: int
 
     @property
+    def told(self) -> bool:
+        """Whether there is a test, and enough trials to believe it."""
+        return self.difference.n >= FEWEST and not math.isnan(self.p)
+
+    @property
+    def significant(self) -> bool:
+        return self.told and self.p < ALPHA
+
+    @property
     def detectable(self) -> float:
         """The smallest true difference that this comparison would have found with a power of 80 %, without the correction."""
         half, n = (self.difference.high - self.difference.low) / 2, self.difference.n
@@ -91,19 +101,19 @@ class Family:
 
     def beaten(self, sample: Sample) -> bool:
         """Whether some other method is significantly better."""
-        return any(each.b is sample and each.p < ALPHA for each in self.contrasts)
+        return any(each.b is sample and each.significant for each in self.contrasts)
 
     @property
     def groups(self) -> list[list[Sample]]:
         """The largest sets of samples of which no two can be told apart."""
         by_name = {str(place): sample for place, sample in enumerate(self.samples)}
         name = {id(sample): place for place, sample in by_name.items()}
-        p_values = {(name[id(each.a)], name[id(each.b)]): each.p for each in self.contrasts}
+        p_values = {(name[id(each.a)], name[id(each.b)]): each.p if each.told else math.nan for each in self.contrasts}
         return [[by_name[place] for place in group] for group in indistinct_groups(list(by_name), p_values)]
 
 
 def families(frame: pd.DataFrame, rule: str = "best_dev") -> list[Family]:
-    """Every family of comparisons: model x task x number of shots x domain.
+    """Every family of comparisons: model (by size) x task x number of shots x domain.
 
     Raises:
         UserError: there is no such rule.
@@ -111,7 +121,7 @@ def families(frame: pd.DataFrame, rule: str = "best_dev") -> list[Family]:
     chosen = select(frame, rule)
     done = chosen[chosen["status"] == "finished"]
     found = []
-    for (model, task), trials in done.groupby(["model", "task"], sort=True):
+    for (model, task), trials in by_model(done, "task"):
         for domain in DOMAINS:
             scored = trials[trials[f"{domain}_score"].notna()]
             samples = list(_samples(scored, domain))

@@ -10,7 +10,7 @@ from analysis.columns import DOMAINS
 from analysis.contrasts import MAJORITY
 from analysis.drawing import INK, MARKERS, Look, draw, draw_line, handle, log_axis, notice
 from analysis.layout import TITLES, axis_name
-from analysis.matrix import model_size, size_name
+from analysis.matrix import by_model, model_size, size_name
 from analysis.rows import LABEL
 from analysis.selection import select
 from analysis.tables import common_shots
@@ -58,7 +58,7 @@ def scatter(frame: pd.DataFrame, rule: str = "best_dev") -> str:
         known = points[["in_domain_majority", "out_of_domain_majority"]].notna().any().any()
         return [*look.handles(points, lines=False, markers=False), *shots, *([_majority_handle()] if known else [])]
 
-    panels = [(f"{model} on {task}", trials) for (model, task), trials in points.groupby(["model", "task"])]
+    panels = [(f"{model} on {task}", trials) for (model, task), trials in by_model(points, "task")]
     return draw(panels, paint, handles, "In-domain against out-of-domain score, one point for each trial", (4.2, 4.2))
 
 
@@ -147,7 +147,7 @@ def cost_figure(frame: pd.DataFrame, rule: str = "best_dev", cost: str = "tokens
         log_axis(axes)
         axes.set(xlabel=COSTS[cost], ylabel=axis_name(_of(trials, cells), score))
 
-    panels = [(f"{model} on {task}", cells) for (model, task), cells in table.groupby(["model", "task"])]
+    panels = [(f"{model} on {task}", cells) for (model, task), cells in by_model(table, "task")]
     return draw(panels, paint, lambda: look.handles(table, lines=False), f"Score against {COSTS[cost]}")
 
 
@@ -176,11 +176,11 @@ def sets_figure(frame: pd.DataFrame, groups: pd.DataFrame) -> str:
             y = [places[name] + 0.6 * (0.5 - (i + 0.5) / len(methods)) for name in zip(of["set"], of["value"], strict=True)]
             axes.errorbar(100 * of["mean"], y, xerr=100 * of["half_width"].fillna(0), fmt=look.marker(method), markersize=5,
                           color=look.colour(method), markerfacecolor=look.face(method), elinewidth=1.2)  # fmt: skip
-        axes.set_yticks(list(places.values()), [f"{set_}: {value}".replace("_", " ") for set_, value in places])
+        axes.set_yticks(list(places.values()), [f"{name}: {value.replace('_', ' ')}" for name, value in places])
         axes.set(xlim=(-3, 103), xlabel="accuracy in %")
 
     panels, most = [], 1
-    for (model, task), cells in rows.groupby(["model", "task"]):
+    for (model, task), cells in by_model(rows, "task"):
         shots = common_shots(cells)
         panels.append((f"{model} on {task}, {shots} shots", cells[cells["n_shots"].isin([0, shots])]))
         most = max(most, cells[["set", "value"]].drop_duplicates().shape[0])
@@ -206,7 +206,7 @@ def _majority(table: pd.DataFrame, cells: pd.DataFrame, domain: str) -> float:
 def _domain_panels(rows: pd.DataFrame) -> list:
     return [
         (f"{model} on {task}: {TITLES[domain].lower()}", (domain, cells))
-        for (model, task), cells in rows.groupby(["model", "task"])
+        for (model, task), cells in by_model(rows, "task")
         for domain in DOMAINS
         if cells[f"{domain}_mean"].notna().any()
     ]

@@ -20,6 +20,7 @@ N_SEEDS = 6
 CODES = {
     "unreadable_records": "records that could not be read, and are in no number",
     "missing_trials": "report trials of the sweep that left no record",
+    "failed_search": "a cell without results, since every setting of its search failed",
     "no_report_trials": "the sweep has searched, but reported nothing yet",
     "failed_trials": "a cell whose mean leaves out failed trials",
     "no_selection": "finished trials without a checkpoint under the rule",
@@ -75,9 +76,13 @@ def _of_store(frame: pd.DataFrame, trials: pd.DataFrame, manifest: Manifest | No
         yield _finding(
             "unreadable_records", "error", f"{n} unreadable, in no number here; the first: {unreadable['message'].iloc[0]}", n
         )
-    if manifest and (missing := set(manifest.report) - set(frame["digest"])):
-        text = f"{len(missing)} of {len(set(manifest.report))} report trials left no record: run the plan again"
-        yield _warning("missing_trials", text, len(missing))
+    if manifest and (n_missing := manifest.n_report - len(set(manifest.report) & set(frame["digest"]))):
+        text = f"{n_missing} of {manifest.n_report} report trials left no record: run the plan again"
+        yield _warning("missing_trials", text, n_missing)
+    for planned in manifest.cells if manifest else ():
+        if not planned.n_report:
+            name = cell_name(tuple(planned.cell.get(part) for part in CELL))
+            yield _warning("failed_search", f"{name}: every setting that the search tried failed, so nothing is reported")
     if trials.empty:
         yield _warning("no_report_trials", f"no report trial yet ({frame['digest'].nunique()} other trials in the store)")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from analysis.contrasts import MAJORITY, Contrast, Family, Sample, families
 from analysis.layout import TITLES, metric_name, percent, tallies, unit
-from analysis.stats import ALPHA, half_width
+from analysis.manifest import Manifest
+from analysis.stats import FEWEST, Difference, shown_half_width
 from analysis.tables import compare
 from llmft.spec import ORACLES
 
@@ -21,7 +23,10 @@ _NAMED = 6  # of more methods that cannot be told apart only the first are named
 
 @dataclass(frozen=True)
 class Answer:
-    """Which method is best for one model and task. `sure` tells for each sentence whether the comparisons allow one to say so."""
+    """Which method is best for one model and task. `sure` tells for each sentence whether the comparisons allow one to say so.
+
+    `unfinished` says how much of the plan has no result yet, and is empty where all of it has; before that nothing is sure.
+    """
 
     model: str
     task: str
@@ -29,9 +34,10 @@ class Answer:
     out_of_domain: str
     in_domain_sure: bool
     out_of_domain_sure: bool
+    unfinished: str = ""
 
 
-def headline(frame: pd.DataFrame, rule: str = "best_dev") -> list[Answer]:
+def headline(frame: pd.DataFrame, rule: str = "best_dev", manifest: Manifest | None = None) -> list[Answer]:
     """The best method of each model and task by mean score, in and out of domain.
 
     Methods are compared at the number of shots that most of them were tried with (the largest of those, if several); zero-shot
@@ -42,23 +48,37 @@ def headline(frame: pd.DataFrame, rule: str = "best_dev") -> list[Answer]:
     Args:
         frame: from `analysis.load`.
         rule: which checkpoint counts (`analysis.RULES`).
+        manifest: from `analysis.read_manifest`; without it nothing is known of what is still to come.
 
     Raises:
         UserError: there is no such rule.
     """
     found = families(frame, rule)
-    return answer(compare(frame, rule, found), found, rule)
+    return answer(compare(frame, rule, found), found, rule, manifest, set(frame["digest"]))
 
 
-def answer(comparison: pd.DataFrame, found: list[Family], rule: str) -> list[Answer]:
-    """`headline`, from `analysis.compare` and `analysis.families`."""
+def answer(
+    comparison: pd.DataFrame, found: list[Family], rule: str, manifest: Manifest | None = None, recorded: Collection[str] = ()
+) -> list[Answer]:
+    """`headline`, from `analysis.compare` and `analysis.families`; `recorded` are the digests of the trials with a record."""
     answers = []
-    for (model, task), rows in comparison.groupby(["model", "task"], sort=False):
+    planned = [(each.cell.get("model"), each.cell.get("task")) for each in manifest.cells] if manifest else []
+    for model, task in dict.fromkeys([*comparison[["model", "task"]].itertuples(index=False, name=None), *planned]):
+        rows = comparison[(comparison["model"] == model) & (comparison["task"] == task)]
+        unfinished = manifest.unfinished(model, task, recorded) if manifest else ""
         here = [family for family in found if (family.model, family.task) == (model, task)]
         sentences = [_sentence(rows, [each for each in here if each.domain == domain], domain, rule) for domain in TITLES]
-        (inside, sure_inside), (outside, sure_outside) = sentences
-        answers.append(Answer(model, task, inside, outside, sure_inside, sure_outside))
+        (inside, sure_inside), (outside, sure_outside) = [(text, sure and not unfinished) for text, sure in sentences]
+        answers.append(Answer(model, task, inside, outside, sure_inside, sure_outside, unfinished))
     return answers
+
+
+def answer_lines(answers: Sequence[Answer]) -> Iterator[str]:
+    """The answers for a terminal, a sentence a line; each names its model and task where there are several."""
+    for each in answers:
+        where = f"{each.model} on {each.task}: " if len(answers) > 1 else ""
+        for text in filter(None, (each.unfinished, each.in_domain, each.out_of_domain)):
+            yield f"{where}{text[0].lower()}{text[1:]}" if where else text
 
 
 def main_family(found: list[Family]) -> Family:
@@ -73,10 +93,31 @@ def p_text(p: float) -> str:
     return "p < .001" if p < 0.001 else f"p = {p:.2g}".replace("0.", ".", 1) if p < 0.995 else "p = 1"
 
 
+def p_entry(p: float, n: int) -> str:
+    """The same for a table; a dash where `n` trials are too few to test."""
+    return "–" if n < FEWEST or math.isnan(p) else p_text(p).removeprefix("p ").removeprefix("= ")
+
+
+def span(difference: Difference) -> str:
+    """'0.4 to 4.2': the interval; empty where there are too few trials for one, or no spread."""
+    _, low, high, _, n, _ = difference
+    return f"{percent(low)} to {percent(high)}" if n >= FEWEST and high - low > 1e-12 else ""
+
+
 def points(contrast: Contrast) -> str:
-    """'2.3 points (0.4 to 4.2; p = .02)': a difference with its interval and corrected p-value."""
-    mean, low, high = (percent(value) for value in contrast.difference[:3])
-    return f"{mean} points" + ("" if math.isnan(contrast.p) else f" ({low} to {high}; {p_text(contrast.p)})")
+    """'2.3 points (0.4 to 4.2; p = .02)': a difference with its interval and corrected p-value, or why there is none."""
+    why = silence(contrast) or f"{span(contrast.difference) or 'the same with every seed'}; {p_text(contrast.p)}"
+    return f"{percent(contrast.difference.mean)} points ({why})"
+
+
+def silence(contrast: Contrast) -> str:
+    """Why a comparison tells nothing; empty where it does."""
+    if contrast.told:
+        return ""
+    n = contrast.difference.n
+    return (
+        "a single trial allows no test" if n < 2 else f"{n} seeds are too few to tell" if n < FEWEST else "no spread, so no test"
+    )
 
 
 def _sentence(rows: pd.DataFrame, found: list[Family], domain: str, rule: str) -> tuple[str, bool]:
@@ -116,7 +157,7 @@ class _Teller:
         if best.method == MAJORITY:
             nearest = f"the nearest is {self.family.name(others[0])} with {self.value(others[0])}"
             return f"no method beats the majority class ({self.value(best)}){self.at}; {nearest}.", False
-        alike = [each for each in others if not self.family.between(best, each).p < ALPHA]
+        alike = [each for each in others if not self.family.between(best, each).significant]
         if not alike:
             closest = max(
                 (self.family.between(best, each) for each in others), key=lambda each: (each.p, -each.difference.mean)
@@ -138,17 +179,18 @@ class _Teller:
         return f"one cannot tell which of {listed} is best{self.at}: {above}.{self.sight(first)}", False
 
     def value(self, sample: Sample) -> str:
-        """'61.2 % (58.1 to 64.3)': the mean with its interval over seeds."""
-        mean, half = sample.mean, half_width(sample.scores)
+        """'61.2 % (58.1 to 64.3)': the mean with its interval over seeds, or over how many trials it is where there is none."""
+        mean, half, n = sample.mean, shown_half_width(sample.scores), len(sample.scores)
         if sample.is_constant:
             return f"{percent(mean)}{self.unit}"
         if math.isnan(half):
-            return f"{percent(mean)}{self.unit} in a single trial"
+            trials = "in a single trial" if n == 1 else f"over {n} trials" if n < FEWEST else f"in each of {n} trials"
+            return f"{percent(mean)}{self.unit} {trials}"
         return f"{percent(mean)}{self.unit} ({percent(max(mean - half, 0.0))} to {percent(min(mean + half, 1.0))})"
 
     def margin(self, contrast: Contrast) -> str:
-        if math.isnan(contrast.p):
-            return f" {percent(contrast.difference.mean)} points behind, and a single trial allows no test"
+        if why := silence(contrast):
+            return f" {percent(contrast.difference.mean)} points behind, and {why}"
         return f" {points(contrast)} behind"
 
     def hardest(self, closest: Contrast, first: Contrast) -> str:
@@ -157,6 +199,6 @@ class _Teller:
 
     def sight(self, contrast: Contrast) -> str:
         """What so many seeds could have seen."""
-        if math.isnan(contrast.detectable) or not contrast.detectable:
+        if not contrast.told or math.isnan(contrast.detectable) or not contrast.detectable:
             return ""
         return f" With {contrast.difference.n} seeds, a true difference below about {percent(contrast.detectable)} points would be missed."

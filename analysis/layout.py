@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analysis.contrasts import MAJORITY
 
@@ -51,7 +51,7 @@ def lay_out(comparison: pd.DataFrame) -> tuple[list[Block], dict[str, str]]:
 
     A finding marks the number it concerns: the mean of its set, or the method's name where it concerns the trial or another set.
     """
-    tally = [each for text in comparison["findings"] for each in tallies(text)]
+    tally = [each for row in comparison.to_dict("records") for place in _places(row).values() for each in place]
     letters = {key: _letter(i) for i, key in enumerate(dict.fromkeys(each.key for each in tally))}
     footnotes = {letter: _footnote([each for each in tally if each.key == key]) for key, letter in letters.items()}
     blocks = []
@@ -67,7 +67,7 @@ def lay_out(comparison: pd.DataFrame) -> tuple[list[Block], dict[str, str]]:
                 task,
                 metric_name(rows["metric"]),
                 [*headers, "Gap"],
-                [list(_entries(row, letters)) for _, row in rows.iterrows()],
+                [list(_entries(row, letters)) for row in rows.to_dict("records")],
             )
         )
     return blocks, footnotes
@@ -115,7 +115,8 @@ class Tally:
         return self.key.partition("@")[2]
 
     def __str__(self) -> str:
-        return f"{self.key.replace('@', ' on ').replace('_', ' ')} in {self.count} of {self.n} trials"
+        code = self.key.partition("@")[0].replace("_", " ")
+        return f"{code}{f' on {self.set}' if self.set else ''} in {self.count} of {self.n} trials"
 
 
 def tallies(findings: object) -> list[Tally]:
@@ -134,11 +135,17 @@ def _letter(index: int) -> str:
     return (_letter(high - 1) if high else "") + LETTERS[low]
 
 
-def _entries(row: pd.Series, letters: dict[str, str]) -> Iterator[Entry]:
+def _places(row: Mapping[Hashable, Any]) -> dict[str, list[Tally]]:
+    """The findings of a row by the entry that they mark, in reading order: the method's name, the mean of a domain's set."""
     by_set = {name: prefix for prefix in TITLES if isinstance(name := row[f"{prefix}_set"], str)}
-    places: dict[str, list[Tally]] = {}
+    places: dict[str, list[Tally]] = {"method": [], **{prefix: [] for prefix in TITLES}}
     for each in tallies(row["findings"]):
-        places.setdefault(by_set.get(each.set, "method"), []).append(each)
+        places[by_set.get(each.set, "method")].append(each)
+    return places
+
+
+def _entries(row: Mapping[Hashable, Any], letters: dict[str, str]) -> Iterator[Entry]:
+    places = _places(row)
 
     def entry(text: str, place: str = "", order: float | str = "", numeric: bool = True, strong: bool = False) -> Entry:
         here = places.get(place, [])

@@ -67,7 +67,7 @@ def size_matrix(
     for name, conditions in (("row", {**where, **row}), ("column", {**where, **column})):
         side = _matching(trials, conditions, name)
         sides.append([(model, scores.to_numpy()) for model, scores in side.groupby("model")[score]])
-        sides[-1].sort(key=lambda each: (model_size(each[0]), each[0]))
+        sides[-1].sort(key=lambda each: model_order(each[0]))
     rows = []
     for row_model, a in sides[0]:
         for column_model, b in sides[1]:
@@ -93,6 +93,16 @@ def model_size(name: str) -> float:
     """Number of parameters that a model's name tells ('facebook/opt-1.3b': 1.3e9); infinite where it tells none."""
     found = re.findall(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([kmb])(?![a-z0-9])", name.lower())
     return float(found[-1][0]) * _UNITS[found[-1][1]] if found else float("inf")
+
+
+def model_order(name: str) -> tuple[float, str]:
+    """What models are sorted by: the size in their names, those without one last."""
+    return model_size(name), name
+
+
+def by_model(rows: pd.DataFrame, *others: str) -> list[tuple[tuple, pd.DataFrame]]:
+    """((model, value of each of `others`), rows): what `groupby` gives, with the models by size."""
+    return sorted(rows.groupby(["model", *others]), key=lambda each: (model_order(each[0][0]), *each[0][1:]))
 
 
 def size_name(name: str) -> str:

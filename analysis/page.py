@@ -40,7 +40,7 @@ def page_content(
     return {
         "title": (manifest.plan_name if manifest else "") or "Comparison of adaptation methods",
         "rule": rule,
-        "answers": answer(comparison, found, rule),
+        "answers": answer(comparison, found, rule, manifest, set(frame["digest"])),
         "blocks": list(zip(blocks, draw_strips(comparison), strict=True)),
         "footnotes": footnotes,
         "rankings": _rankings(found),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from analysis.contrasts import MAJORITY, Family
-from analysis.headline import p_text
+from analysis.contrasts import MAJORITY, Contrast, Family
+from analysis.headline import p_entry, span
 from analysis.layout import TITLES, interval, percent
 from analysis.sheets import Sheet, trimmed
-from analysis.stats import half_width
+from analysis.stats import shown_half_width
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -29,12 +29,10 @@ def ranking(family: Family) -> Ranking:
         behind, p = "–", "–"
         if sample is not best:
             contrast = family.between(best, sample)
-            low, high = percent(contrast.difference.low), percent(contrast.difference.high)
-            span = "" if low == "–" else f" ({low} to {high})"
-            behind, p = f"{percent(contrast.difference.mean)}{span}", p_text(contrast.p).removeprefix("p ").removeprefix("= ")
+            behind, p = _with_span(contrast), p_entry(contrast.p, contrast.difference.n)
         letters = "".join(_letter(i) if sample in group else "·" for i, group in enumerate(groups))
         name = family.name(sample).removeprefix("the ")
-        half = half_width(sample.scores)
+        half = shown_half_width(sample.scores)
         n = "–" if sample.method == MAJORITY else str(len(sample.scores))
         sheet.rows.append([name, n, interval(sample.mean, half), behind, p, letters])
     shots = f", {family.n_shots} shots" if family.n_shots else ""
@@ -62,15 +60,20 @@ def difference_sheet(found: Iterable[Family]) -> Sheet:
         best = family.samples[0]
         for other in family.samples[1:]:
             each = family.between(best, other)
-            mean, low, high = (percent(value) for value in each.difference[:3])
-            p, corrected = (p_text(value).removeprefix("p ").removeprefix("= ") for value in (each.difference.p, each.p))
+            p, corrected = (p_entry(value, each.difference.n) for value in (each.difference.p, each.p))
             names = [family.name(sample).removeprefix("the ") for sample in (best, other)]
             sheet.rows.append([
                 family.model, family.task, str(family.n_shots), family.domain.replace("_", " "), *names,
-                mean if low == "–" else f"{mean} ({low} to {high})", p, corrected, str(each.difference.n), each.difference.test or "–",
-                percent(each.detectable),
+                _with_span(each), p, corrected, str(each.difference.n), each.difference.test or "–",
+                percent(each.detectable) if each.told else "–",
             ])  # fmt: skip
     return trimmed(sheet, "model", "task")
+
+
+def _with_span(contrast: Contrast) -> str:
+    """'2.3 (0.4 to 4.2)', or the difference alone."""
+    within = span(contrast.difference)
+    return percent(contrast.difference.mean) + (f" ({within})" if within else "")
 
 
 def _letter(index: int) -> str:

@@ -11,10 +11,12 @@ from analysis.forgetting import forgetting_table
 from analysis.layout import interval, percent
 from analysis.selection import CELL, select
 from analysis.sheets import Sheet, trimmed
+from analysis.stats import FEWEST
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_HUGE = 1e9
 _FEW = 6  # a grouping with more values than this makes a wide table
 
 
@@ -50,11 +52,17 @@ def forgetting_sheet(frame: pd.DataFrame) -> Sheet:
         [*names, "measured on", "metric", "n", "before", "after", "drop (95 %)", "relative drop"], numeric=(3, 7, 8, 9, 10, 11)
     )
     for (*cell, _, name, metric), row in forgetting_table(frame).iterrows():
-        span = "" if math.isnan(row["drop_low"]) else f" ({row['drop_low']:.3f} to {row['drop_high']:.3f})"
-        numbers = [f"{row['n_trials']:.0f}", f"{row['before']:.3f}", f"{row['after']:.3f}", f"{row['drop']:.3f}{span}"]
-        texts = [text.replace("-", "−") for text in [*numbers, f"{row['relative_drop']:.1%}"]]
+        span = f" ({_number(row['drop_low'])} to {_number(row['drop_high'])})" if row["n_trials"] >= FEWEST else ""
+        numbers = [f"{row['n_trials']:.0f}", _number(row["before"]), _number(row["after"]), _number(row["drop"]) + span]
+        relative = f"{row['relative_drop']:.1%}" if abs(row["relative_drop"]) < _HUGE else _number(row["relative_drop"])
+        texts = [text.replace("-", "−") for text in [*numbers, relative]]
         sheet.rows.append([*map(str, cell), name, metric, *texts])
     return trimmed(sheet, "model", "task", "pattern")
+
+
+def _number(value: float) -> str:
+    """Three decimals; a perplexity beyond all measure is only said to be that."""
+    return f"{value:.3f}" if abs(value) <= _HUGE else "> 1e9" if value > 0 else "< -1e9"
 
 
 def variance_sheet(table: pd.DataFrame) -> Sheet:

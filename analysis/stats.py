@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 ALPHA = 0.05
+FEWEST = 3
+"""Of fewer trials no interval is shown and no test is believed: with two, Student's t is 12.7 standard errors."""
 
 
 class Difference(NamedTuple):
@@ -40,6 +42,11 @@ def half_width(values: np.ndarray, level: float = 1 - ALPHA) -> float:
 
     n = len(values)
     return float(stdtrit(n - 1, (1 + level) / 2) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+
+
+def shown_half_width(values: np.ndarray) -> float:
+    """`half_width` where there is an interval to show: NaN for fewer than `FEWEST` values, and where all are the same."""
+    return half_width(values) if len(values) >= FEWEST and np.ptp(values) > 1e-12 else math.nan
 
 
 def one_sample(differences: Sequence[float], test: str = "paired") -> Difference:

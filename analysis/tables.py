@@ -14,7 +14,7 @@ from analysis.columns import DOMAINS
 from analysis.contrasts import MAJORITY, Family, families
 from analysis.matrix import model_size
 from analysis.selection import CELL, select
-from analysis.stats import half_width
+from analysis.stats import shown_half_width
 from llmft.spec import ORACLES
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ def compare(frame: pd.DataFrame, rule: str = "best_dev", found: Iterable[Family]
         One row for each cell, sorted by model, task, n_shots, method, pattern. Raw numbers: scores in [0, 1] (accuracies, for classification).
         Columns: the cell; `rule`, `is_oracle`; `n` finished trials, `n_failed` failed ones, `n_unselected` finished ones without
         a checkpoint under the rule; for `in_domain` and `out_of_domain` the `_set`, and of its score `_mean`, `_sd` (divisor
-        n - 1, NaN for one trial), `_max` and `_half_width` (of the 95 % t-interval, NaN for one trial); `gap_mean`;
+        n - 1, NaN for one trial), `_max` and `_half_width` (of the 95 % t-interval, NaN for fewer than three trials and where all
+        have the same score); `gap_mean`;
         `metric`, what the scores are; `in_domain_top` and `out_of_domain_top`: no method at these shots is significantly better
         (`analysis.contrasts`), false where there is nothing to compare with;
         `findings`: warnings of the trials, as "code@set 3/6; ...", out of `n`.
@@ -114,7 +115,7 @@ def common_shots(rows: pd.DataFrame) -> int:
 
 
 def describe(values: pd.Series) -> dict[str, float]:
-    """Mean, sd, maximum and half width of the 95 % t-interval of the mean, over what is not missing; NaN where undefined."""
+    """Mean, sd, maximum and half width of the 95 % t-interval of the mean, over what is not missing; NaN where there is none."""
     numbers = values.to_numpy(dtype=float)
     numbers = numbers[~np.isnan(numbers)]
     n = len(numbers)
@@ -122,7 +123,7 @@ def describe(values: pd.Series) -> dict[str, float]:
         "mean": float(numbers.mean()) if n else math.nan,
         "sd": float(numbers.std(ddof=1)) if n > 1 else math.nan,
         "max": float(numbers.max()) if n else math.nan,
-        "half_width": half_width(numbers),
+        "half_width": shown_half_width(numbers),
     }
 
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from analysis.budget import budget_curves, search_points
 from analysis.drawing import Look, draw, draw_line, log_axis, notice
+from analysis.matrix import by_model
 from analysis.selection import CELL
-from analysis.stats import half_width
+from analysis.stats import shown_half_width
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,11 +33,11 @@ def learning_curves(frame: pd.DataFrame, curves: pd.DataFrame) -> str:
 
     def paint(axes: Axes, cells: pd.DataFrame) -> None:
         for name, of_name in cells.groupby("name"):
-            by_epoch = of_name.groupby("epoch")["dev_score"].agg(["mean", lambda scores: half_width(scores.to_numpy())])
+            by_epoch = of_name.groupby("epoch")["dev_score"].agg(["mean", lambda scores: shown_half_width(scores.to_numpy())])
             draw_line(axes, look, name, by_epoch.index.astype(float), by_epoch.iloc[:, 0], by_epoch.iloc[:, 1], band=True)
         axes.set(xlabel="epoch", ylabel="dev score × 100")
 
-    panels = [(f"{m} on {t}, {n} shots", cells) for (m, t, n), cells in points.groupby(["model", "task", "n_shots"])]
+    panels = [(f"{m} on {t}, {n} shots", cells) for (m, t, n), cells in by_model(points, "task", "n_shots")]
     return draw(panels, paint, lambda: look.handles(points), "Dev score during training")
 
 
@@ -57,7 +58,7 @@ def rates_figure(frame: pd.DataFrame) -> str:
         log_axis(axes)
         axes.set(xlabel="learning rate", ylabel="dev score × 100")
 
-    panels = [(f"{m} on {t}, {n} shots", cells) for (m, t, n), cells in points.groupby(["model", "task", "n_shots"])]
+    panels = [(f"{m} on {t}, {n} shots", cells) for (m, t, n), cells in by_model(points, "task", "n_shots")]
     return draw(panels, paint, lambda: look.handles(points), "Dev score against the learning rate")
 
 
@@ -75,5 +76,5 @@ def budget_figure(frame: pd.DataFrame) -> str:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set(xlabel="settings tried", ylabel="expected best dev score × 100")
 
-    panels = [(f"{m} on {t}, {n} shots", cells) for (m, t, n), cells in curves.groupby(["model", "task", "n_shots"])]
+    panels = [(f"{m} on {t}, {n} shots", cells) for (m, t, n), cells in by_model(curves, "task", "n_shots")]
     return draw(panels, paint, lambda: look.handles(curves), "Expected best dev score against the search budget")

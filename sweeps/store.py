@@ -2,7 +2,7 @@
 
 RESULTS/trials/<digest>/record.json, predictions.parquet     written by the process that ran the trial
 RESULTS/plan.yaml                                            the last plan that ran here, complete with its defaults
-RESULTS/sweep.json                                           which records belong to that plan, and what its searches chose
+RESULTS/sweep.json                                           that plan's cells, which records belong to it, what its searches chose
 
 RESULTS is a folder or a URL, as in `llmft.files`, where it also says how the processes on other nodes come by their credentials.
 """
@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
@@ -27,6 +27,7 @@ from sweeps.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from sweeps.cell_plan import Records
+    from sweeps.cells import Cell
     from sweeps.schedule import Schedule
 
 T = TypeVar("T")
@@ -172,7 +173,7 @@ class Store:
         return changed
 
     def write_manifest(self, plan: Plan, schedule: Schedule, records: Records) -> None:
-        """Say which records belong to the plan, and what its searches chose.
+        """Say what the plan consists of, which records belong to it, and what its searches chose.
 
         Raises:
             StoreUnwritable: it cannot be written.
@@ -181,6 +182,10 @@ class Store:
         states = schedule.states(records)
         content = {
             "plan_name": plan.name,
+            "cells": [
+                {"cell": _cell(state.cell), "n_report": state.n_report, "report": [trial.digest for trial in state.report]}
+                for state in states
+            ],
             "report": [trial.digest for state in states for trial in state.report],
             "search": [trial.digest for state in states for trial in state.search],
             "entries": {
@@ -191,14 +196,7 @@ class Store:
             },
             "choices": [
                 {
-                    "cell": {
-                        "model": choice.cell.base.model.name,
-                        "task": choice.cell.base.task,
-                        "method": choice.cell.entry,
-                        "n_shots": choice.cell.base.n_shots,
-                        "pattern": choice.cell.base.pattern,
-                        "settings": choice.cell.base.settings,
-                    },
+                    "cell": _cell(choice.cell),
                     "params": choice.params or {},
                     "failed": choice.params is None,
                     "dev_score": choice.dev_score,
@@ -212,6 +210,18 @@ class Store:
         }
         text = json.dumps(content, indent=1).encode()
         self._write(lambda: write_atomically(self.root / MANIFEST_FILE, text), as_holder=True)
+
+
+def _cell(cell: Cell) -> dict[str, Any]:
+    base = cell.base
+    return {
+        "model": base.model.name,
+        "task": base.task,
+        "method": cell.entry,
+        "n_shots": base.n_shots,
+        "pattern": base.pattern,
+        "settings": base.settings,
+    }
 
 
 def _patiently(action: Callable[[], T], waits_s: Sequence[float]) -> T:

@@ -13,7 +13,7 @@ from sweeps.commands import terminal
 
 def show_report(root: Place, rule: str = "best_dev") -> None:
     from analysis.findings import cross_findings
-    from analysis.headline import headline
+    from analysis.headline import answer_lines, headline
     from analysis.manifest import read_manifest
     from analysis.render import to_terminal
     from analysis.report import write_report
@@ -21,11 +21,11 @@ def show_report(root: Place, rule: str = "best_dev") -> None:
     from analysis.tables import compare
 
     frame, unread = load_for_rule(root, rule)
-    table = compare(frame, rule)
+    table, manifest = compare(frame, rule), read_manifest(root)
     console = terminal()
-    console.print(to_terminal(table, cross_findings(frame, rule, read_manifest(root))))
-    for answer in headline(frame, rule):
-        console.print(answer.in_domain, answer.out_of_domain, sep="\n", markup=False, highlight=False)
+    console.print(to_terminal(table, cross_findings(frame, rule, manifest)))
+    for line in answer_lines(headline(frame, rule, manifest)):
+        console.print(line, markup=False, highlight=False)
     for problem in unread:
         print(f"llmft: {problem}", file=sys.stderr)
     print(f"Report: {write_report(root, rule=rule, frame=frame)}")
