@@ -83,3 +83,20 @@ def test_nothing_in_common_says_what_there_is(store, tmp_path):
     other.add(0, "bitfit", n_shots=32)
     with pytest.raises(UserError, match="nothing in common: one has lora on rte with opt-125m; the other has bitfit"):
         analysis.beside(analysis.load(store.root), analysis.load(other.root))
+
+
+def test_differences_on_common_seeds_say_so(store, tmp_path):
+    other = Store(tmp_path / "other")
+    for seed in range(6):
+        other.add(seed, "lora", 0.6 + 0.03 * seed)
+        if seed < 3:
+            store.add(seed, "lora", 0.6 + 0.03 * seed)
+    table = analysis.beside(analysis.load(store.root), analysis.load(other.root))
+    row = table.query("domain == 'in_domain'").iloc[0]
+    assert (row["n"], row["other_n"], row["n_compared"], row["difference"]) == (3, 6, 3, 0.0)
+    sheet = analysis.beside_sheet(table, "A", "B")
+    assert [each[-1] for each in sheet.rows] == ["on 3 common seeds"] * 2
+    assert any("over the common seeds" in note for note in beside_notes(table, "A", "B"))
+    assert "on 3 common seeds)" in next(analysis.beside_sentences(table, "A", "B"))
+    same = analysis.beside(analysis.load(other.root), analysis.load(other.root))
+    assert not any("common seeds" in note for note in beside_notes(same, "A", "B"))

@@ -90,6 +90,11 @@ def test_patterns_of_one_method_and_many_methods_stay_distinct():
     assert len(styles) == 16 > len(COLOURS)
 
 
+def test_panels_stand_by_the_size_of_the_model(drawn):
+    for name in ("scatter", "shots", "cost", "curves"):
+        assert 0 < drawn[name].index("opt-125m on rte") < drawn[name].index("opt-1.3b on rte"), name
+
+
 def test_the_labels_of_a_set_are_drawn(full_store):
     frame = analysis.load(full_store.root)
     svg = figures.sets_figure(frame, analysis.compare_groups(frame))

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from analysis import forgetting_table, load_forgetting, mean_relative_drop, write_report
+from analysis.report_tables import forgetting_sheet
 from llmft.errors import UserError
 from llmft.record import EVALUATION_FILE, Change, Evaluation, Measure, TrialRecord, write_record
 from llmft.spec import ModelRef, TrialSpec
@@ -93,6 +94,14 @@ def test_a_damaged_evaluation_is_one_line(add, tmp_path):
     (tmp_path / "trials" / digest / EVALUATION_FILE).write_text('{"changes": 3')
     with pytest.raises(UserError, match=EVALUATION_FILE):
         load_forgetting(tmp_path)
+
+
+def test_a_perplexity_beyond_measure_is_said_to_be_that(add, tmp_path):
+    for seed in range(3):
+        add("lora", seed, perplexity(20.0, 5.693e43), change("cola", 0.8, 0.6))
+    rows = {row[-7]: row[-4:] for row in forgetting_sheet(load_forgetting(tmp_path)).rows}
+    assert rows["wiki.txt"] == ["20.000", "> 1e9", "> 1e9 (> 1e9 to > 1e9)", "> 1e9"]
+    assert rows["cola"][:2] == ["0.800", "0.600"]
 
 
 def test_the_report_shows_what_was_lost(add, tmp_path):

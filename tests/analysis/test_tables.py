@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 import scipy.stats
 from rich.console import Console
+from synthetic import set_metrics
 
 import analysis
+from analysis.layout import lay_out
 from llmft.errors import Cause, UserError
 from llmft.record import Finding
 
@@ -110,6 +112,18 @@ def test_findings_mark_the_number_they_concern(full_store):
     assert line.index("ᵃ") > line.index(f"{100 * row['out_of_domain_mean']:.1f}")
     assert "ᵃ constant prediction on hans in 5 of 11 trials of the 2 marked rows" in text
     assert "demonstrations dropped" not in text  # a note is no warning
+
+
+def test_footnotes_are_lettered_as_they_are_read(store):
+    findings = [
+        Finding(code=code, severity="warning", message="m", set=name)
+        for code, name in (("a_code", "toy_hans"), ("b_code", "rte"), ("c_code", None))
+    ]
+    store.add(findings=findings, sets={"rte": set_metrics(0.6), "toy_hans": set_metrics(0.5, "out")})
+    comparison = analysis.compare(analysis.load(store.root))
+    (block,), footnotes = lay_out(comparison)
+    assert [entry.marks for entry in block.rows[-1] if entry.marks] == ["a", "b", "c"] and "".join(footnotes) == "abc"
+    assert list(footnotes.values()) == [f"{text} in 1 of 1 trials" for text in ("c code", "b code on rte", "a code on toy_hans")]
 
 
 def test_a_finding_is_counted_once_a_trial(store):

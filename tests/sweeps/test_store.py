@@ -181,6 +181,10 @@ def test_the_manifest_names_the_plans_records_and_choices(tmp_path, small_cells)
     content = json.loads((store.root / "sweep.json").read_text())
     assert content["plan_name"] == "small" and len(content["report"]) == 10 and len(content["search"]) == 16
     assert set(content["report"]) | set(content["search"]) == set(records)
+    assert [digest for cell in content["cells"] for digest in cell["report"]] == content["report"]
+    store.write_manifest(plan, schedule, {})  # the plan is known before anything has run, but not what the searches will choose
+    cells = [(cell["cell"]["method"], cell["n_report"], len(cell["report"])) for cell in json.loads((store.root / "sweep.json").read_text())["cells"]]
+    assert cells == [("zero_shot", 1, 1), ("in_context", 3, 3), ("lora", 3, 0), ("lora", 3, 0)]
     lora = content["choices"]
     assert [choice["cell"]["method"] for choice in lora] == ["lora", "lora"]  # what trains nothing has nothing to choose
     assert [choice["n_search_trials"] for choice in lora] == [8, 8] and all(
