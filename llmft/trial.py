@@ -208,10 +208,11 @@ def _smaller_passes(spec: TrialSpec, encoded: Sequence[EncodedTrial], runtime: R
 
 
 def _passes(spec: TrialSpec, encoded: EncodedTrial, runtime: Runtime) -> list[list[int]]:
-    """The lengths of the longest queries that one process gets at once, by set."""
+    """The lengths of the longest queries that one process gets at once, by set; without a prefix that is encoded once."""
     sets = []
     for name in encoded.sets:
-        lengths = sorted(encoded.lengths(name), reverse=True)
+        apart = encoded.shares_prefix and name != SHOTS
+        lengths = sorted(map(len, encoded.sets[name].suffixes) if apart else encoded.lengths(name), reverse=True)
         sets.append(lengths[: spec.train.batch_size if name == SHOTS else None][:: runtime.world_size])
     return sets
 

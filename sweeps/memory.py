@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llmft.adapted import Adapted
 from llmft.architecture import DROPOUT, language_model, last_states, own_logits
-from llmft.batches import Prefix, QueryBatch, make_batch, split_by_tokens
+from llmft.batches import Prefix, QueryBatch, encode_prefix, make_batch, scoring_budget, split_by_tokens
 from llmft.method import Method
 from llmft.model import BorrowedModel, load_config
 from llmft.optimizers import state_bytes
 from llmft.registry import load_task
 from llmft.runtime import Runtime
 from llmft.setting import settle
+from llmft.shared_prefix import read_shared
 from llmft.spec import ModelRef, TrialSpec
 from llmft.teacher import Untouched
 from llmft.tokens import EncodedQueries
@@ -272,12 +273,21 @@ def _score(
     before, prefix_bytes = meter.now, 0
     meter.peak = before
     for reading in readings:
-        prefix = adapted("prefix", (0,) * reading.prefix) if reading.shared else None
+        prefix = _encode_prefix(adapted.model, reading.prefix) if reading.shared else None
         prefix_bytes = max(prefix_bytes, sum(_n_bytes(t) for layer in (prefix.layers if prefix else ()) for t in layer))
-        for n, length in reading.largest_batches(budget):
-            text = length - reading.n_virtual_tokens - (reading.prefix if prefix else 0)
+        pass_budget, overhead = scoring_budget(budget, prefix)
+        for n, length in reading.largest_batches(pass_budget, overhead):
+            text = length - reading.n_virtual_tokens - overhead
             adapted(what, _batch(work, adapted.model, [text] * n, prefix))
     return prefix_bytes, meter.peak - before
+
+
+def _encode_prefix(model: BorrowedModel, length: int) -> Prefix:
+    """As `llmft.shared_prefix.encode_shared`, which compares numbers besides."""
+    with model.autocast():
+        prefix = encode_prefix(model, (0,) * length)
+        again = read_shared(model.network, torch.zeros(2, 4, dtype=torch.long), prefix)
+    return replace(prefix, is_shared=again is not None)
 
 
 def _teach(
