@@ -24,7 +24,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llmft.batches import Prefix, read_prefix
-from llmft.model import BorrowedModel
+from llmft.model import HALF, BorrowedModel
 
 NAME = "llmft_shared_prefix"
 N_COMPARED = 4  # tokens at the prefix's end that are read in both ways
@@ -152,5 +152,5 @@ def encode_shared(model: BorrowedModel, ids: Sequence[int]) -> Prefix:
     again = read_shared(model.network, torch.tensor([ids[-n:]] * 2, device=model.device), shorter) if n else None
     if again is None:
         return prefix
-    rounding = torch.finfo(prefix.layers[0][1].dtype).eps ** 0.5 * states.abs().max()
+    rounding = torch.finfo(HALF.get(model.precision, torch.float32)).eps ** 0.5 * states.abs().max()
     return replace(prefix, is_shared=bool((again - states[:, -n:]).abs().max() <= rounding))
