@@ -118,6 +118,9 @@ def bare_tune(n_trials: int, workers: int) -> list[Point]:
         def step(self):
             return {"done": True}
 
+        def save_checkpoint(self, checkpoint_dir):
+            return None
+
         def reset_config(self, new_config):
             return True
 
@@ -135,7 +138,13 @@ def bare_tune(n_trials: int, workers: int) -> list[Point]:
             tune.Tuner(
                 Nothing,
                 tune_config=tune.TuneConfig(num_samples=n_trials, reuse_actors=True, max_concurrent_trials=workers),
-                run_config=tune.RunConfig(name="bare", storage_path=folder, verbose=0, callbacks=[count := Count()]),
+                run_config=tune.RunConfig(
+                    name="bare",
+                    storage_path=folder,
+                    verbose=0,
+                    callbacks=[count := Count()],
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                ),
             ).fit()
         return count.stages.points
     finally:
