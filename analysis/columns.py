@@ -30,6 +30,13 @@ SET_METRICS = (
     "full_vocabulary_accuracy",
     "non_label_share",
     "majority_share",
+    "rouge1",
+    "rouge2",
+    "rougeL",
+    "rougeLsum",
+    "bleu",
+    "exact_match",
+    "token_f1",
 )
 """What each test set contributes as `<set>_<metric>`; the units are those of `llmft.record.SetMetrics`."""
 
@@ -78,6 +85,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("epochs", "Int64", "passes over the shots"),
     Column("batch_size", "Int64", "examples per optimiser step"),
     Column("settings", "str", "the method's own hyper-parameters, JSON"),
+    Column("train", "str", "how the weights are trained, all of it, JSON"),
     Column("precision", "str", "'fp32', 'bf16' or 'fp16'"),
     Column("n_dev", "Int64", "examples that select checkpoints and hyper-parameters"),
     Column("selection", "str", "which checkpoint: 'last', 'best_dev', an oracle, or 'none' (nothing trained, or no result)"),
@@ -89,7 +97,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("finding_details", "str", "the findings in full, a JSON list; empty where there are none"),
     Column("n_warnings", "Int64", "findings above a note"),
     Column("sets", "str", "the reported sets, JSON: name -> {domain, n, groups: grouping -> values}"),
-    Column("metric", "str", "what the scores are: 'accuracy' for classification"),
+    Column("metric", "str", "what the scores are: 'accuracy' for classification, 'rougeL' or 'token_f1' for generated text"),
     *_headline("in_domain"),
     *_headline("out_of_domain"),
     Column("gap", "float64", "in_domain_score minus out_of_domain_score"),
@@ -97,6 +105,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("train_s", "float64", "training, seconds"),
     Column("evaluate_s", "float64", "evaluation, seconds"),
     Column("device", "str", "device the trial ran on"),
+    Column("n_workers", "Int64", "processes, with a device each, that ran the trial together"),
     Column("peak_memory_bytes", "Int64", "largest memory in use"),
     Column("tokens_trained", "Int64", "tokens seen in training"),
     Column("tokens_evaluated", "Int64", "tokens seen in evaluation"),
@@ -111,5 +120,6 @@ COLUMNS: tuple[Column, ...] = (
     Column("n_demonstrations", "Int64", "demonstrations in the prompt"),
     Column("n_demonstrations_dropped", "Int64", "demonstrations that did not fit"),
     Column("provenance", "str", "versions, revisions and device, JSON"),
+    Column("command", "str", "the command that runs the trial again"),
 )
 """The declared columns. `analysis.load` gives them first, in this order and with these types."""

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from analysis.manifest import Manifest
-from analysis.selection import select
-from analysis.tables import CELL
+from analysis.selection import CELL, select
 from llmft.record import Finding
 from llmft.spec import ORACLES
 
@@ -53,7 +52,7 @@ def cross_findings(frame: pd.DataFrame, rule: str = "best_dev", manifest: Manife
     chosen = select(frame, rule)
     report = frame[(frame["stage"] == "report") & (frame["status"] != "unreadable")]
     trials = report.drop_duplicates("digest")
-    found = [*_of_store(frame, trials, manifest), *_of_cells(trials, chosen, rule), *_of_tasks(report, trials)]
+    found = [*_of_store(frame, trials, manifest), *_of_cells(trials, chosen, rule), *_of_tasks(chosen, trials)]
     if manifest and len({choice.n_search_trials for choice in manifest.choices}) > 1:
         counts = [choice.n_search_trials for choice in manifest.choices]
         text = f"between {min(counts)} and {max(counts)} search trials a cell: a larger search finds better settings"
@@ -106,7 +105,7 @@ def _of_cells(trials: pd.DataFrame, chosen: pd.DataFrame, rule: str) -> Iterator
             )
 
 
-def _of_tasks(report: pd.DataFrame, trials: pd.DataFrame) -> Iterator[Finding]:
+def _of_tasks(chosen: pd.DataFrame, trials: pd.DataFrame) -> Iterator[Finding]:
     for (model, task), group in trials.groupby(["model", "task"]):
         where = f"{model}, {task}"
         sizes = group[group["n_shots"] > 0].groupby(CELL).size()
@@ -121,7 +120,7 @@ def _of_tasks(report: pd.DataFrame, trials: pd.DataFrame) -> Iterator[Finding]:
             yield _finding(
                 "zero_shot_absent", "note", f"{where}: no zero_shot trials, so the table does not show what adapting adds"
             )
-    for task, shapes in report[report["status"] == "finished"].groupby("task")["sets"]:
+    for task, shapes in chosen[chosen["status"] == "finished"].groupby("task")["sets"]:
         if (n := len({_sizes(text) for text in shapes.fillna("{}").unique()})) > 1:
             yield _warning("mixed_test_sets", f"{task}: trials were scored on {n} different choices or sizes of test sets", n)
 

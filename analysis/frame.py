@@ -6,6 +6,7 @@ Nothing is left out: a failed trial is a row, and so is a record that cannot be 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -84,7 +85,8 @@ def predictions(root: str | Place, digest: str | Iterable[str] | None = None) ->
 
     Returns:
         Columns digest, selection, set, id, label, prediction, free_prediction, label_log_probabilities (natural logarithms,
-        one per label).
+        one per label); where text is generated text, finished and the scores of each text instead of the labels. A data set of
+        both kinds has all of these columns.
 
     Raises:
         UserError: no such folder or trial; none of the trials left predictions.
@@ -97,11 +99,13 @@ def predictions(root: str | Place, digest: str | Iterable[str] | None = None) ->
     wanted = list(paths) if digest is None else [digest] if isinstance(digest, str) else list(digest)
     if unknown := [name for name in wanted if name not in paths]:
         raise UserError(f"{root}: no trial {unknown[0]!r}. It holds {len(paths)} trials; analysis.load lists their digests.")
-    files = [file for file in read_many(_checked, [paths[name] for name in wanted]) if file is not None]
+    found = [each for each in read_many(_checked, [paths[name] for name in wanted]) if each is not None]
+    files, schemas = [file for file, _ in found], {schema: None for _, schema in found}  # of labels, of texts, or both
     if not files:
         raise UserError(f"{root}: none of the {len(wanted)} trials asked for left predictions (failed trials leave none).")
     bases = {file.parent.parent for file in files}
-    by_digest = pyarrow.dataset.partitioning(pyarrow.schema([("digest", pyarrow.string())]))
+    by_digest = pyarrow.dataset.partitioning(pyarrow.schema([digest_field := pyarrow.field("digest", pyarrow.string())]))
+    schema = pyarrow.unify_schemas([*schemas, pyarrow.schema([digest_field])])
     parts = [
         pyarrow.dataset.dataset(
             [_location(file) for file in files if file.parent.parent == base],
@@ -109,6 +113,7 @@ def predictions(root: str | Place, digest: str | Iterable[str] | None = None) ->
             format="parquet",
             partitioning=by_digest,
             partition_base_dir=_location(base),
+            schema=schema,
         )
         for base in sorted(bases)
     ]
@@ -119,8 +124,21 @@ def _location(path: Place) -> str:
     return path.location if isinstance(path, UrlPath) else str(path)
 
 
-def _checked(folder: Place) -> Place | None:
-    """The predictions file in `folder`, if the record names one."""
+def _checked(folder: Place) -> tuple[Place, pyarrow.Schema] | None:
+    """The predictions file in `folder` and what its columns are, if the record names one."""
+    import pyarrow.parquet
+
+    if (content := read_predictions(folder)) is None:
+        return None
+    return folder / PREDICTIONS_FILE, pyarrow.parquet.read_schema(io.BytesIO(content)).remove_metadata()
+
+
+def read_predictions(folder: Place) -> bytes | None:
+    """The content of the predictions file in a trial's folder; None where the record names none.
+
+    Raises:
+        RecordError: the record is damaged, or the file is (checked against the checksum in the record).
+    """
     record, path = read_record(folder), folder / PREDICTIONS_FILE
     if record.predictions_sha256 is None:
         return None
@@ -133,4 +151,4 @@ def _checked(folder: Place) -> Place | None:
             f"{path}: truncated or changed (its {len(content)} bytes do not match the checksum in {RECORD_FILE}); "
             "remove the folder and run the plan again."
         )
-    return path
+    return content

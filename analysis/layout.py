@@ -8,32 +8,40 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from analysis.tables import MAJORITY
+from analysis.contrasts import MAJORITY
 
 if TYPE_CHECKING:
     import pandas as pd
 
+STRONG = "Bold: no method with as many shots is shown to be better (paired by seed, Holm)"
 LETTERS = "abcdefghijklmnoprstuvwxyz"  # no q: Unicode has no raised one
 TITLES = {"in_domain": "In domain", "out_of_domain": "Out of domain"}
+SHARES = ("accuracy", "macro_accuracy", "exact_match")
+"""Metrics that are shares of examples, and so percentages."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One table cell. `marks` are letters of footnotes, `detail` what they say of this row, `order` what to sort by."""
+    """One table cell. `marks` are letters of footnotes, `detail` what they say of this row, `order` what to sort by.
+
+    `strong`: no method at the same number of shots is shown to be better.
+    """
 
     text: str
     marks: str = ""
     detail: str = ""
     order: float | str = ""
     numeric: bool = True
+    strong: bool = False
 
 
 @dataclass(frozen=True)
 class Block:
-    """The table of one model and task."""
+    """The table of one model and task. `metric` says what its numbers are: 'accuracy in %'."""
 
     model: str
     task: str
+    metric: str
     headers: list[str]
     rows: list[list[Entry]] = field(default_factory=list)
 
@@ -53,7 +61,15 @@ def lay_out(comparison: pd.DataFrame) -> tuple[list[Block], dict[str, str]]:
         for prefix, title in TITLES.items():
             name = ", ".join(rows[f"{prefix}_set"].dropna().unique())
             headers += [f"{title}{f': {name}' if name else ''}{oracle}", "sd", "max"]
-        blocks.append(Block(model, task, [*headers, "Gap"], [list(_entries(row, letters)) for _, row in rows.iterrows()]))
+        blocks.append(
+            Block(
+                model,
+                task,
+                metric_name(rows["metric"]),
+                [*headers, "Gap"],
+                [list(_entries(row, letters)) for _, row in rows.iterrows()],
+            )
+        )
     return blocks, footnotes
 
 
@@ -62,6 +78,23 @@ def percent(value: float, signed: bool = False) -> str:
     if math.isnan(value):
         return "–"
     return f"{round(100 * value, 1) + 0.0:{'+' if signed else ''}.1f}".replace("-", "−")
+
+
+def unit(metric: object) -> str:
+    """What stands behind a score that is shown times 100: ' %' for shares, nothing for other metrics (ROUGE, BLEU)."""
+    return " %" if metric in SHARES else ""
+
+
+def axis_name(trials: pd.DataFrame, domain: str) -> str:
+    """'in domain: rte, accuracy in %': what an axis with the scores of a domain shows."""
+    name = next(iter(trials[f"{domain}_set"].dropna()), "")
+    return f"{TITLES[domain].lower()}{f': {name}' if name else ''}, {metric_name(trials['metric'])}"
+
+
+def metric_name(metrics: pd.Series) -> str:
+    """'accuracy in %', 'rougeL × 100'; several where the rows mix them."""
+    names = list(dict.fromkeys(metrics.dropna())) or ["accuracy"]
+    return ", ".join(f"{name.replace('_', ' ')} in %" if unit(name) else f"{name} × 100" for name in names)
 
 
 def interval(mean: float, half_width: float) -> str:
@@ -107,9 +140,9 @@ def _entries(row: pd.Series, letters: dict[str, str]) -> Iterator[Entry]:
     for each in tallies(row["findings"]):
         places.setdefault(by_set.get(each.set, "method"), []).append(each)
 
-    def entry(text: str, place: str = "", order: float | str = "", numeric: bool = True) -> Entry:
+    def entry(text: str, place: str = "", order: float | str = "", numeric: bool = True, strong: bool = False) -> Entry:
         here = places.get(place, [])
-        return Entry(text, ",".join(letters[each.key] for each in here), "; ".join(map(str, here)), order, numeric)
+        return Entry(text, ",".join(letters[each.key] for each in here), "; ".join(map(str, here)), order, numeric, strong)
 
     majority = row["method"] == MAJORITY
     yield entry("majority class" if majority else row["method"], "method", row["method"], numeric=False)
@@ -120,7 +153,7 @@ def _entries(row: pd.Series, letters: dict[str, str]) -> Iterator[Entry]:
     yield entry("–" if majority else str(row["n_failed"]), order=-1.0 if majority else float(row["n_failed"]))
     for prefix in TITLES:
         mean, half_width = row[f"{prefix}_mean"], row[f"{prefix}_half_width"]
-        yield entry(interval(mean, half_width), prefix, mean)
+        yield entry(interval(mean, half_width), prefix, mean, strong=bool(row[f"{prefix}_top"]))
         yield entry(percent(row[f"{prefix}_sd"]), order=row[f"{prefix}_sd"])
         yield entry("–" if majority else percent(row[f"{prefix}_max"]), order=row[f"{prefix}_max"])
     yield entry(percent(row["gap_mean"], signed=True), order=row["gap_mean"])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from analysis.manifest import Manifest
+from analysis.sheets import Sheet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,15 +21,6 @@ _FACTS = {
 }
 _DOMAINS = {"in": "in domain", "out": "out of domain"}
 _SHOWN = 8  # values of a fact, beyond which only their number is told
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table of texts; columns whose index is in `numeric` are set flush right."""
-
-    headers: list[str]
-    rows: list[list[str]] = field(default_factory=list)
-    numeric: tuple[int, ...] = ()
 
 
 def facts(frame: pd.DataFrame, rule: str) -> list[tuple[str, str]]:
@@ -52,7 +43,10 @@ def search_sheet(manifest: Manifest | None) -> Sheet:
     """What the search chose: one row for each cell."""
     choices = manifest.choices if manifest else ()
     names = list(dict.fromkeys(name for choice in choices for name in choice.cell))
-    sheet = Sheet([*names, "search trials", "dev score, %", "chosen"], numeric=(len(names), len(names) + 1))
+    sheet = Sheet(
+        [*(name.removeprefix("n_") for name in names), "search trials", "dev score × 100", "chosen"],
+        numeric=(len(names), len(names) + 1),
+    )
     for choice in choices:
         dev = "–" if choice.dev_score is None else f"{100 * choice.dev_score:.1f}"
         chosen = ", ".join(f"{name} = {_short(value)}" for name, value in choice.params.items()) or "–"

@@ -1,16 +1,18 @@
-"""The comparison as something to read: for a terminal, as Markdown, as CSV."""
+"""The comparison as something to read: for a terminal, as Markdown, as LaTeX, as CSV."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from analysis.layout import LETTERS, lay_out
+from analysis.layout import LETTERS, STRONG, Block, lay_out
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.table import Table
+    from rich.text import Text
 
     from llmft.record import Finding
 
@@ -24,30 +26,66 @@ def to_terminal(comparison: pd.DataFrame, findings: Iterable[Finding] = ()) -> R
         comparison: from `analysis.compare`.
         findings: from `analysis.cross_findings`, listed below the tables.
     """
-    from rich import box
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text  # everything from a record is Text: rich must not read markup in a name
 
     blocks, footnotes = lay_out(comparison)
     parts: list[RenderableType] = [] if blocks else [Text("No report trials to compare yet.")]
     for block in blocks:
-        title = Text(f"{block.model} on {block.task}, accuracy in % (± 95 % interval)", style="bold")
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for header in block.headers:
-            textual = header in ("Method", "Pattern")
-            table.add_column(Text(header), justify="left" if textual else "right", overflow="fold")
-        widths = [max(len(row[column].marks) for row in block.rows) for column in range(len(block.headers))]
-        for row in block.rows:  # a numeric column keeps its digits below each other, marked or not
-            marks = [
-                entry.marks.translate(_RAISED).ljust(width if entry.numeric else 0)
-                for entry, width in zip(row, widths, strict=True)
-            ]
-            table.add_row(*(Text(entry.text + mark) for entry, mark in zip(row, marks, strict=True)))
-        parts.append(table)
+        title = Text(f"{block.model} on {block.task}, {block.metric} (± 95 % interval)", style="bold")
+        parts.append(_Fitted(block, title))
+    if _any_strong(blocks):
+        parts.append(_Bold())
     parts += [Text(f"{letter.translate(_RAISED)} {text}", style="dim") for letter, text in footnotes.items()]
     parts += [Text(f"{found.severity}: {found.message} [{found.code}]") for found in findings]
     return Group(*parts)
+
+
+class _Bold:
+    """The line that explains bold numbers, where bold can be seen."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        from rich.text import Text
+
+        if console.is_terminal:
+            yield Text(STRONG, style="dim")
+
+
+class _Fitted:
+    """A block as a table that leaves out what a narrow terminal has no room for: first what says nothing, then sd and maximum."""
+
+    def __init__(self, block: Block, title: Text):
+        self.block, self.title = block, title
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        headers, rows = self.block.headers, self.block.rows
+        same = {i for i, header in enumerate(headers) if header == "Pattern" and len({row[i].text for row in rows} - {"–"}) < 2}
+        same |= {i for i, header in enumerate(headers) if header == "Failed" and not any(row[i].order > 0 for row in rows)}
+        spread = {i for i, header in enumerate(headers) if header in ("sd", "max")}
+        for dropped in (set(), same, same | spread):
+            table = self._table(dropped)
+            if table.__rich_measure__(console, options.update(max_width=10_000)).maximum <= options.max_width:
+                break
+        yield table
+
+    def _table(self, dropped: set[int]) -> Table:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=self.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        columns = [i for i in range(len(self.block.headers)) if i not in dropped]
+        for i in columns:
+            textual = self.block.headers[i] in ("Method", "Pattern")
+            table.add_column(Text(self.block.headers[i]), justify="left" if textual else "right", overflow="fold")
+        widths = {i: max(len(row[i].marks) for row in self.block.rows) for i in columns}
+        for row in self.block.rows:  # a numeric column keeps its digits below each other, marked or not
+            cells = []
+            for i in columns:
+                mark = row[i].marks.translate(_RAISED).ljust(widths[i] if row[i].numeric else 0)
+                cells.append(Text(row[i].text, "bold" if row[i].strong else "").append(mark, "not bold"))
+            table.add_row(*cells)
+        return table
 
 
 def to_markdown(comparison: pd.DataFrame, findings: Iterable[Finding] = ()) -> str:
@@ -55,15 +93,48 @@ def to_markdown(comparison: pd.DataFrame, findings: Iterable[Finding] = ()) -> s
     blocks, footnotes = lay_out(comparison)
     lines = [] if blocks else ["No report trials to compare yet.", ""]
     for block in blocks:
-        lines += [f"### {_plain(block.model)} on {_plain(block.task)}", "", "Accuracy in % (± 95 % interval).", ""]
-        lines.append("| " + " | ".join(_plain(header) for header in block.headers) + " |")
+        lines += [
+            f"### {plain(block.model)} on {plain(block.task)}",
+            "",
+            f"{plain(block.metric[0].upper() + block.metric[1:])} (± 95 % interval).",
+            "",
+        ]
+        lines.append("| " + " | ".join(plain(header) for header in block.headers) + " |")
         lines.append("|" + "|".join(":--" if header in ("Method", "Pattern") else "--:" for header in block.headers) + "|")
         for row in block.rows:
-            lines.append("| " + " | ".join(_plain(entry.text) + entry.marks.translate(_RAISED) for entry in row) + " |")
+            texts = (f"**{plain(entry.text)}**" if entry.strong else plain(entry.text) for entry in row)
+            marked = (text + entry.marks.translate(_RAISED) for text, entry in zip(texts, row, strict=True))
+            lines.append("| " + " | ".join(marked) + " |")
         lines.append("")
-    lines += [f"{letter.translate(_RAISED)} {_plain(text)}  " for letter, text in footnotes.items()]
-    listed = [f"- **{found.severity}** {_plain(found.message)} (`{found.code}`)" for found in findings]
+    if _any_strong(blocks):
+        lines += [STRONG + ".", ""]
+    lines += [f"{letter.translate(_RAISED)} {plain(text)}  " for letter, text in footnotes.items()]
+    listed = [f"- **{found.severity}** {plain(found.message)} (`{found.code}`)" for found in findings]
     return "\n".join([*lines, *([""] if footnotes and listed else []), *listed]).rstrip() + "\n"
+
+
+def to_latex(comparison: pd.DataFrame, findings: Iterable[Finding] = ()) -> str:
+    """The comparison as LaTeX: a `table` for each model and task, set with booktabs, the footnotes below it.
+
+    Needs `\\usepackage{booktabs}`; the findings come as comments, to be written up by the author.
+    """
+    blocks, footnotes = lay_out(comparison)
+    lines = ["% needs \\usepackage{booktabs}"] if blocks else ["% No report trials to compare yet."]
+    for block in blocks:
+        aligned = "".join("l" if header in ("Method", "Pattern") else "r" for header in block.headers)
+        letters = dict.fromkeys(mark for row in block.rows for entry in row for mark in entry.marks.split(",") if mark)
+        caption = f"{tex(block.model)} on {tex(block.task)}: {tex(block.metric)}, mean $\\pm$ 95\\,\\% interval."
+        caption += f" {tex(STRONG)}." if _any_strong([block]) else ""
+        caption += "".join(f" \\textsuperscript{{{letter}}}\\,{tex(footnotes[letter])}." for letter in letters)
+        lines += ["\\begin{table}", "\\centering\\small", f"\\begin{{tabular}}{{{aligned}}}", "\\toprule"]
+        lines += [" & ".join(tex(header) for header in block.headers) + " \\\\", "\\midrule"]
+        for row in block.rows:
+            texts = (f"\\textbf{{{tex(entry.text)}}}" if entry.strong else tex(entry.text) for entry in row)
+            marks = (f"\\textsuperscript{{{entry.marks}}}" if entry.marks else "" for entry in row)
+            lines.append(" & ".join(text + mark for text, mark in zip(texts, marks, strict=True)) + " \\\\")
+        lines += ["\\bottomrule", "\\end{tabular}", f"\\caption{{{caption}}}", "\\end{table}", ""]
+    lines += [f"% {found.severity}: {' '.join(found.message.split())} ({found.code})" for found in findings]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def to_csv(comparison: pd.DataFrame) -> str:
@@ -71,7 +142,20 @@ def to_csv(comparison: pd.DataFrame) -> str:
     return comparison.to_csv(index=False)
 
 
-def _plain(text: str) -> str:
+def _any_strong(blocks: list[Block]) -> bool:
+    return any(entry.strong for block in blocks for row in block.rows for entry in row)
+
+
+_TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_TEX |= {"−": "$-$", "±": r"$\pm$", "–": "--", "<": "$<$", ">": "$>$"} | {each: "\\" + each for each in "&%$#_{}"}
+
+
+def tex(text: str) -> str:
+    """`text` so that LaTeX shows it as it is."""
+    return "".join(_TEX.get(each, each) for each in " ".join(text.split()))
+
+
+def plain(text: str) -> str:
     """`text` so that Markdown shows it as it is, in one table cell."""
     escaped = re.sub(r"([\\`*_|\[\]~#])", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return " ".join(escaped.split())

@@ -1,22 +1,23 @@
-"""The report: one HTML file that needs nothing beside it, with the tables and the figure also as files of their own."""
+"""The report: one HTML file that needs nothing beside it, with the tables and the figures also as files of their own."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.findings import CODES, cross_findings
-from analysis.frame import load
-from analysis.headline import headline
-from analysis.layout import interval, lay_out
+from analysis.budget import budget_curves, costs
+from analysis.contrasts import contrast_table, families
+from analysis.curves import load_curves
+from analysis.examples import example_contrasts
+from analysis.findings import cross_findings
+from analysis.forgetting import load_forgetting
 from analysis.manifest import read_manifest
-from analysis.protocol import Sheet, cost_sheet, facts, failure_sheet, provenance, search_sheet
-from analysis.render import to_csv, to_markdown
-from analysis.selection import select
-from analysis.strips import draw_strips
-from analysis.tables import CELL, compare, compare_groups
+from analysis.page import page_content
+from analysis.render import to_csv, to_latex, to_markdown
+from analysis.report_tables import example_sheet, forgetting_sheet, variance_sheet
+from analysis.sampled import load_for_rule
+from analysis.tables import compare, compare_groups
+from analysis.variance import seed_variance
 from llmft.errors import UserError
 from llmft.files import Place, open_folder, reason, write_atomically
 
@@ -24,7 +25,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TEMPLATES = Path(__file__).parent / "templates"
-_OPEN_GROUPS = 6  # a grouping with more values than this is folded away
+
+FIGURES = {
+    "scatter": "Every trial, in domain against out of domain",
+    "shots": "Score against the number of shots",
+    "sizes": "Score against the size of the model",
+    "sets": "Accuracy by set and label: a shortcut is right on one label and wrong on the other",
+    "cost": "Out-of-domain score against the tokens of a query; the line joins what nothing beats on both",
+    "curves": "Dev score during training, mean and 95 % interval over the report trials",
+    "rates": "Dev score of what the search tried, against the learning rate",
+    "budget": "Expected best dev score against the number of settings tried (Dodge et al. 2019)",
+}
+"""Name of a figure -> what it shows."""
 
 
 def write_report(
@@ -32,13 +44,13 @@ def write_report(
 ) -> Place:
     """Write the report on the results in `root`.
 
-    Beside `report.html` it writes `tables/comparison.md`, `tables/comparison.csv`, `tables/groups.csv` and `figures/scatter.svg`.
-    Each file is replaced in one step; the same records give the same bytes.
+    Beside `report.html` it writes `tables/` (the comparison as Markdown, LaTeX and CSV; groups, contrasts, single answers, search
+    budget and costs as CSV) and `figures/` (SVG). Each file is replaced in one step; the same records give the same bytes.
 
     Args:
         root: the results of a sweep, as for `analysis.load`.
         out: the folder to write to, or its URL; None: `<root>/report`.
-        rule: which checkpoint counts (`analysis.RULES`).
+        rule: which checkpoint counts (`analysis.RULES`, or 'best_on_<n>').
         frame: `analysis.load(root)`, where the caller has it already.
 
     Returns:
@@ -47,36 +59,39 @@ def write_report(
     Raises:
         UserError: no folder, no records, a damaged manifest, no such rule; the report cannot be written.
     """
-    from analysis.figures import scatter
-
     root = open_folder(root)
     folder = open_folder(out) if out is not None else root / "report"
-    frame, manifest = load(root) if frame is None else frame, read_manifest(root)
-    comparison, groups = compare(frame, rule), compare_groups(frame, rule)
-    found, figure = cross_findings(frame, rule, manifest), scatter(frame, rule)
-    blocks, footnotes = lay_out(comparison)
+    if frame is None:
+        frame, _ = load_for_rule(root, rule)
+    manifest = read_manifest(root)
+    contrasts, found = families(frame, rule), cross_findings(frame, rule, manifest)
+    comparison, groups = compare(frame, rule, contrasts), compare_groups(frame, rule)
+    answers, unread = example_contrasts(root, frame, rule)
+    variance = seed_variance(
+        frame, rule, "out_of_domain_score" if frame["out_of_domain_score"].notna().any() else "in_domain_score"
+    )
+    figures = draw_figures(frame, load_curves(root, frame), rule, comparison, groups)
+    content = page_content(frame, rule, manifest, comparison, contrasts, groups, found)
     page = _render(
-        title=(manifest.plan_name if manifest else "") or "Comparison of adaptation methods",
-        answers=headline(comparison),
-        blocks=list(zip(blocks, draw_strips(comparison), strict=True)),
-        footnotes=footnotes,
-        groups=_group_sheets(groups),
-        figure=figure,
-        findings=found,
-        trial_findings=_trial_findings(frame, rule),
-        meanings=CODES,
-        failures=failure_sheet(frame),
-        facts=facts(frame, rule),
-        search=search_sheet(manifest),
-        cost=cost_sheet(frame),
-        provenance=provenance(frame),
+        **content,
+        examples=example_sheet(answers),
+        unread=unread,
+        forgetting=forgetting_sheet(load_forgetting(root)),
+        variance=variance_sheet(variance),
         plan=_plan(root),
+        figures=figures,
     )
     files = {
         "tables/comparison.md": to_markdown(comparison, found),
+        "tables/comparison.tex": to_latex(comparison, found),
         "tables/comparison.csv": to_csv(comparison),
         "tables/groups.csv": to_csv(groups),
-        "figures/scatter.svg": figure,
+        "tables/contrasts.csv": to_csv(contrast_table(frame, rule, contrasts)),
+        "tables/examples.csv": to_csv(answers),
+        "tables/budget.csv": to_csv(budget_curves(frame)),
+        "tables/costs.csv": to_csv(costs(frame, rule)),
+        "tables/seed_variance.csv": to_csv(variance),
+        **{f"figures/{name}.svg": figure for name, figure in figures.items()},
         "report.html": page,  # last: when it is there, so is what lies beside it
     }
     try:
@@ -87,6 +102,36 @@ def write_report(
     return folder / "report.html"
 
 
+def draw_figures(
+    frame: pd.DataFrame,
+    curves: pd.DataFrame,
+    rule: str = "best_dev",
+    comparison: pd.DataFrame | None = None,
+    groups: pd.DataFrame | None = None,
+) -> dict[str, str]:
+    """Every figure of `FIGURES` as an SVG element, by name.
+
+    Args:
+        curves: from `analysis.load_curves`.
+        comparison, groups: `analysis.compare(frame, rule)` and `analysis.compare_groups(frame, rule)`, where the caller has them.
+    """
+    from analysis import figures, training_figures
+
+    comparison = compare(frame, rule) if comparison is None else comparison
+    groups = compare_groups(frame, rule) if groups is None else groups
+
+    return {
+        "scatter": figures.scatter(frame, rule),
+        "shots": figures.shots_figure(frame, comparison),
+        "sizes": figures.sizes_figure(frame, comparison),
+        "sets": figures.sets_figure(frame, groups),
+        "cost": figures.cost_figure(frame, rule),
+        "curves": training_figures.learning_curves(frame, curves),
+        "rates": training_figures.rates_figure(frame),
+        "budget": training_figures.budget_figure(frame),
+    }
+
+
 def _plan(root: Place) -> str:
     try:
         return (root / "plan.yaml").read_text(errors="replace")
@@ -94,46 +139,12 @@ def _plan(root: Place) -> str:
         return ""  # results need no plan to be reported
 
 
-def _render(figure: str, **content: Any) -> str:
+def _render(figures: dict[str, str], **content: Any) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("report.html").render(figure=Markup(figure), **content)  # the figure escapes its own texts
-
-
-def _group_sheets(groups: pd.DataFrame) -> list[dict[str, Any]]:
-    """A table for each task, set and grouping: cells down, values of the grouping across."""
-    sheets = []
-    for (task, name, domain, group), of_group in groups.groupby(["task", "set", "domain", "group"], sort=False):
-        names = list(of_group["value"].unique())
-        sheet = Sheet(
-            ["Model", "Method", "Shots", "Pattern", *(value.replace("_", " ") for value in names)],
-            numeric=(2, *range(4, 4 + len(names))),
-        )
-        for (model, _, method, n_shots, pattern), of_cell in of_group.groupby(CELL, sort=False):
-            texts = {row["value"]: interval(row["mean"], row["half_width"]) for row in of_cell.to_dict("records")}
-            sheet.rows.append([model, method, str(n_shots), pattern, *(texts.get(value, "–") for value in names)])
-        sheets.append(
-            {"task": task, "set": name, "domain": domain, "group": group, "sheet": sheet, "open": len(names) <= _OPEN_GROUPS}
-        )
-    return sorted(sheets, key=lambda each: (each["domain"] != "out", not each["open"]))
-
-
-def _trial_findings(frame: pd.DataFrame, rule: str) -> Sheet:
-    """The findings that trials carry themselves: how many trials of each method, and what the first of them says."""
-    counts: Counter[tuple[str, ...]] = Counter()
-    first: dict[tuple[str, ...], str] = {}
-    chosen = select(frame, rule).dropna(subset=["finding_details", "method"])
-    for method, details in zip(chosen["method"], chosen["finding_details"], strict=True):
-        for key, message in {
-            (each["severity"], each["code"], each["set"] or "", method): each["message"] for each in json.loads(details)
-        }.items():
-            counts[key] += 1
-            first.setdefault(key, message)
-    order = {"error": 0, "warning": 1, "note": 2}
-    rows = sorted(counts, key=lambda key: (order[key[0]], -counts[key], key))
-    headers = ["severity", "finding", "set", "method", "trials", "for example"]
-    return Sheet(headers, [[*key, str(counts[key]), first[key]] for key in rows], numeric=(4,))
+    drawn = {name: Markup(svg) for name, svg in figures.items()}  # a figure escapes its own texts
+    return environment.get_template("report.html").render(figures=drawn, captions=FIGURES, **content)

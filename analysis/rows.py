@@ -6,15 +6,20 @@ import json
 from typing import Any
 
 from analysis.columns import DOMAINS, HEADLINE_METRICS, SET_METRICS
+from analysis.commands import trial_command
 from llmft.files import Place
 from llmft.record import RecordError, SetMetrics, TrialRecord, read_record
 from llmft.spec import ORACLES
+
+LABEL = "label"
+"""The grouping by gold label: the accuracy of a value is the recall of that label."""
 
 _SPEC = ("task", "method", "n_shots", "shots_unit", "pattern", "verbalizer", "precision", "n_dev")
 _SEEDS = ("data_seed", "order_seed", "init_seed", "dropout_seed")
 _TRAIN = ("learning_rate", "epochs", "batch_size")
 _COST = (
-    *("wall_s", "train_s", "evaluate_s", "device", "peak_memory_bytes", "tokens_trained", "tokens_evaluated", "tokens_teacher"),
+    *("wall_s", "train_s", "evaluate_s", "device", "n_workers", "peak_memory_bytes"),
+    *("tokens_trained", "tokens_evaluated", "tokens_teacher"),
     *("n_parameters", "n_trainable_parameters", "stored_bytes", "tokens_per_query", "flops", "n_steps"),
 )
 
@@ -45,12 +50,14 @@ def _trial(record: TrialRecord) -> dict[str, Any]:
         **{name: getattr(spec, name) for name in (*_SPEC, *_SEEDS)},
         **{name: getattr(spec.train, name) for name in _TRAIN},
         "settings": json.dumps(spec.settings, sort_keys=True),
+        "train": spec.train.model_dump_json(),
         **({name: getattr(record.cost, name) for name in _COST} if record.cost else {}),
         "shots_hash": draws.shots_hash or None,
         "teacher_dev_score": record.teacher.dev_score if record.teacher else None,
         "n_demonstrations": len(draws.demonstrations),
         "n_demonstrations_dropped": draws.n_demonstrations_dropped,
         "provenance": json.dumps(record.provenance, sort_keys=True) if record.provenance else None,
+        "command": trial_command(spec),
     }
 
 
@@ -71,7 +78,7 @@ def _selected(record: TrialRecord, selection: str) -> dict[str, Any]:
     }
     for name, numbers in sets.items():
         row |= {f"{name}_{metric}": getattr(numbers, metric) for metric in SET_METRICS}
-        for group, values in numbers.group_accuracy.items():
+        for group, values in _groups(numbers).items():
             row |= {f"{name}_{group}_{value}_accuracy": accuracy for value, accuracy in values.items()}
     for prefix, domain in DOMAINS.items():  # after the sets: these names are ours, whatever a set is called
         name = next((name for name, numbers in sets.items() if numbers.domain == domain), None)
@@ -89,5 +96,10 @@ def _shape(numbers: SetMetrics) -> dict[str, Any]:
     return {
         "domain": numbers.domain,
         "n": numbers.n,
-        "groups": {group: list(values) for group, values in numbers.group_accuracy.items()},
+        "groups": {group: list(values) for group, values in _groups(numbers).items()},
     }
+
+
+def _groups(numbers: SetMetrics) -> dict[str, dict[str, float]]:
+    """Grouping -> value -> accuracy: the set's own groupings, and the labels."""
+    return numbers.group_accuracy | ({LABEL: numbers.label_accuracy} if numbers.label_accuracy else {})

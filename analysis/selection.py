@@ -10,6 +10,9 @@ from llmft.spec import Selection
 if TYPE_CHECKING:
     import pandas as pd
 
+CELL = ["model", "task", "method", "n_shots", "pattern"]
+"""The columns that tell one row of the comparison from another."""
+
 RULES: tuple[str, ...] = tuple(rule for rule in get_args(Selection) if rule != "none")
 
 
@@ -21,7 +24,8 @@ def select(frame: pd.DataFrame, rule: str = "best_dev") -> pd.DataFrame:
 
     Args:
         frame: from `analysis.load`.
-        rule: one of `RULES`; the oracles look at the reported sets, and their rows keep `is_oracle`.
+        rule: one of `RULES`, or another that the frame holds (`analysis.best_on_examples` adds one); the oracles look at the
+            reported sets, and their rows keep `is_oracle`.
 
     Returns:
         The rows, with the column `rule` added.
@@ -29,7 +33,38 @@ def select(frame: pd.DataFrame, rule: str = "best_dev") -> pd.DataFrame:
     Raises:
         UserError: there is no such rule.
     """
-    if rule not in RULES:
-        raise unknown_name("selection rule", rule, RULES)
+    own = set(frame["selection"].dropna()) - {"none"}
+    if rule not in {*RULES, *own}:
+        raise unknown_name("selection rule", rule, {*RULES, *own})
     chosen = frame[(frame["stage"] == "report") & frame["selection"].isin([rule, "none"])]
+    if rule not in RULES:  # an added rule may have its own row of an untrained method
+        chosen = chosen[
+            (chosen["selection"] == rule) | ~chosen["digest"].isin(chosen.loc[chosen["selection"] == rule, "digest"])
+        ]
     return chosen.assign(rule=rule)
+
+
+def choose(frame: pd.DataFrame) -> pd.DataFrame:
+    """The hyper-parameters of each cell with the best mean dev score over the search seeds.
+
+    Returns:
+        One row for each cell that was searched: the cell, `learning_rate`, `epochs`, `batch_size`, `settings`, `train` (all of
+        them, JSON), `dev_score`, `n_seeds` of the winner, and `n_points`, the number of settings that were tried. Points that
+        failed under some seed are no candidates, for their mean would be that of the seeds that went well.
+    """
+    import pandas as pd
+
+    searched = frame[(frame["stage"] == "search") & (frame["status"] != "unreadable")]
+    rows = []
+    for cell, trials in searched.groupby(CELL):
+        points = trials.groupby(["train", "settings"], sort=False)
+        complete = points["status"].agg(lambda states: (states == "finished").all())
+        means = points["dev_score"].mean()[complete]
+        if means.empty:
+            continue
+        best = points.get_group(means.idxmax())
+        values = {name: best[name].iloc[0] for name in ("learning_rate", "epochs", "batch_size", "settings", "train")}
+        counts = {"dev_score": means.max(), "n_seeds": best["data_seed"].nunique(), "n_points": len(complete)}
+        rows.append(dict(zip(CELL, cell, strict=True)) | values | counts)
+    names = [*CELL, "learning_rate", "epochs", "batch_size", "settings", "train", "dev_score", "n_seeds", "n_points"]
+    return pd.DataFrame(rows, columns=names)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from analysis.tables import MAJORITY
+from analysis.contrasts import MAJORITY
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,35 +5,41 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from analysis.columns import DOMAINS
-from analysis.selection import select
+from analysis.contrasts import MAJORITY, Family, families
+from analysis.matrix import model_size
+from analysis.selection import CELL, select
+from analysis.stats import half_width
 from llmft.spec import ORACLES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-CELL = ["model", "task", "method", "n_shots", "pattern"]
-MAJORITY = "majority_class"
 _ORDER = ["model", "task", "n_shots", "method", "pattern"]
 _STATISTICS = ("mean", "sd", "max", "half_width")
 _INTEGERS = ("n_shots", "n", "n_failed", "n_unselected")
 
 
-def compare(frame: pd.DataFrame, rule: str = "best_dev") -> pd.DataFrame:
+def compare(frame: pd.DataFrame, rule: str = "best_dev", found: Iterable[Family] | None = None) -> pd.DataFrame:
     """How each cell did over its report trials, in and out of domain, and the majority-class row of each model and task.
 
     Args:
         frame: from `analysis.load`.
         rule: which checkpoint counts (`analysis.RULES`).
+        found: `analysis.families(frame, rule)`, where the caller has them already.
 
     Returns:
         One row for each cell, sorted by model, task, n_shots, method, pattern. Raw numbers: scores in [0, 1] (accuracies, for classification).
         Columns: the cell; `rule`, `is_oracle`; `n` finished trials, `n_failed` failed ones, `n_unselected` finished ones without
         a checkpoint under the rule; for `in_domain` and `out_of_domain` the `_set`, and of its score `_mean`, `_sd` (divisor
         n - 1, NaN for one trial), `_max` and `_half_width` (of the 95 % t-interval, NaN for one trial); `gap_mean`;
+        `metric`, what the scores are; `in_domain_top` and `out_of_domain_top`: no method at these shots is significantly better
+        (`analysis.contrasts`), false where there is nothing to compare with;
         `findings`: warnings of the trials, as "code@set 3/6; ...", out of `n`.
         Majority rows have `method` 'majority_class', no pattern and no `n`. Without report trials the table is empty.
 
@@ -53,19 +59,27 @@ def compare(frame: pd.DataFrame, rule: str = "best_dev") -> pd.DataFrame:
             dict(zip(CELL, cell, strict=True))
             | {"n": len(done), "n_failed": int((of_cell["status"] == "failed").sum()), "n_unselected": n_finished - len(done)}
             | _numbers(done)
-            | {"gap_mean": done["gap"].mean(), "findings": _count_findings(done)}
+            | {"metric": next(iter(done["metric"].dropna()), None), "gap_mean": done["gap"].mean()}
+            | {"findings": _count_findings(done)}
         )
     rows += _majority_rows(report)
-    names = [*CELL, "rule", "is_oracle", "n", "n_failed", "n_unselected"]
+    names = [*CELL, "rule", "is_oracle", "metric", "n", "n_failed", "n_unselected"]
     names += [f"{prefix}_{name}" for prefix in DOMAINS for name in ("set", *_STATISTICS)]
     table = pd.DataFrame(rows, columns=[*names, "gap_mean", "findings"])
+    unbeaten = _unbeaten(families(frame, rule) if found is None else found)
+    for domain in DOMAINS:
+        table[f"{domain}_top"] = [(domain, *cell) in unbeaten for cell in table[CELL].itertuples(index=False, name=None)]
     table["rule"], table["is_oracle"] = rule, rule in ORACLES
-    texts = dict.fromkeys(["model", "task", "method", "pattern", "findings", "in_domain_set", "out_of_domain_set"], "str")
+    names = ["model", "task", "method", "pattern", "metric", "findings", "in_domain_set", "out_of_domain_set"]
+    texts = dict.fromkeys(names, "str")
     table = table.astype(texts | dict.fromkeys(_INTEGERS, "Int64"))
-    return table.sort_values(_ORDER, key=_baseline_first, kind="stable").reset_index(drop=True)
+    return table.sort_values(_ORDER, key=_reading_order, kind="stable").reset_index(drop=True)
 
 
-def _baseline_first(column: pd.Series) -> pd.Series:
+def _reading_order(column: pd.Series) -> pd.Series:
+    """Baselines before methods; models by the size in their names, those without one last."""
+    if column.name == "model":
+        return column.map(lambda name: f"{model_size(name):016.0f} {name}")
     return column.where(column != MAJORITY, "") if column.name == "method" else column
 
 
@@ -92,14 +106,24 @@ def compare_groups(frame: pd.DataFrame, rule: str = "best_dev") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*CELL, "set", "domain", "group", "value", "n", *_STATISTICS])
 
 
+def common_shots(rows: pd.DataFrame) -> int:
+    """The number of shots with the most methods; the largest of equals, 0 where nothing has shots."""
+    tried = rows[rows["n_shots"] > 0] if "n" not in rows else rows[(rows["n_shots"] > 0) & (rows["n"].fillna(0) > 0)]
+    counts = tried.groupby("n_shots")["method"].nunique()
+    return max(((count, int(shots)) for shots, count in counts.items()), default=(0, 0))[1]
+
+
 def describe(values: pd.Series) -> dict[str, float]:
     """Mean, sd, maximum and half width of the 95 % t-interval of the mean, over what is not missing; NaN where undefined."""
-    from scipy.special import stdtrit  # Student's quantile; scipy.stats would take a second to import
-
-    values = values.dropna()
-    n, sd = len(values), values.std(ddof=1)
-    half_width = float(stdtrit(n - 1, 0.975)) * sd / math.sqrt(n) if n > 1 else math.nan
-    return {"mean": values.mean(), "sd": sd, "max": values.max(), "half_width": half_width}
+    numbers = values.to_numpy(dtype=float)
+    numbers = numbers[~np.isnan(numbers)]
+    n = len(numbers)
+    return {
+        "mean": float(numbers.mean()) if n else math.nan,
+        "sd": float(numbers.std(ddof=1)) if n > 1 else math.nan,
+        "max": float(numbers.max()) if n else math.nan,
+        "half_width": half_width(numbers),
+    }
 
 
 def _numbers(trials: pd.DataFrame) -> dict[str, Any]:
@@ -119,7 +143,8 @@ def _count_findings(trials: pd.DataFrame) -> str | None:
 
 
 def _majority_rows(report: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    done = report[report["in_domain_majority"].notna() | report["out_of_domain_majority"].notna()]
+    known = report["in_domain_majority"].notna() | report["out_of_domain_majority"].notna()
+    done = report[known & (report["metric"] == "accuracy")]  # a share is no baseline for another metric
     for (model, task), trials in done.groupby(["model", "task"], sort=False):
         row = {"model": model, "task": task, "method": MAJORITY, "n_shots": 0, "pattern": ""}
         for prefix in DOMAINS:
@@ -129,7 +154,18 @@ def _majority_rows(report: pd.DataFrame) -> Iterator[dict[str, Any]]:
                 f"{prefix}_mean": share,
                 f"{prefix}_max": share,
             }
-        yield row | {"gap_mean": row["in_domain_mean"] - row["out_of_domain_mean"]}
+        yield row | {"gap_mean": row["in_domain_mean"] - row["out_of_domain_mean"], "metric": "accuracy"}
+
+
+def _unbeaten(found: Iterable[Family]) -> set[tuple]:
+    """(domain, *cell) of every method with shots that none at the same number of shots is shown to beat."""
+    return {
+        (family.domain, family.model, family.task, sample.method, sample.n_shots, sample.pattern)
+        for family in found
+        if len(family.samples) > 1
+        for sample in family.samples
+        if sample.n_shots and not family.beaten(sample)
+    }
 
 
 def _groups(trials: pd.DataFrame) -> list[tuple[str, str, str, str]]:

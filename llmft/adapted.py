@@ -25,9 +25,9 @@ class Adapted(torch.nn.Module):
         super().__init__()
         self.network, self.method, self.model = model.network, method, model
 
-    def forward(self, what: str, given: Any = None) -> Any:
-        """The method's `loss`, `scores` or `targets` of a batch (or what else it computes), its `logits` of all words at all places,
-        or the encoded `prefix` of token ids."""
+    def forward(self, what: str, given: Any = None, *more: Any) -> Any:
+        """The method's `loss`, `scores` or `targets` of a batch (or what else it computes, as what it does `generate` by a `Decoding`),
+        its `logits` of all words at all places, or the encoded `prefix` of token ids."""
         with self.model.autocast():
             if what == "prefix":
                 return encode_shared(self.model, given)
@@ -35,7 +35,7 @@ class Adapted(torch.nn.Module):
                 given = self.method.condition(self.model, given)
             if what == "logits":
                 return all_logits(self.model, given)
-            return getattr(self.method, what)(self.model, given)
+            return getattr(self.method, what)(self.model, given, *more)
 
     def no_sync(self) -> AbstractContextManager:
         """As DDP's: a context in which gradients stay in this process. Nothing to do alone.

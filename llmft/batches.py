@@ -62,10 +62,13 @@ class QueryBatch:
             With an encoder they are what it reads, [queries, ...].
         answer_at: [rows], the place behind the prefix, or in `decoder_input_ids`, whose next token is the (first token of the)
             label word.
-        labels: [queries], gold labels.
+        labels: [queries], gold labels; None where text is generated.
         indices: [queries], their places in the set.
-        words: the label words.
+        words: the label words; None where text is generated.
         prefix: what precedes every row, already encoded; None where the rows hold everything.
+        completions: [tokens], the tokens that shall follow each query, all queries' one after the other; `input_ids` hold all but
+            the last of each. None where nothing but label words is trained.
+        completion_lengths: how many of them are whose.
         decoder_input_ids: [rows, length of the longest row], what the decoder reads; None for causal models. Its padding needs
             no mask, since nothing before it sees it.
         soft_prompt: [virtual tokens, embedding width], embeddings that open every row; None where there are none.
@@ -74,15 +77,17 @@ class QueryBatch:
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     answer_at: torch.Tensor
-    labels: torch.Tensor
+    labels: torch.Tensor | None
     indices: torch.Tensor
-    words: LabelWords
+    words: LabelWords | None
     prefix: Prefix | None = None
+    completions: torch.Tensor | None = None
+    completion_lengths: tuple[int, ...] = ()
     decoder_input_ids: torch.Tensor | None = None
     soft_prompt: torch.Tensor | None = None
 
     def __len__(self) -> int:
-        return self.labels.shape[0]
+        return self.indices.shape[0]
 
     @property
     def n_rows(self) -> int:
@@ -122,7 +127,7 @@ def _opened(mask: torch.Tensor, n: int) -> torch.Tensor:
 def make_batch(
     queries: EncodedQueries,
     indices: Sequence[int],
-    words: LabelWords,
+    words: LabelWords | None,
     model: BorrowedModel,
     prefix: Prefix | None = None,
     opening: tuple[int, ...] = (),
@@ -133,11 +138,14 @@ def make_batch(
         prefix: the encoded opening; or
         opening: its tokens, to be put in front of every row instead.
     """
-    endings = [()] if words.single else [ids[:-1] for ids in words.ids]
+    endings = [()] if words is None or words.single else [ids[:-1] for ids in words.ids]
     read = [(*opening, *queries.suffixes[i]) for i in indices]
     before = [queries.start] * len(read) if queries.start else read  # what a word follows
     answer_at = [len(row) - 1 for row in before for _ in endings]
     full = [row + ending for row in before for ending in endings]
+    completions = [queries.completions[i] for i in indices] if queries.completions else []
+    if completions:
+        full = [row + ids[:-1] for row, ids in zip(before, completions, strict=True)]
     ids, mask = _pad(read if queries.start else full)
     if prefix:
         mask = np.concatenate([np.ones((len(full), prefix.length), dtype=np.int64), mask], axis=1)
@@ -145,8 +153,18 @@ def make_batch(
     def tensor(values) -> torch.Tensor:
         return torch.as_tensor(values, device=model.device)
 
-    labels, decoder = tensor([queries.labels[i] for i in indices]), tensor(_pad(full)[0]) if queries.start else None
-    return QueryBatch(tensor(ids), tensor(mask), tensor(answer_at), labels, tensor(list(indices)), words, prefix, decoder)
+    return QueryBatch(
+        input_ids=tensor(ids),
+        attention_mask=tensor(mask),
+        answer_at=tensor(answer_at),
+        labels=tensor([queries.labels[i] for i in indices]) if queries.labels else None,
+        indices=tensor(list(indices)),
+        words=words,
+        prefix=prefix,
+        completions=tensor([token for ids in completions for token in ids]) if completions else None,
+        completion_lengths=tuple(map(len, completions)),
+        decoder_input_ids=tensor(_pad(full)[0]) if queries.start else None,
+    )
 
 
 def _pad(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

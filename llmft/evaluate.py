@@ -1,10 +1,11 @@
-"""Predictions: every query of a set scored once."""
+"""Predictions: every query of a set scored, or answered with a text, once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -12,8 +13,10 @@ import torch
 from llmft.adapted import Adapted
 from llmft.batches import Prefix, QueryBatch, deal, make_batch, scoring_budget, split_by_tokens
 from llmft.errors import Cause, TrialFailure
+from llmft.generate import Decoding, end_tokens
 from llmft.runtime import Runtime
 from llmft.setting import CONTENT_FREE
+from llmft.text_metrics import example_scores
 from llmft.tokens import EncodedQueries, EncodedTrial, LabelWords
 
 
@@ -46,6 +49,11 @@ class Predictions:
         """Mean negative log-likelihood of the gold label under the restricted rule, in nats."""
         return float(-self.log_probabilities[np.arange(len(self.labels)), self.labels].mean())
 
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """What a checkpoint is chosen by: of equal scores the surer."""
+        return self.score, -self.loss
+
     def calibrated(self, content_free: np.ndarray) -> Predictions:
         """Contextual calibration (Zhao et al. 2021, section 5): p becomes diag(p_cf)^-1 p, scaled to a sum of one.
 
@@ -58,20 +66,56 @@ class Predictions:
         return replace(self, log_probabilities=scaled - np.logaddexp.reduce(scaled, axis=1, keepdims=True))
 
 
-class Evaluator:
-    """Scores sets of a trial's prompts with one model; the shared prefix is encoded once and reused while the weights stay.
+@dataclass(frozen=True)
+class Generated:
+    """The texts that a method gives for a set, in the set's order. How probable the references were is not computed.
 
     Attributes:
-        n_tokens: tokens that went through the networks of all processes so far, padding not counted.
+        texts: [n].
+        references: [n], the texts that count as right.
+        finished: [n], whether a text came to its end; the others were cut at the most tokens allowed.
+        metric: the score of a text that comparisons are about.
     """
 
-    def __init__(self, adapted: Adapted, encoded: EncodedTrial, words: LabelWords, runtime: Runtime):
-        self.adapted, self.encoded, self.words, self.runtime = adapted, encoded, words, runtime
+    texts: tuple[str, ...]
+    references: tuple[tuple[str, ...], ...]
+    finished: np.ndarray
+    metric: str
+    loss: ClassVar[None] = None
+
+    @cached_property
+    def score(self) -> float:
+        """What selects checkpoints and hyper-parameters, larger is better: the mean of `metric`."""
+        return float(example_scores(self.texts, self.references, (self.metric,))[self.metric].mean())
+
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """What a checkpoint is chosen by: of equal scores the first."""
+        return (self.score,)
+
+
+class Evaluator:
+    """Scores sets of a trial's prompts with one model, or answers them where text is generated; the shared prefix is encoded once
+    and reused while the weights stay.
+
+    Attributes:
+        n_tokens: tokens that went through the networks of all processes so far, padding of prompts not counted.
+    """
+
+    def __init__(
+        self,
+        adapted: Adapted,
+        encoded: EncodedTrial,
+        words: LabelWords | None,
+        runtime: Runtime,
+        decoding: Decoding | None = None,
+    ):
+        self.adapted, self.encoded, self.words, self.runtime, self.decoding = adapted, encoded, words, runtime, decoding
         self.n_tokens = 0
         self._prefix: Prefix | None = None
         self._content_free: np.ndarray | None = None
 
-    def predict(self, name: str) -> Predictions:
+    def predict(self, name: str) -> Predictions | Generated:
         """The predictions for the set `name`, shared out over the processes and gathered in each.
 
         Raises:
@@ -79,6 +123,8 @@ class Evaluator:
         """
         self.adapted.network.eval()
         with torch.no_grad():
+            if self.decoding:
+                return self._generate(self.encoded.sets[name])
             found = self._predict(self.encoded.sets[name])
             return found if self.content_free is None else found.calibrated(self.content_free)
 
@@ -149,9 +195,33 @@ class Evaluator:
             )
         return rows
 
+    def _generate(self, queries: EncodedQueries) -> Generated:
+        runtime, prefix, opening, decoding = self.runtime, self._shared(), self.encoded.prefix, self.decoding
+        if prefix:
+            opening = ()
+        before, n_new = len(opening) + self.encoded.n_virtual_tokens, decoding.spec.max_new_tokens
+        lengths = [before + len(ids) for ids in queries.suffixes]
+        overhead = n_new + (prefix.length if prefix else 0)
+        budget = runtime.micro_batch_tokens // decoding.spec.num_beams
+        ids = torch.zeros(len(queries), n_new, dtype=torch.int64)
+        widths = torch.zeros(len(queries), dtype=torch.int64)
+        for group, counts in deal(lengths, budget, runtime.rank, runtime.world_size, overhead):
+            runtime.check_time()
+            batch = make_batch(queries, group, None, self.adapted.model, prefix, opening)
+            new = self.adapted("generate", batch, decoding).cpu()
+            if counts:
+                ids[group, : new.shape[1]], widths[group] = new, new.shape[1]
+        ids, widths = (runtime.all_reduce(mine, "sum").tolist() for mine in (ids, widths))  # zero but where a query was mine
+        ends = end_tokens(self.adapted.model, decoding)
+        texts, finished = zip(*(decoding.read(row[:n], ends) for row, n in zip(ids, widths, strict=True)), strict=True)
+        self.n_tokens += sum(lengths) + sum(widths)
+        return Generated(texts, queries.references, np.asarray(finished), decoding.metric)
+
     def _shared(self) -> Prefix | None:
         if not self.encoded.shares_prefix:
             return None
+        if self.decoding and getattr(self.adapted.network.config, "sliding_window", None):
+            return None  # padding between prefix and query would count as distance
         if self._prefix is None or self.adapted.method.trains:  # weights that move make another of it
             prefix = self.adapted("prefix", self.encoded.prefix)
             in_all = not self.runtime.largest(not prefix.is_shared)  # or the processes would have unlike batches
@@ -159,5 +229,5 @@ class Evaluator:
             self.n_tokens += len(self.encoded.prefix) * self.runtime.world_size
         return self._prefix
 
-    def predict_all(self, names: list[str]) -> Mapping[str, Predictions]:
+    def predict_all(self, names: list[str]) -> Mapping[str, Predictions | Generated]:
         return {name: self.predict(name) for name in names}

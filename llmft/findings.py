@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from llmft.record import Finding, SetMetrics, Teacher
 from llmft.task import Example, TaskData, TestSet
@@ -23,6 +24,10 @@ CODES = {
     "train_test_overlap": "drawn examples also stand in a test set",
     "loss_did_not_fall": "the training loss ended no lower than it began",
     "skipped_steps": "optimiser steps were skipped because fp16 gradients overflowed",
+    "empty_outputs": "generated texts are empty",
+    "cut_outputs": "generated texts did not end within the most tokens allowed",
+    "same_output": "(almost) every query got the same text",
+    "copied_prompt": "generated texts copy a demonstration or a long part of the query",
     "label_bias": "one label word is almost certain for queries without content; calibration divides by these probabilities",
     "weak_teacher": "the teacher's accuracy on dev cannot be told from chance",
     "teacher_no_better_than_zero_shot": "on dev the teacher is no better than without what its prompt holds",
@@ -30,6 +35,8 @@ CODES = {
 }
 """Every code that a trial can raise, with its meaning. (The analysis adds those that concern several trials.)"""
 
+LONG_COPY = 20  # words; a summary or an answer may well quote fewer
+SOME, MANY = 0.05, 0.5  # shares of outputs from which a finding is raised, and a warning
 NEAR_CONSTANT = 0.95
 BIASED = 0.9
 MOSTLY_OTHER = 0.5
@@ -67,6 +74,38 @@ def set_findings(metrics: SetMetrics, name: str, selection: str) -> list[Finding
         message = f"in {metrics.non_label_share:.1%} of the queries of {name} the best of all words is no label word"
         found.append(finding("mostly_other_words", "note", message, metrics.non_label_share))
     return found
+
+
+def text_findings(
+    metrics: SetMetrics,
+    texts: Sequence[str],
+    demonstrations: Sequence[Example],
+    examples: Sequence[Example],
+    name: str,
+    selection: str,
+) -> list[Finding]:
+    """What is suspicious about the texts that one set's queries got."""
+    shown = {reference.strip() for example in demonstrations for reference in example.references}
+    n_copied = sum(_is_copy(text, example, shown) for text, example in zip(texts, examples, strict=True))
+    top, n_top = Counter(texts).most_common(1)[0]
+    found = []
+    for code, share, note_from, warn_from, what in (
+        ("empty_outputs", metrics.empty_share, SOME, SOME, "are empty"),
+        ("cut_outputs", metrics.cut_share, SOME, MANY, "were cut at generation.max_new_tokens"),
+        ("copied_prompt", n_copied / len(texts), SOME, MANY, f"repeat a demonstration, or the query ({LONG_COPY} words or more)"),
+        ("same_output", n_top / len(texts), NEAR_CONSTANT, NEAR_CONSTANT, f"are the same: {top[:60]!r}"),
+    ):
+        if share >= note_from:
+            severity, message = "warning" if share >= warn_from else "note", f"{share:.1%} of the outputs for {name} {what}"
+            found.append(Finding(code=code, severity=severity, message=message, set=name, selection=selection, value=share))
+    return found
+
+
+def _is_copy(text: str, example: Example, shown: Collection[str]) -> bool:
+    """Whether a text is a demonstration's reference and not the query's own, or long and a verbatim part of the query."""
+    if text in shown:
+        return text not in example.references
+    return len(text.split()) >= LONG_COPY and any(text in part for part in example.fields.values())
 
 
 def accuracy_interval(accuracy: float, n: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -125,7 +125,7 @@ def measure(adapted: Adapted, ref: ModelRef, wanted: ForgettingSpec, runtime: Ru
         spec = _zero_shot(ref, name, data, wanted.limit)
         setting = settle(spec)
         (test,) = setting.tests
-        predictions = Evaluator(adapted, encode_prompts(spec, setting), setting.words, runtime).predict(test.name)
+        predictions = Evaluator(adapted, encode_prompts(spec, setting), setting.words, runtime, setting.decoding).predict(test.name)
         numbers = set_metrics(predictions, test.examples, setting.task.labels, test.domain)
         share = numbers.accuracy
         stderr = math.sqrt(share * (1 - share) / numbers.n) if numbers.metric == "accuracy" else None
@@ -208,5 +208,5 @@ def _zero_shot(ref: ModelRef, task: str, data: DataRef, limit: int | None) -> Tr
     found = load_task(task)
     return TrialSpec(
         model=ref, task=task, data=data, method="zero_shot", pattern=next(iter(found.patterns)), n_dev=0, n_test=limit,
-        test_sets=(found.in_domain,), selections=("none",),
+        test_sets=(found.in_domain,), selections=("none",), generation=found.generation,
     )  # fmt: skip

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
     from llmft.adapted import Adapted
     from llmft.batches import QueryBatch
+    from llmft.generate import Decoding
     from llmft.model import BorrowedModel
     from llmft.record import VirtualToken
     from llmft.scoring import Scores
     from llmft.spec import TrialSpec
-    from llmft.task import Draw, Example
+    from llmft.task import Draw, Example, Kind
     from llmft.tokens import LabelWords
 
 
@@ -71,6 +72,7 @@ class Method:
         search: what a sweep searches, by the name of a setting or of a `TrainSpec` field.
         trains: whether weights are changed at all.
         uses_shots: whether labelled examples are used at all.
+        kinds: the kinds of task that it serves; without a language-model head, no text can be generated.
         base_weights: how the base model's linear layers are held: "fp32", or in 4 bits, "nf4".
         has_own_head: whether a new head answers in place of the language model's, so that there are no words.
         paper: where the method comes from.
@@ -90,6 +92,7 @@ class Method:
     search: ClassVar[dict[str, Range]] = {}
     trains: ClassVar[bool] = True
     uses_shots: ClassVar[bool] = True
+    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "generation")
     base_weights: ClassVar[Literal["fp32", "nf4"]] = "fp32"
     has_own_head: ClassVar[bool] = False
     paper: ClassVar[str] = ""
@@ -140,7 +143,8 @@ class Method:
         """Change `model.network` in place: add modules, and leave `requires_grad` only where training shall go.
 
         It is called with every parameter frozen and the network on the CPU, from where it is moved or sharded afterwards; so what
-        is added stays on the CPU too, and only `scores` and `loss` run the network. `generator` seeds whatever is initialised.
+        is added stays on the CPU too, and only `scores`, `loss` and `generate` run the network. `generator` seeds whatever is
+        initialised. `n_labels` is 0 where text is generated.
         """
 
     def begin(self, adapted: Adapted, batches: Iterable[QueryBatch]) -> None:
@@ -160,10 +164,23 @@ class Method:
         return label_word_scores(model, batch)
 
     def loss(self, model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
-        """The mean training loss over the batch (a scalar); by default the cross-entropy of `scores`."""
+        """The mean training loss over the batch (a scalar).
+
+        By default the cross-entropy of `scores`, or the completions' where the batch has some.
+        """
         import torch.nn.functional as F
 
+        if batch.completions is not None:
+            from llmft.scoring import completion_loss
+
+            return completion_loss(model, batch)
         return F.cross_entropy(self.scores(model, batch).labels.float(), batch.labels)
+
+    def generate(self, model: BorrowedModel, batch: QueryBatch, decoding: Decoding) -> torch.Tensor:
+        """The ids of the tokens that follow each query of the batch, [queries, new tokens]."""
+        from llmft.generate import generate
+
+        return generate(model, batch, decoding)
 
     def peft_config(self, network: torch.nn.Module) -> PeftConfig | None:
         """The method in peft's words, for `llmft.export`; None where peft has none for it, or where nothing is added to `network`.

@@ -1,4 +1,4 @@
-"""The numbers of one set, from its predictions. What scikit-learn has is scikit-learn's."""
+"""The numbers of one set, from its predictions. What scikit-learn has is scikit-learn's; those of texts are in `text_metrics`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llmft.evaluate import Predictions
+from llmft.evaluate import Generated, Predictions
 from llmft.record import SetMetrics
 from llmft.task import Example
+from llmft.text_metrics import corpus_bleu, example_scores
 
 N_BINS = 10
 
@@ -27,8 +28,12 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, n_bins: int
     return float(sum(gaps))
 
 
-def set_metrics(predictions: Predictions, examples: Sequence[Example], label_names: Sequence[str], domain: str) -> SetMetrics:
+def set_metrics(
+    predictions: Predictions | Generated, examples: Sequence[Example], label_names: Sequence[str], domain: str
+) -> SetMetrics:
     """Every number of one test set. Accuracies per label and group are shares in [0, 1]; labels absent from the set are left out."""
+    if isinstance(predictions, Generated):
+        return text_metrics(predictions, domain)
     from sklearn.metrics import f1_score, matthews_corrcoef
 
     gold, predicted = predictions.labels, predictions.predicted
@@ -62,5 +67,22 @@ def set_metrics(predictions: Predictions, examples: Sequence[Example], label_nam
             grouping: {value: float(np.mean(right)) for value, right in sorted(values.items())}
             for grouping, values in groups.items()
         },
+        domain=domain,
+    )
+
+
+def text_metrics(generated: Generated, domain: str) -> SetMetrics:
+    """Every number of one test set whose answers are texts."""
+    scores = example_scores(generated.texts, generated.references)
+    bleu, signature = corpus_bleu(generated.texts, generated.references)
+    return SetMetrics(
+        n=len(generated.texts),
+        metric=generated.metric,
+        score=generated.score,
+        **{name: float(values.mean()) for name, values in scores.items()},
+        bleu=bleu,
+        bleu_signature=signature,
+        empty_share=sum(not text for text in generated.texts) / len(generated.texts),
+        cut_share=float((~generated.finished).mean()),
         domain=domain,
     )

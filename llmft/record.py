@@ -50,7 +50,8 @@ class Finding(Data):
 class SetMetrics(Data):
     """The numbers of one test set under one selection. Shares and scores in [0, 1]; NaN is written as null.
 
-    `score` is the number that comparisons are about, and `metric` its name: the accuracy, for classification.
+    `score` is the number that comparisons are about, and `metric` its name: the accuracy, for classification. The numbers after it
+    are of classification, those from `rouge1` on of generated text (`llmft.text_metrics`); a set has one or the other.
     `accuracy` is micro, under the restricted rule (the best of the label words); `full_vocabulary_accuracy` demands that the
     best of all words is the right label word; `non_label_share` is how often the best of all words is no label word (both
     null for methods with a classification head). `loss` is the mean restricted negative log-likelihood in nats.
@@ -59,20 +60,30 @@ class SetMetrics(Data):
     n: int
     metric: str = "accuracy"
     score: Number
-    accuracy: Number
-    macro_accuracy: Number
-    macro_f1: Number
-    mcc: Number
-    calibration_error: Number
-    loss: Number
+    accuracy: Number = math.nan
+    macro_accuracy: Number = math.nan
+    macro_f1: Number = math.nan
+    mcc: Number = math.nan
+    calibration_error: Number = math.nan
+    loss: Number = math.nan
     full_vocabulary_accuracy: float | None = None
     non_label_share: float | None = None
-    majority_share: float = Field(description="accuracy of always giving the most frequent label")
-    label_shares: dict[str, float] = Field(description="share of each label among the gold labels")
-    predicted_shares: dict[str, float] = Field(description="share of each label among the predictions")
-    label_accuracy: dict[str, float] = Field(description="recall of each label")
+    majority_share: Number = Field(math.nan, description="accuracy of always giving the most frequent label")
+    label_shares: dict[str, float] = Field(default_factory=dict, description="share of each label among the gold labels")
+    predicted_shares: dict[str, float] = Field(default_factory=dict, description="share of each label among the predictions")
+    label_accuracy: dict[str, float] = Field(default_factory=dict, description="recall of each label")
     group_accuracy: dict[str, dict[str, float]] = Field(default_factory=dict, description="grouping -> value -> accuracy")
     domain: Literal["in", "out"] = "in"
+    rouge1: float | None = None
+    rouge2: float | None = None
+    rougeL: float | None = None
+    rougeLsum: float | None = None
+    bleu: float | None = None
+    exact_match: float | None = None
+    token_f1: float | None = None
+    bleu_signature: str | None = Field(None, description="sacrebleu's: how BLEU was computed, and its version")
+    empty_share: float | None = Field(None, description="share of outputs without text")
+    cut_share: float | None = Field(None, description="share of outputs that did not end within the most tokens allowed")
 
 
 class CurvePoint(Data):

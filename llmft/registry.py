@@ -72,3 +72,17 @@ def load_task(name: str, definition: TaskDefinition | None = None) -> Task:
     if name not in TASKS:
         raise unknown_name("task", name, TASKS)
     return importlib.import_module(f"llmft.tasks.{name}").TASK
+
+
+def check_kinds(method: str, task: str, kind: str) -> None:
+    """Whether the method `method` serves the task `task`, of which the answers are of `kind`.
+
+    Raises:
+        UserError: it does not, or there is no such method.
+    """
+    serves = method_class(method).kinds
+    if kind not in serves:
+        others = ", ".join(name for name in METHODS if kind in method_class(name).kinds)
+        raise UserError(
+            f"method '{method}' is for {' and '.join(serves)}, and the task '{task}' for {kind}. Methods for {kind}: {others}."
+        )

@@ -11,12 +11,13 @@ from typing import Any
 from llmft import cost, findings
 from llmft.contamination import contamination_findings
 from llmft.errors import Cause
-from llmft.evaluate import Predictions
+from llmft.evaluate import Generated
 from llmft.metrics import set_metrics
 from llmft.record import Cost, Draws, Teacher, TrialRecord
 from llmft.runtime import Runtime
 from llmft.setting import Setting
 from llmft.spec import Selection, TrialSpec
+from llmft.text_metrics import example_scores
 from llmft.tokens import EncodedTrial
 from llmft.train import Fit
 
@@ -39,7 +40,7 @@ def finished_record(
     spec: TrialSpec, setting: Setting, encoded: EncodedTrial, result: Fit, spent: Cost, teacher: Teacher | None
 ) -> TrialRecord:
     """The record of a trial that came to its end."""
-    labels = setting.task.labels
+    labels, tests = setting.task.labels, {test.name: test.examples for test in setting.tests}
     metrics = {
         selection: {
             test.name: set_metrics(checkpoint.predictions[test.name], test.examples, labels, test.domain)
@@ -47,7 +48,7 @@ def finished_record(
         }
         for selection, checkpoint in result.checkpoints.items()
     }
-    found = findings.word_findings(setting.words)
+    found = findings.word_findings(setting.words) if setting.words else []
     found += findings.prompt_findings(encoded, len(setting.method.context(setting.draw.shots)))
     sets = [spec.task, *(test.name for test in setting.tests)]
     found += contamination_findings([spec.model.name, setting.tuned_from], sets)
@@ -61,7 +62,11 @@ def finished_record(
     found += findings.coverage_findings(setting.tests, setting.data)
     for selection, by_set in metrics.items():
         for name, numbers in by_set.items():
-            found += findings.set_findings(numbers, name, selection)
+            if setting.words:
+                found += findings.set_findings(numbers, name, selection)
+            else:
+                texts = result.checkpoints[selection].predictions[name].texts
+                found += findings.text_findings(numbers, texts, encoded.demonstrations, tests[name], name, selection)
     ids = [example.id for example in setting.draw.shots]
     draws = Draws(
         shots=ids,
@@ -87,7 +92,7 @@ def finished_record(
         provenance={
             "packages": cost.packages(),
             "data_revision": setting.data.revision,
-            "label_tokens": [list(i) for i in setting.words.ids],
+            **({"label_tokens": [list(i) for i in setting.words.ids]} if setting.words else {}),
         },
     )
 
@@ -128,7 +133,8 @@ def _progress(result: Fit, selections: Collection[Selection]) -> dict[str, Any]:
 
 
 def predictions_file(setting: Setting, result: Fit) -> bytes | None:
-    """One row per selection, set and example: gold and predicted label, and the log-probability of every label."""
+    """One row per selection, set and example: gold and predicted label and the log-probability of every label; or the generated
+    text, whether it came to its end, and its scores."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
@@ -137,21 +143,24 @@ def predictions_file(setting: Setting, result: Fit) -> bytes | None:
     tables = []
     for selection, checkpoint in result.checkpoints.items():
         for test in setting.tests:
-            predictions: Predictions = checkpoint.predictions[test.name]
-            n, free = len(test.examples), predictions.free
-            tables.append(
-                pa.table(
-                    {
-                        "selection": pa.array([selection] * n).dictionary_encode(),
-                        "set": pa.array([test.name] * n).dictionary_encode(),
-                        "id": [example.id for example in test.examples],
-                        "label": pa.array(predictions.labels, pa.int16()),
-                        "prediction": pa.array(predictions.predicted, pa.int16()),
-                        "free_prediction": pa.nulls(n, pa.int16()) if free is None else pa.array(free, pa.int16()),
-                        "label_log_probabilities": pa.array(list(predictions.log_probabilities), pa.list_(pa.float32())),
-                    }
-                )
-            )
+            n, predictions = len(test.examples), checkpoint.predictions[test.name]
+            columns = {
+                "selection": pa.array([selection] * n).dictionary_encode(),
+                "set": pa.array([test.name] * n).dictionary_encode(),
+                "id": [example.id for example in test.examples],
+            }
+            if isinstance(predictions, Generated):
+                columns |= {"text": predictions.texts, "finished": predictions.finished}
+                columns |= example_scores(predictions.texts, predictions.references)
+            else:
+                free = predictions.free
+                columns |= {
+                    "label": pa.array(predictions.labels, pa.int16()),
+                    "prediction": pa.array(predictions.predicted, pa.int16()),
+                    "free_prediction": pa.nulls(n, pa.int16()) if free is None else pa.array(free, pa.int16()),
+                    "label_log_probabilities": pa.array(list(predictions.log_probabilities), pa.list_(pa.float32())),
+                }
+            tables.append(pa.table(columns))
     buffer = io.BytesIO()
     parquet.write_table(pa.concat_tables(tables).unify_dictionaries(), buffer, compression="zstd")
     return buffer.getvalue()

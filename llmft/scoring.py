@@ -30,7 +30,7 @@ class Scores:
 
 def _run(model: BorrowedModel, module: torch.nn.Module, batch: QueryBatch) -> Any:
     """What `module`, the network or its base, says about the rows of a batch."""
-    given, prefix = _text(model, batch) | {"position_ids": batch.position_ids}, batch.prefix
+    given, prefix = text_inputs(model, batch) | {"position_ids": batch.position_ids}, batch.prefix
     if prefix is None:
         return module(**given, attention_mask=batch.attention_mask, use_cache=False)
     if prefix.is_shared:
@@ -41,7 +41,8 @@ def _run(model: BorrowedModel, module: torch.nn.Module, batch: QueryBatch) -> An
     return module(**given, attention_mask=batch.attention_mask, past_key_values=cache, use_cache=True)
 
 
-def _text(model: BorrowedModel, batch: QueryBatch) -> dict[str, torch.Tensor]:
+def text_inputs(model: BorrowedModel, batch: QueryBatch) -> dict[str, torch.Tensor]:
+    """What a network reads of a batch behind the prefix: token ids, or embeddings where a soft prompt opens them."""
     if batch.soft_prompt is None:
         return {"input_ids": batch.input_ids}
     embedded = model.network.get_input_embeddings()(batch.input_ids)
@@ -51,7 +52,7 @@ def _text(model: BorrowedModel, batch: QueryBatch) -> dict[str, torch.Tensor]:
 
 def _encode(model: BorrowedModel, batch: QueryBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """The encoder's states and their mask for each of the decoder's rows, [rows, length, width] and [rows, length]."""
-    encoded = model.network.get_encoder()(**_text(model, batch), attention_mask=batch.attention_mask).last_hidden_state
+    encoded = model.network.get_encoder()(**text_inputs(model, batch), attention_mask=batch.attention_mask).last_hidden_state
     n_each = batch.n_rows // len(batch)
     return encoded.repeat_interleave(n_each, 0), batch.attention_mask.repeat_interleave(n_each, 0)
 
@@ -143,6 +144,21 @@ def label_word_scores(model: BorrowedModel, batch: QueryBatch) -> Scores:
         scores.append(total)
         is_best.append(agrees)
     return Scores(torch.stack(scores, 1), _best_label(torch.stack(is_best, 1)))
+
+
+def completion_loss(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
+    """The negative log-likelihood of a completion's tokens, in nats: the mean over its tokens, then over the examples.
+
+    So each example counts alike, however long its reference is, and however the batch is cut into forward passes.
+    """
+    import torch.nn.functional as F
+
+    lengths, device = batch.completion_lengths, model.device
+    rows = torch.tensor([row for row, n in enumerate(lengths) for _ in range(n)], device=device)
+    steps = torch.tensor([step for n in lengths for step in range(n)], device=device)
+    weights = torch.tensor([1.0 / (n * len(batch)) for n in lengths for _ in range(n)], device=device)
+    logits = _logits_at(model, batch)(rows, batch.answer_at[rows] + steps).float()  # [tokens, vocabulary]
+    return F.cross_entropy(logits, batch.completions, reduction="none") @ weights
 
 
 def next_word_log_probabilities(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:

@@ -29,12 +29,14 @@ class Source:
             that there is. Every public data set has its rows as parquet files under the revision `refs/convert/parquet`.
             None: it is not on the hub, and a local folder must hold it.
         columns: the names of the columns where a text file has no header.
+        hub_columns: of the hub's files, those that are read, where others are large (whole books); a dot leads into a structure.
         obtain: where a file that is not on the hub is to be had.
     """
 
     files: tuple[str, ...]
     hub: tuple[str, str | None, str, str] | None
     columns: tuple[str, ...] = ()
+    hub_columns: tuple[str, ...] = ()
     obtain: str = ""
 
     def find(self, directory: str | None) -> Path:
@@ -100,7 +102,8 @@ class Source:
         Raises:
             UserError: as `paths`, or a file is damaged.
         """
-        return [row for path in self.paths(data) for row in read_rows(path, self.columns)]
+        parts = self.hub_columns if data.directory is None else ()
+        return [row for path in self.paths(data) for row in read_rows(path, self.columns, parts)]
 
 
 def resolve_sources(sources: Sequence[Source], directory: str | None) -> DataRef:
@@ -169,6 +172,21 @@ def checked_fields(row: dict[str, Any], columns: dict[str, str], where: str) -> 
         if not isinstance(row.get(column), str):
             raise UserError(f"{where}: column {column!r} is missing or holds no text. Columns: {', '.join(map(str, row))}.")
     return {name: row[column] for name, column in columns.items()}
+
+
+def checked_references(texts: Any, where: str) -> tuple[str, ...]:
+    """The texts that count as right, without white space around them.
+
+    Args:
+        texts: what the row holds: one text or several.
+
+    Raises:
+        UserError: there is none, or one is empty or no text.
+    """
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise UserError(f"{where}: the references {texts!r} must be texts, and not empty. Correct the row or leave it out.")
+    return tuple(text.strip() for text in texts)
 
 
 def numbered(rows: Iterable[dict[str, Any]], name: str, where: str = "") -> Iterator[tuple[str, str, dict[str, Any]]]:

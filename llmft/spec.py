@@ -90,6 +90,32 @@ class TrainSpec(Spec):
     eval_every_epochs: int = Field(1, ge=1, description="how often the dev set is scored")
 
 
+class GenerationSpec(Spec):
+    """How text is generated. The most probable token is taken each time, unless `temperature` or `num_beams` say otherwise.
+
+    Sampling hangs on `TrialSpec.dropout_seed` and on the query alone, not on what stands in the same batch.
+    """
+
+    max_new_tokens: int = Field(64, ge=1)
+    temperature: float = Field(0.0, ge=0, description="0: greedy, nothing is drawn")
+    top_p: float = Field(1.0, gt=0, le=1, description="sampling: the smallest set of tokens with this share of the probability")
+    top_k: int | None = Field(None, ge=1, description="sampling: among so many tokens; null: all")
+    num_beams: int = Field(1, ge=1)
+    stop: tuple[str, ...] | None = Field(None, description="the output ends before any of these; null: before the separator")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GenerationSpec:
+        if self.temperature and self.num_beams > 1:
+            raise ValueError(
+                "num_beams is for temperature 0: set num_beams to 1 to sample, or temperature to 0 for a beam search"
+            )
+        if not self.temperature and (self.top_p < 1 or self.top_k):
+            raise ValueError("top_p and top_k need a temperature above 0; without one nothing is drawn")
+        if "" in (self.stop or ()):
+            raise ValueError("stop holds an empty text, before which every output would end; remove it")
+        return self
+
+
 Selection = Literal["none", "last", "best_dev", "best_in_domain", "best_out_of_domain"]
 """Which checkpoint a number belongs to; `none` where nothing is trained. The last two look at the reported sets (oracles)."""
 
@@ -133,6 +159,7 @@ class TrialSpec(Spec):
     )
     n_test: int | None = Field(None, ge=1, description="rows of each test set, balanced over labels and groups; null: all")
     max_length: int | None = Field(None, ge=8, description="tokens of a prompt; null: the model's context")
+    generation: GenerationSpec | None = Field(None, description="of tasks that generate text; null for classification")
     selections: tuple[Selection, ...] = ("last", "best_dev")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     forgetting: ForgettingSpec | None = Field(None, description="measured beside the task; null: nothing")

@@ -18,13 +18,14 @@ csv.field_size_limit(2**31 - 1)  # a cell may hold a whole document
 FORMATS = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet")
 
 
-def read_rows(path: Path, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
+def read_rows(path: Path, columns: Sequence[str] = (), parts: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Every row of a file; what it is follows from its ending.
 
     A `.csv` has commas, a `.tsv` tabs; both may quote with `"`. A `.txt` has tabs, and a quote is a character like any other.
 
     Args:
         columns: the names of the columns of a text file without a header.
+        parts: of a parquet file, the columns that are read; a dot leads into a structure. Empty: all.
 
     Raises:
         UserError: the file is not there, damaged, not in UTF-8, or of another kind; one line with the file and, where known, the line.
@@ -32,7 +33,7 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
     try:
         match path.suffix:
             case ".parquet":
-                return _parquet_rows(path)
+                return _parquet_rows(path, parts)
             case ".csv":
                 return list(_delimited_rows(path, ",", columns, csv.QUOTE_MINIMAL))
             case ".tsv" | ".txt":
@@ -53,12 +54,13 @@ def _damaged(where: str, problem: object, kind: str) -> UserError:
     )
 
 
-def _parquet_rows(path: Path) -> list[dict[str, Any]]:
+def _parquet_rows(path: Path, parts: Sequence[str]) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
     try:
-        return parquet.read_table(path).to_pylist()
+        with parquet.ParquetFile(path) as file:  # `read_table` would give a structure's parts without the structure
+            return file.read(columns=list(parts) or None).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise _damaged(str(path), error, "parquet") from None
 

@@ -1,4 +1,7 @@
-"""What a task is: labelled text, its patterns and label words, and where its test sets come from. Each file in `tasks/` holds one."""
+"""What a task is: labelled text or text to be generated, its patterns, and where its test sets come from.
+
+Each file in `tasks/` holds one.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from llmft.errors import UserError
 from llmft.prompts import Pattern
 from llmft.seeds import stream
-from llmft.spec import DataRef
+from llmft.spec import DataRef, GenerationSpec
 
 if TYPE_CHECKING:
     from llmft.sources import Source
@@ -23,16 +26,18 @@ NO_LABEL = -1
 
 @dataclass(frozen=True)
 class Example:
-    """One labelled text.
+    """One labelled text, or one with the texts that a model should generate for it.
 
-    `fields` are the texts that a pattern names, `label` an index into the task's labels (`NO_LABEL` where it must not be known),
-    `groups` what results are also reported by (heuristic, subcase).
+    `fields` are the texts that a pattern names, `label` an index into the task's labels (`NO_LABEL` where it must not be known, None
+    where text is generated), `groups` what results are also reported by (heuristic, subcase), `references` the texts that count as
+    right: the first is shown and trained on.
     """
 
     id: str
     fields: Mapping[str, str]
-    label: int
+    label: int | None
     groups: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,16 +62,16 @@ class TaskData:
     dev_pool: tuple[Example, ...] = ()
 
     @cached_property
-    def pool_by_label(self) -> dict[int, list[Example]]:
+    def pool_by_label(self) -> dict[int | None, list[Example]]:
         return _by_label(self.pool)
 
     @cached_property
-    def dev_pool_by_label(self) -> dict[int, list[Example]]:
+    def dev_pool_by_label(self) -> dict[int | None, list[Example]]:
         return _by_label(self.dev_pool) if self.dev_pool else self.pool_by_label
 
 
-def _by_label(examples: Iterable[Example]) -> dict[int, list[Example]]:
-    by_label: dict[int, list[Example]] = {}
+def _by_label(examples: Iterable[Example]) -> dict[int | None, list[Example]]:
+    by_label: dict[int | None, list[Example]] = {}
     for example in examples:
         by_label.setdefault(example.label, []).append(example)
     return by_label
@@ -84,10 +89,14 @@ class Draw:
     unlabelled: tuple[Example, ...] = ()
 
 
+Kind = Literal["classification", "generation"]
+
+
 class Task:
     """A classification task. Subclasses give the class attributes and `load`, and `resolve_data` if they read no `sources`.
 
     Class attributes:
+        kind: what an answer is; a method says which kinds it serves (`llmft.method.Method.kinds`).
         labels: names of the labels, in the order of their indices.
         patterns: name -> `Pattern`.
         verbalizers: name -> one word per label. "default" stands for the one that the pattern names.
@@ -96,6 +105,7 @@ class Task:
         sources: the tables that `load` reads.
     """
 
+    kind: ClassVar[Kind] = "classification"
     labels: tuple[str, ...]
     patterns: Mapping[str, Pattern]
     verbalizers: Mapping[str, tuple[str, ...]]
@@ -103,6 +113,11 @@ class Task:
     out_of_domain: tuple[str, ...] = ()
     needs_data: bool = True
     sources: tuple[Source, ...] = ()
+
+    @property
+    def generation(self) -> GenerationSpec | None:
+        """How its texts are generated unless a plan says otherwise; None for classification."""
+        return None
 
     def resolve_data(self, directory: str | None) -> DataRef:
         """Where the rows come from, with a fingerprint of their contents.
@@ -126,12 +141,35 @@ class Task:
         raise NotImplementedError
 
 
+class GenerationTask(Task):
+    """A task whose answers are texts.
+
+    Class attributes:
+        metric: the name of the score that comparisons are about, one of `llmft.text_metrics.EXAMPLE_METRICS`.
+        generation_defaults: fields of `GenerationSpec` whose default this task changes.
+    """
+
+    kind = "generation"
+    labels = ()
+    verbalizers: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    metric: str
+    generation_defaults: ClassVar[dict[str, Any]] = {}
+
+    @property
+    def generation(self) -> GenerationSpec:
+        return GenerationSpec(**self.generation_defaults)
+
+
 def per_label(n_shots: int, unit: str, n_labels: int, where: str = "n_shots") -> int:
-    """How many examples of each label `n_shots` means.
+    """How many examples of each label `n_shots` means; without labels, how many in all.
 
     Raises:
-        UserError: `n_shots` in total cannot be balanced over the labels.
+        UserError: `n_shots` in total cannot be balanced over the labels, or is meant for each of none.
     """
+    if not n_labels:
+        if unit == "per_class":
+            raise UserError("shots_unit: per_class is for tasks with labels, and this one generates text. Use total.")
+        return n_shots
     if unit == "per_class":
         return n_shots
     if n_shots % n_labels:
@@ -153,7 +191,7 @@ def draw_examples(
     kind: str = "balanced",
     fixed: Sequence[str] = (),
 ) -> Draw:
-    """Draw shots and dev. Dev is balanced over the labels.
+    """Draw shots and dev. Dev is balanced over the labels; where there are none (`n_labels` 0), all come from the pool as a whole.
 
     Each label's pool is put in a random order that depends on `seed` alone; shots come from its front and dev from its back.
     So the same seed gives every method the same examples, fewer shots are a subset of more, and dev does not change with the
@@ -173,23 +211,25 @@ def draw_examples(
             f"demonstrations: no example of the training pool has the id {missing[0]!r}; one is {data.pool[0].id!r}."
         )
     k_shots = per_label(n_shots, unit, n_labels) if kind == "balanced" and not fixed else 0
-    k_dev = [n_dev // n_labels + (label < n_dev % n_labels) for label in range(n_labels)]
+    labels = range(n_labels) if n_labels else (None,)
     balanced, dev = [], []
-    for label in range(n_labels):
+    for place, label in enumerate(labels):
+        k_dev = n_dev // len(labels) + (place < n_dev % len(labels))
+        of_label = "" if label is None else f" of label {label}"
         rows = [row for row in data.pool_by_label.get(label, []) if row.id not in named]
         order = _shuffled(rows, seed, f"pool/{label}")
         dev_order = _shuffled(data.dev_pool_by_label.get(label, []), seed, f"dev/{label}") if data.dev_pool else order
-        if len(order) < k_shots + (0 if data.dev_pool else k_dev[label]):
+        if len(order) < k_shots + (0 if data.dev_pool else k_dev):
             raise UserError(
-                f"n_shots: {k_shots} shots and {k_dev[label]} dev examples of label {label} are more than the "
-                f"{len(rows)} that the training pool holds. Use fewer shots or a smaller n_dev."
+                f"n_shots: {k_shots} shots and {k_dev} dev examples{of_label} are more than "
+                f"the {len(rows)} that the training pool holds. Use fewer shots or a smaller n_dev."
             )
-        if len(dev_order) < k_dev[label]:
+        if len(dev_order) < k_dev:
             raise UserError(
-                f"n_dev: {k_dev[label]} examples of label {label} are more than the {len(dev_order)} that dev holds. Use a smaller n_dev."
+                f"n_dev: {k_dev} examples{of_label} are more than the {len(dev_order)} that dev holds. Use a smaller n_dev."
             )
         balanced.append(order[:k_shots])
-        dev += dev_order[len(dev_order) - k_dev[label] :]
+        dev += dev_order[len(dev_order) - k_dev :]
     if fixed:
         return Draw(tuple(named[name] for name in fixed), tuple(dev))
     if kind == "balanced":  # interleaved: any prefix stays balanced

@@ -106,18 +106,29 @@ def resolve_label_words(
 
 @dataclass(frozen=True)
 class EncodedQueries:
-    """The prompts of one set: what follows the trial's common prefix (in a `bare` set: all of it), and the labels.
+    """The prompts of one set: what follows the trial's common prefix (in a `bare` set: all of it), and the right answers.
+    Lists of the same length.
 
-    Where an encoder reads the prompts, `start` is what the decoder reads before an answer; it is empty for causal models.
+    `labels` are for classification. Where text is generated there are `references` instead, and of the shots that are trained on
+    `completions`: the first reference's tokens and the end of the text. Where an encoder reads the prompts, `start` is what the
+    decoder reads before an answer; it is empty for causal models.
     """
 
     suffixes: tuple[tuple[int, ...], ...]
-    labels: tuple[int, ...]
+    labels: tuple[int, ...] = ()
     start: tuple[int, ...] = ()
     bare: bool = False
+    references: tuple[tuple[str, ...], ...] = ()
+    completions: tuple[tuple[int, ...], ...] = ()
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.suffixes)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each that go through the network behind the common prefix; the last of a completion never does."""
+        longer = [len(ids) - 1 for ids in self.completions] or [0] * len(self)
+        return [len(ids) + more for ids, more in zip(self.suffixes, longer, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -125,7 +136,7 @@ class EncodedTrial:
     """Every prompt of a trial: `prefix` opens all but those of bare sets; `sets` holds the rest by set name.
 
     `demonstrations` are the examples in the prompt, `n_dropped` how many more would not fit; `n_virtual_tokens` are the places
-    that a method takes in front of every prompt.
+    that a method takes in front of every prompt. `n_new_tokens` may follow a prompt where text is generated.
     """
 
     prefix: tuple[int, ...]
@@ -133,6 +144,7 @@ class EncodedTrial:
     demonstrations: tuple[Example, ...]
     n_dropped: int
     n_virtual_tokens: int = 0
+    n_new_tokens: int = 0
 
     @property
     def shares_prefix(self) -> bool:
@@ -144,15 +156,15 @@ class EncodedTrial:
         return () if self.sets[name].bare else self.prefix
 
     def lengths(self, name: str) -> list[int]:
-        """Places that each prompt of the set `name` takes, virtual tokens included."""
+        """Places that each prompt of the set `name` takes, virtual tokens and what is fed of a completion included."""
         before = self.n_virtual_tokens + len(self.opening(name))
-        return [before + len(ids) for ids in self.sets[name].suffixes]
+        return [before + n for n in self.sets[name].lengths]
 
 
 def encode_trial(
     tokenizer,
     pattern: Pattern,
-    words: LabelWords,
+    words: LabelWords | None,
     separator: str,
     demonstrations: Sequence[Example],
     sets: Mapping[str, Sequence[Example]],
@@ -163,6 +175,8 @@ def encode_trial(
     share_prefix: bool = True,
     bare: Collection[str] = (),
     n_virtual_tokens: int = 0,
+    n_new_tokens: int = 0,
+    trained: Collection[str] = (),
 ) -> EncodedTrial:
     """Tokenise every prompt of a trial.
 
@@ -171,24 +185,30 @@ def encode_trial(
 
     Args:
         demonstrations: in the order of the draw (labels interleaved).
-        max_length: tokens that a prompt and its label word may take together; with an encoder, the prompt alone.
+        words: None where text is generated; then examples have references instead of labels.
+        max_length: tokens that a prompt and its label word, or what is generated, may take together; with an encoder, the prompt
+            alone.
         order: a generator that shuffles the demonstrations in the prompt (None: as drawn).
         instruction: text that opens every prompt.
         start: as of `EncodedQueries`; prompts for an encoder keep the tokenizer's closing token.
         share_prefix: whether what all prompts begin with shall be taken apart (`llmft.architecture.shares_prefix`).
         bare: names of sets whose prompts get no demonstrations.
         n_virtual_tokens: places of `max_length` that the method takes.
+        n_new_tokens: room for what is generated.
+        trained: sets whose examples need their completions.
 
     Raises:
-        TrialFailure: a query does not fit even without demonstrations (QUERY_TOO_LONG).
+        TrialFailure: a query does not fit even without demonstrations, or an example that is trained on with its reference
+            (QUERY_TOO_LONG).
+        UserError: the tokenizer joins a reference with the prompt, or has no token for the end of a text.
     """
 
     def texts(examples: Sequence[Example], shown: Sequence[Example]) -> list[str]:
-        labelled = [(example.fields, words.words[example.label]) for example in shown]
-        return [render_prompt(pattern, labelled, example.fields, separator, instruction) for example in examples]
+        answered = [(example.fields, words.words[example.label] if words else example.references[0]) for example in shown]
+        return [render_prompt(pattern, answered, example.fields, separator, instruction) for example in examples]
 
-    closed = bool(start)
-    limit = max_length - n_virtual_tokens - (0 if start else words.longest - 1)  # the last token of a word is never fed to the model
+    closed, n_answer = bool(start), words.longest if words else n_new_tokens
+    limit = max_length - n_virtual_tokens - (0 if start else n_answer - 1)  # the last token of an answer is never fed to the model
     queries = [example for examples in sets.values() for example in examples]
     names = [name for name, examples in sets.items() for _ in examples]
     lengths = [
@@ -200,13 +220,13 @@ def encode_trial(
         example, virtual = queries[lengths.index(max(lengths))], f" and {n_virtual_tokens} virtual tokens" * bool(n_virtual_tokens)
         raise TrialFailure(
             Cause.QUERY_TOO_LONG,
-            f"the query {example.id} takes {max(lengths)} tokens; with its label word{virtual} at most {max_length} fit this model or "
-            "max_length.",
+            f"the query {example.id} takes {max(lengths)} tokens; with "
+            f"{'its label word' if words else f'{n_new_tokens} new tokens'}{virtual} at most {max_length} fit this model or max_length.",
         )
     queries = [example for name, examples in sets.items() if name not in bare for example in examples]
     lengths = [length for name, length in zip(names, lengths, strict=True) if name not in bare]
     longest = [queries[i] for i in sorted(range(len(queries)), key=lengths.__getitem__)[-CANDIDATES:]]
-    kept, n_labels = list(demonstrations), len(words.words)
+    kept, n_labels = list(demonstrations), len(words.words) if words else 1
     while kept and max(map(len, encode(tokenizer, texts(longest, kept), closed))) > limit:
         kept = kept[:-n_labels]
     while True:
@@ -217,11 +237,48 @@ def encode_trial(
             break
         kept = kept[:-n_labels]
     rows |= {name: list(map(tuple, encode(tokenizer, texts(sets[name], ()), closed))) for name in bare}
-    encoded = {
-        name: EncodedQueries(tuple(rows[name]), tuple(example.label for example in examples), start, name in bare)
-        for name, examples in sets.items()
-    }
-    return EncodedTrial(prefix, encoded, tuple(shown), len(demonstrations) - len(kept), n_virtual_tokens)
+    encoded = {}
+    for name, examples in sets.items():
+        if words:
+            encoded[name] = EncodedQueries(tuple(rows[name]), tuple(example.label for example in examples), start, name in bare)
+            continue
+        completions = ()
+        if name in trained:
+            opening, before = ((), ()) if name in bare else (prefix, shown)
+            prompts, ids = texts(examples, before), [(*opening, *suffix) for suffix in rows[name]]
+            completions = _encode_completions(tokenizer, pattern, prompts, ids, examples, max_length - n_virtual_tokens)
+        references = tuple(example.references for example in examples)
+        encoded[name] = EncodedQueries(
+            tuple(rows[name]), bare=name in bare, references=references, completions=completions
+        )
+    return EncodedTrial(prefix, encoded, tuple(shown), len(demonstrations) - len(kept), n_virtual_tokens, n_new_tokens)
+
+
+def _encode_completions(
+    tokenizer, pattern: Pattern, prompts: Sequence[str], ids: Sequence[tuple[int, ...]], examples: Sequence[Example], most: int
+) -> tuple[tuple[int, ...], ...]:
+    """The tokens of each example's first reference after its prompt (`ids`), and the end of the text."""
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "model: its tokenizer has no token that ends a text, so it cannot learn where to stop. Use another model."
+        )
+    completions = []
+    whole = encode(
+        tokenizer, [prompt + pattern.label_prefix + each.references[0] for prompt, each in zip(prompts, examples, strict=True)]
+    )
+    for example, prompt, all_ids in zip(examples, ids, whole, strict=True):
+        if tuple(all_ids[: len(prompt)]) != prompt:
+            raise UserError(
+                f"pattern: the reference of {example.id} cannot be trained on after the pattern {pattern.template!r}: this tokenizer "
+                "joins it with the text before. Choose a pattern that does not end in a space."
+            )
+        if len(all_ids) > most:
+            raise TrialFailure(
+                Cause.QUERY_TOO_LONG,
+                f"{example.id} and its reference take {len(all_ids)} tokens; at most {most} fit this model or max_length.",
+            )
+        completions.append((*all_ids[len(prompt) :], tokenizer.eos_token_id))
+    return tuple(completions)
 
 
 def _encode_all(tokenizer, jobs, closed: bool, share_prefix: bool) -> tuple[tuple[int, ...], dict[str, list[tuple[int, ...]]]]:

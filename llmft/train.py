@@ -12,7 +12,7 @@ import torch
 from llmft.batches import deal, make_batch
 from llmft.distributed import shard_of
 from llmft.errors import Cause, TrialFailure
-from llmft.evaluate import Evaluator, Predictions
+from llmft.evaluate import Evaluator, Generated, Predictions
 from llmft.optimizers import build_optimizer
 from llmft.record import CurvePoint, VirtualToken
 from llmft.seeds import derive, stream
@@ -29,7 +29,7 @@ class Checkpoint:
     dev_score: float | None
     dev_loss: float | None
     weights: dict[str, torch.Tensor] | None = None
-    predictions: Mapping[str, Predictions] = field(default_factory=dict)
+    predictions: Mapping[str, Predictions | Generated] = field(default_factory=dict)
 
 
 @dataclass
@@ -224,7 +224,7 @@ class _Keeper:
             )
         )
         here = result.checkpoints["last"] = Checkpoint(result.n_steps, score, loss)
-        if "best_dev" in self.spec.selections and self._wins("best_dev", (score, -loss)):  # of equal scores the surer
+        if "best_dev" in self.spec.selections and self._wins("best_dev", dev.rank):
             weights = None if last else {name: shard_of(p).to("cpu", copy=True) for name, p in self.trainable.items()}
             result.checkpoints["best_dev"] = here if last else Checkpoint(here.step, score, loss, weights)
             self._measure("best_dev")
@@ -233,7 +233,7 @@ class _Keeper:
             here.predictions = evaluator.predict_all(self.names)
             for oracle in wanted:
                 name = self.in_domain if oracle == "best_in_domain" else self.out_of_domain
-                if name and self._wins(oracle, (here.predictions[name].score, -here.predictions[name].loss)):
+                if name and self._wins(oracle, here.predictions[name].rank):
                     result.checkpoints[oracle] = here
                     self._measure(oracle)
 

@@ -133,7 +133,7 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
         n_trainable = sum(p.numel() for p in model.network.parameters() if p.requires_grad)
         start = starting_weights(model.network, base_names) if spec.forgetting else {}
         adapted = Adapted(method, model)
-        module, evaluator = runtime.wrap(adapted), Evaluator(adapted, encoded, setting.words, runtime)
+        module, evaluator = runtime.wrap(adapted), Evaluator(adapted, encoded, setting.words, runtime, setting.decoding)
         started = time.perf_counter()
         with _smaller_passes(spec, [encoded], runtime):
             if method.trains:
@@ -211,8 +211,10 @@ def _passes(spec: TrialSpec, encoded: EncodedTrial, runtime: Runtime) -> list[li
     """The lengths of the longest queries that one process gets at once, by set; without a prefix that is encoded once."""
     sets = []
     for name in encoded.sets:
-        apart = encoded.shares_prefix and name != SHOTS
-        lengths = sorted(map(len, encoded.sets[name].suffixes) if apart else encoded.lengths(name), reverse=True)
+        apart = encoded.shares_prefix and name != SHOTS and not encoded.n_new_tokens
+        n_new = 0 if name == SHOTS else encoded.n_new_tokens
+        own = map(len, encoded.sets[name].suffixes) if apart else encoded.lengths(name)
+        lengths = sorted((length + n_new for length in own), reverse=True)
         sets.append(lengths[: spec.train.batch_size if name == SHOTS else None][:: runtime.world_size])
     return sets
 

@@ -53,7 +53,7 @@ def task_rows(names: Iterable[str]) -> list[tuple[str, ...]]:
         data = f"{', '.join(here)} from a folder" if here else "hub or a folder" if task.needs_data else "built in"
         rows.append(
             (
-                name, _first_sentence(type(task)), ", ".join(task.labels), task.in_domain, "\n".join(task.out_of_domain) or "-",
+                name, _first_sentence(type(task)), ", ".join(task.labels) or f"text ({task.metric})", task.in_domain, "\n".join(task.out_of_domain) or "-",
                 "\n".join(task.patterns), data,
             )
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,8 +12,9 @@ from pydantic import ValidationError
 
 from llmft.errors import UserError, unknown_name
 from llmft.method import Method, Range
-from llmft.registry import complete_settings, method_class
-from llmft.spec import STREAMS, DataRef, ForgettingSpec, ModelRef, TrainSpec, TrialSpec, error_lines
+from llmft.registry import check_kinds, complete_settings, load_task, method_class
+from llmft.spec import STREAMS, DataRef, ForgettingSpec, GenerationSpec, ModelRef, TrainSpec, TrialSpec, error_lines
+from llmft.task import Task
 from sweeps.plan import MethodEntry, ModelEntry, Plan, SearchPlan
 from sweeps.plan_tasks import resolve_named, resolve_tasks
 from sweeps.space import Params, Space, among, can_be, ordered
@@ -98,6 +100,18 @@ def _train_spec(where: str, values: Params) -> TrainSpec:
         raise UserError(error_lines(error, where, {"": TrainSpec.model_fields})) from None
 
 
+def _generation_spec(where: str, task: Task, values: Params) -> GenerationSpec | None:
+    """How a task's texts are generated; None for classification."""
+    if (default := task.generation) is None:
+        return None
+    try:
+        return GenerationSpec.model_validate_json(
+            json.dumps({**default.model_dump(), **values})
+        )  # JSON's rules: a list is a tuple
+    except ValidationError as error:
+        raise UserError(error_lines(error, where, {"": GenerationSpec.model_fields})) from None
+
+
 def _trial_spec(where: str, **fields: Any) -> TrialSpec:
     try:
         return TrialSpec(**fields)
@@ -177,7 +191,7 @@ def _entry_cells(
     teacher: ModelRef | None,
 ) -> list[Cell]:
     """The cells of one method entry; `subject` are the fields of its specs that hold for the whole task."""
-    method = entry.method or name
+    method, task = entry.method or name, load_task(subject["task"], subject.get("definition"))
     try:
         cls = method_class(method)
         settings = complete_settings(method, entry.settings)
@@ -187,9 +201,14 @@ def _entry_cells(
         raise UserError(f"{where}.n_shots: the method {method!r} uses no shots; remove the key.")
     if not cls.trains and (entry.train or entry.search):
         raise UserError(f"{where}: the method {method!r} trains nothing; remove {'train' if entry.train else 'search'}.")
+    try:
+        check_kinds(method, subject["task"], task.kind)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     _train_spec(f"{where}.train", entry.train)
     train = TrainSpec.model_validate({**cls.train_defaults, **plan.train, **entry.train}) if cls.trains else TrainSpec()
     ranges = _ranges(where, plan, entry, cls, _values(train, settings)) if cls.trains and plan.search else {}
+    generation = _generation_spec(f"{where.split(': ')[0]}: generation", task, plan.generation)
     cells = []
     for n_shots in (entry.n_shots or plan.n_shots) if cls.uses_shots else (0,):
         if cls.uses_shots and n_shots < 1:
@@ -202,12 +221,12 @@ def _entry_cells(
             instruction=plan.instruction if entry.instruction is None else entry.instruction, draw=plan.draw if n_shots else "balanced",
             demonstrations=plan.demonstrations if n_shots else (), train=train, n_dev=plan.n_dev,
             n_test=plan.n_test, max_length=plan.max_length, precision=plan.precision,
-            selections=plan.selections if cls.trains else ("none",),
+            selections=plan.selections if cls.trains else ("none",), generation=generation,
         )  # fmt: skip
         search_base = base.model_copy(update={"selections": (plan.search_selection,), "test_sets": (), "forgetting": None})
         cell = Cell(
             entry=name, base=base, search_base=search_base, ranges=ranges, search=plan.search if ranges else None,
-            report_seeds=_report_seeds(plan, cls), vary=plan.report.vary, model_entry=model_entry,
+            report_seeds=_report_seeds(plan, cls, generation), vary=plan.report.vary, model_entry=model_entry,
         )  # fmt: skip
         _check_ranges(where, cell)
         cells.append(cell)
@@ -244,6 +263,9 @@ def build_cells(
         forgetting = _resolve_forgetting(plan)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+    kinds = {subject["task"]: load_task(subject["task"], subject.get("definition")).kind for subject in subjects}
+    if plan.generation and "generation" not in kinds.values():
+        raise UserError(f"{where}: generation: none of the tasks {', '.join(kinds)} generates text; remove the key.")
     cells: dict[str, Cell] = {}
     for model_entry, model in zip(plan.models, models, strict=True):
         for subject in subjects:
@@ -260,11 +282,13 @@ def build_cells(
     return list(cells.values())
 
 
-def _report_seeds(plan: Plan, cls: type[Method]) -> tuple[int, ...]:
+def _report_seeds(plan: Plan, cls: type[Method], generation: GenerationSpec | None) -> tuple[int, ...]:
     """The plan's seeds, or the first alone where nothing that they vary changes the method's answer."""
     changing = set(STREAMS) if cls.trains else {"data", "order"} if cls.uses_shots else set()
     if plan.demonstrations and not cls.trains:
         changing -= {"data"}
+    if generation and generation.temperature:
+        changing.add("dropout")  # which what is drawn hangs on
     return plan.report.seeds if changing & set(plan.report.vary) else plan.report.seeds[:1]
 
 

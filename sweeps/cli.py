@@ -127,19 +127,21 @@ def sweep(
 
 def _show_report(root: Place, rule: str = "best_dev") -> None:
     from analysis.findings import cross_findings
-    from analysis.frame import load
     from analysis.headline import headline
     from analysis.manifest import read_manifest
     from analysis.render import to_terminal
     from analysis.report import write_report
+    from analysis.sampled import load_for_rule
     from analysis.tables import compare
 
-    frame = load(root)
+    frame, unread = load_for_rule(root, rule)
     table = compare(frame, rule)
     console = _console()
     console.print(to_terminal(table, cross_findings(frame, rule, read_manifest(root))))
-    for answer in headline(table):
+    for answer in headline(frame, rule):
         console.print(answer.in_domain, answer.out_of_domain, sep="\n", markup=False, highlight=False)
+    for problem in unread:
+        print(f"llmft: {problem}", file=sys.stderr)
     print(f"Report: {write_report(root, rule=rule, frame=frame)}")
 
 
@@ -226,7 +228,8 @@ def trial(
     max_length: int | None = None,
     precision: str = "fp32",
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a setting of the method or of its training")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="a setting of the method, its training or the generation, or plan.KEY"),
     ] = None,
     data_dir: DataDir = None,
     device: str | None = None,
@@ -262,10 +265,37 @@ def trial(
 @app.command()
 def report(
     results: Annotated[str, typer.Argument(help="a folder of results, or its URL")],
-    rule: Annotated[str, typer.Option(help="which checkpoint counts: best_dev, last, ...")] = "best_dev",
+    rule: Annotated[
+        str, typer.Option(help="which checkpoint counts: best_dev, last, ...; best_on_50: best on 50 out-of-domain examples")
+    ] = "best_dev",
 ) -> int:
     """Compare what lies in a folder of results: the table here, and the report as HTML. Needs neither torch nor Ray."""
     _show_report(open_folder(results), rule)
+    return 0
+
+
+@app.command()
+def compare(
+    results: Annotated[str, typer.Argument(help="a folder of results, or its URL")],
+    other: Annotated[str, typer.Argument(help="another one, or 'mosbach2023': the published runs of Mosbach et al. 2023")],
+    rule: Annotated[str, typer.Option(help="which checkpoint counts: best_dev, last, ...")] = "best_dev",
+    other_rule: Annotated[str | None, typer.Option(help="the same for the other [default: --rule, or last]")] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="print the table as CSV, with everything it knows")] = False,
+) -> int:
+    """Two sets of results side by side, cell by cell, with the difference and its test. Needs neither torch nor Ray."""
+    from analysis.beside import beside, beside_notes, beside_sheet, beside_title
+    from analysis.published import SOURCES, load_results
+    from analysis.sheets import sheet_to_terminal
+
+    table = beside(load_results(results), load_results(other), rule, other_rule)
+    if as_csv:
+        print(table.to_csv(index=False), end="")
+        return 0
+    names = ("ours", other) if other in SOURCES else (results, other)
+    console = _console()
+    console.print(sheet_to_terminal(beside_sheet(table, *names), beside_title(table, *names)))
+    for note in beside_notes(table, *names):
+        print(note)
     return 0
 
 

@@ -25,8 +25,8 @@ UTILISATION = 0.3
 RECORD_BYTES, SET_BYTES, POINT_BYTES = 2048, 2048, 160
 """Of a record: the least, for each set under each checkpoint rule, and for each point of the curve."""
 
-ROW_BYTES, LABEL_BYTES = 6, 4
-"""Of a prediction, and of a label's score in it, as compressed."""
+ROW_BYTES, LABEL_BYTES, TOKEN_BYTES, TEXT_BYTES = 6, 4, 2, 48
+"""Of a prediction, and of a label's score in it, as compressed; of a token of a generated text, and of the text's scores."""
 
 Stage = Literal["search", "report"]
 
@@ -163,7 +163,8 @@ def remaining_disk(states: Iterable[CellState], records: Records, placements: Ma
         results += sum(left.values()) * (RECORD_BYTES + n_points * POINT_BYTES)
         if (work := placement.work) is not None:
             n_rows = sum(lengths.n for lengths in work.tests.values())
-            each = len(work.tests) * SET_BYTES + n_rows * (ROW_BYTES + LABEL_BYTES * len(work.words.words))
+            answer = LABEL_BYTES * len(work.words.words) if work.words else TEXT_BYTES + TOKEN_BYTES * work.n_new_tokens
+            each = len(work.tests) * SET_BYTES + n_rows * (ROW_BYTES + answer)
             results += left["report"] * len(spec.selections) * each
         if (memory := placement.memory) is not None:
             weights += left["report"] * 4 * memory.n_trainable

@@ -22,6 +22,7 @@ from llmft.model import BorrowedModel, load_config
 from llmft.optimizers import state_bytes
 from llmft.registry import load_task
 from llmft.runtime import Runtime
+from llmft.scoring import text_inputs
 from llmft.setting import settle
 from llmft.shared_prefix import read_shared
 from llmft.spec import ModelRef, TrialSpec
@@ -231,10 +232,45 @@ def _has_plain_head(network: torch.nn.Module) -> bool:
     return +own.counts == +plain.counts
 
 
-def _batch(work: Workload, model: BorrowedModel, lengths: Sequence[int], prefix: Prefix | None = None) -> QueryBatch:
-    """A batch of prompts of these lengths; which tokens they have does not matter."""
-    queries = EncodedQueries(tuple((0,) * length for length in lengths), (0,) * len(lengths), work.start)
+def _batch(
+    work: Workload,
+    model: BorrowedModel,
+    lengths: Sequence[int],
+    prefix: Prefix | None = None,
+    completions: Sequence[int] = (),
+) -> QueryBatch:
+    """A batch of prompts of these lengths, which end in completions; which tokens they have does not matter."""
+    ends = [n - 1 for n in completions] or [0] * len(lengths)
+    queries = EncodedQueries(
+        tuple((0,) * (length - n) for length, n in zip(lengths, ends, strict=True)),
+        (0,) * len(lengths),
+        work.start,
+        completions=tuple((0,) * n for n in completions),
+    )
     return make_batch(queries, range(len(lengths)), work.words, model, prefix)
+
+
+def _generate(model: BorrowedModel, batch: QueryBatch, n_new: int) -> None:
+    """What `llmft.generate` needs the most: a pass over the prompts, and the last step, when all keys and values are there."""
+    from transformers import DynamicCache
+
+    cache = batch.prefix.cache(len(batch)) if batch.prefix else DynamicCache()
+    head = model.network.get_output_embeddings()
+
+    def step(inputs: dict[str, torch.Tensor], mask: torch.Tensor) -> None:
+        states = model.network.base_model(**inputs, attention_mask=mask, past_key_values=cache, use_cache=True)
+        logits = head(states.last_hidden_state[:, -1])
+        logits.to(torch.float32, copy=True)
+
+    length = batch.attention_mask.shape[1] + n_new
+    kept = batch.input_ids.new_zeros(6, len(batch), length)  # ids, mask, positions, and each once more while it grows
+    step(text_inputs(model, batch), batch.attention_mask)
+    for layer in cache.layers:
+        grown = list(layer.keys.shape)
+        grown[2] = n_new - 1
+        layer.keys, layer.values = (torch.cat([old, old.new_zeros(grown)], 2) for old in (layer.keys, layer.values))
+    step({"input_ids": batch.input_ids[:, :1]}, torch.cat([batch.attention_mask, batch.attention_mask.new_ones(len(batch), n_new)], 1))
+    del kept
 
 
 def _train(work: Workload, adapted: Adapted, meter: Meter, budget: int, n_workers: int) -> int:
@@ -250,9 +286,11 @@ def _train(work: Workload, adapted: Adapted, meter: Meter, budget: int, n_worker
         model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.network.train()
     mine = sorted(work.shots, reverse=True)[: work.spec.train.batch_size][::n_workers]
+    completions = work.completions[::-1][::n_workers]
     before = meter.peak = meter.now
     for group in split_by_tokens(mine, budget)[:2]:  # in the second pass the gradients are there already
-        batch = _batch(work, model, [mine[i] - work.n_virtual_tokens for i in group])
+        ends = [completions[i] for i in group if completions]
+        batch = _batch(work, model, [mine[i] - work.n_virtual_tokens for i in group], completions=ends)
         loss = adapted("loss", batch)
         loss.backward()
         del loss, batch
@@ -274,11 +312,18 @@ def _score(
     meter.peak = before
     for reading in readings:
         prefix = _encode_prefix(adapted.model, reading.prefix) if reading.shared else None
+        if prefix and not work.words:  # rows that go on generating get copies
+            prefix = replace(prefix, is_shared=False)
         prefix_bytes = max(prefix_bytes, sum(_n_bytes(t) for layer in (prefix.layers if prefix else ()) for t in layer))
         pass_budget, overhead = scoring_budget(budget, prefix)
         for n, length in reading.largest_batches(pass_budget, overhead):
-            text = length - reading.n_virtual_tokens - overhead
-            adapted(what, _batch(work, adapted.model, [text] * n, prefix))
+            text = length - reading.n_virtual_tokens - reading.n_new_tokens - overhead
+            batch = _batch(work, adapted.model, [text] * n, prefix)
+            if work.words:
+                adapted(what, batch)
+            else:
+                with adapted.model.autocast():
+                    _generate(adapted.model, adapted.method.condition(adapted.model, batch), reading.n_new_tokens)
     return prefix_bytes, meter.peak - before
 
 

@@ -9,14 +9,16 @@ import yaml
 from llmft.errors import UserError, unknown_name
 from llmft.files import Place
 from llmft.record import TrialRecord
-from llmft.registry import method_class
-from llmft.spec import TrainSpec
+from llmft.registry import load_task, method_class
+from llmft.spec import GenerationSpec, TrainSpec, TrialSpec
 from sweeps.cells import build_cells
-from sweeps.plan import parse_plan
+from sweeps.plan import Plan, parse_plan
 from sweeps.store import Store
 from sweeps.yaml_file import read_value
 
 WHERE = "trial"
+PLAN_KEYS = {*(Plan.model_fields.keys() & TrialSpec.model_fields.keys()), "report"}
+"""Keys of a plan that describe each of its trials; of `report` what its seeds vary."""
 
 
 def trial_plan(
@@ -27,7 +29,8 @@ def trial_plan(
 
     Args:
         method: name of the method.
-        assignments: `key=value`, each a setting of the method or a field of `TrainSpec`; values are read as YAML.
+        assignments: `key=value`, each a setting of the method or a field of `TrainSpec` or, where the task generates text, of
+            `GenerationSpec`, or with `plan.` before it one of `PLAN_KEYS` (`plan.shots_unit=per_class`); values are read as YAML.
         train: fields of `TrainSpec` that have an option of their own.
         n_shots: None takes 16 where the method uses shots.
         teacher: a model to learn from.
@@ -36,17 +39,23 @@ def trial_plan(
     Raises:
         UserError: no such method or key, or not `key=value`.
     """
-    known, settings, train = method_class(method).Settings.model_fields, {}, dict(train)
+    settings, train, generation = {}, dict(train), {}
+    fields_of = [(method_class(method).Settings, settings), (TrainSpec, train)]
+    fields_of += [(GenerationSpec, generation)] if load_task(task).kind == "generation" else []
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"--set: write key=value (got {text!r}).")
-        if key not in known and key not in TrainSpec.model_fields:
-            raise unknown_name("setting", key, {*known, *TrainSpec.model_fields}, f"--set, method '{method}'")
-        (settings if key in known else train)[key] = _value(text, value)
+        values, name = next((values for spec, values in fields_of if key in spec.model_fields), None), key
+        if values is None and key.startswith("plan.") and key.removeprefix("plan.") in PLAN_KEYS:
+            values, name = fields, key.removeprefix("plan.")
+        if values is None:
+            known = {name for spec, _ in fields_of for name in spec.model_fields} | {f"plan.{name}" for name in PLAN_KEYS}
+            raise unknown_name("setting", key, known, f"--set, method '{method}'")
+        values[name] = _value(text, value)
     entry = {"settings": settings, "train": train, "teacher": teacher} | ({} if n_shots is None else {"n_shots": [n_shots]})
     models = [{"name": fields.pop("model"), "revision": fields.pop("revision")}]
-    return {"name": "trial", "models": models, "tasks": [task], "methods": {method: entry}, **fields}
+    return {"name": "trial", "models": models, "tasks": [task], "methods": {method: entry}, "generation": generation, **fields}
 
 
 def _value(text: str, value: str) -> Any:
@@ -56,6 +65,16 @@ def _value(text: str, value: str) -> Any:
         raise UserError(f"--set: the value is not readable as YAML (got {text!r}).") from None
 
 
+def trial_spec(plan: Plan, seed: int) -> TrialSpec:
+    """The only cell's trial with this seed.
+
+    Raises:
+        UserError: a name or value is not known or not allowed.
+    """
+    (cell,) = build_cells(plan, WHERE)
+    return cell.report_spec({}, seed)
+
+
 def run_one(content: dict[str, Any], seed: int, device: str | None, root: Place | str | None) -> TrialRecord:
     """Run the trial, or read its record where `root` holds a finished one.
 
@@ -63,8 +82,7 @@ def run_one(content: dict[str, Any], seed: int, device: str | None, root: Place 
         UserError: a name or value is not known or not allowed.
     """
     plan = parse_plan(content, WHERE)
-    (cell,) = build_cells(plan, WHERE)
-    spec = cell.report_spec({}, seed)
+    spec = trial_spec(plan, seed)
     store = Store(root) if root is not None else None
     if store and (stored := store.get(spec.digest)) and stored.finished:
         return stored

@@ -2,6 +2,7 @@
 
 Where a training hyper-parameter comes from, later ones winning:
 defaults of `TrainSpec` < the method's `train_defaults` < the plan's `train` < the entry's `train` < the search.
+How text is generated: defaults of `GenerationSpec` < the task's `generation_defaults` < the plan's `generation`.
 What a plan fixes is not searched: a name in `train` or in an entry's `settings` leaves the method's search space, unless the
 entry's own `search` names it.
 """
@@ -128,6 +129,9 @@ class Plan(Spec):
     separator: str = Field("\n\n", description="stands between the instruction, the demonstrations and the query")
     methods: dict[str, MethodEntry] = Field(min_length=1)
     train: dict[str, Any] = Field(default_factory=dict, description="fields of TrainSpec, for every method")
+    generation: dict[str, Any] = Field(
+        default_factory=dict, description="fields of GenerationSpec, for tasks that generate text"
+    )
     search: SearchPlan | None = Field(None, description="null: every method runs with its defaults")
     report: ReportPlan = ReportPlan()
     forgetting: ForgettingPlan | None = Field(None, description="null: only the plan's tasks are measured")

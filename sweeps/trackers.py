@@ -86,7 +86,7 @@ def params_of(entry: str, spec: TrialSpec) -> Params:
 def result_of(record: TrialRecord) -> dict[str, Any]:
     """A record as a flat result: numbers by name, and under `curve` a dictionary for each look at the dev set.
 
-    The names are `<selection>/dev_score`, `<selection>/<set>_accuracy`, `findings/<severity>` (how many), `cost/<what>`,
+    The names are `<selection>/dev_score`, `<selection>/<set>_<metric>`, `findings/<severity>` (how many), `cost/<what>`,
     `failed` and `pruned` (0 or 1); in the curve `curve/<what>`, beside the optimiser step as `training_iteration`, Tune's word for it.
     """
     result: dict[str, Any] = {"failed": int(failed(record)), "pruned": int(record.cause is Cause.PRUNED)}
@@ -94,7 +94,7 @@ def result_of(record: TrialRecord) -> dict[str, Any]:
         result[f"{selection}/dev_score"] = score
     for selection, sets in record.metrics.items():
         for name, numbers in sets.items():
-            result[f"{selection}/{name}_accuracy"] = numbers.accuracy
+            result[f"{selection}/{name}_{numbers.metric}"] = numbers.score
     found = Counter(finding.severity for finding in record.findings)
     result |= {f"findings/{severity}": found[severity] for severity in ("note", "warning", "error")}
     if record.cost:

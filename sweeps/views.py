@@ -147,17 +147,7 @@ def record_summary(record: TrialRecord) -> RenderableType:
     if not record.finished:
         parts.append(Text(f"failed, {record.cause}: {record.message}", style="red"))
         return Group(*parts)
-    table = _table("checkpoint", "set", "score %", "majority %", "macro-F1", "MCC", "rows", n_left=2)
-    for selection, score in record.dev_score.items():
-        table.add_row(selection, "dev", f"{100 * score:.1f}", "", "", "", str(len(record.draws.dev)))
-    for selection, sets in record.metrics.items():
-        for name, numbers in sets.items():
-            domain = "" if numbers.domain == "in" else " (OOD)"
-            table.add_row(
-                selection, name + domain, f"{100 * numbers.score:.1f}", f"{100 * numbers.majority_share:.1f}",
-                f"{numbers.macro_f1:.3f}", f"{numbers.mcc:.3f}", str(numbers.n),
-            )  # fmt: skip
-    parts.append(table)
+    parts.append(_numbers_table(record))
     if taught := record.teacher:
         said = "" if taught.dev_score is None else f": {taught.dev_score:.1%} on dev, {taught.zero_shot_dev_score:.1%} from the query alone"
         parts.append(Text(f"teacher {taught.model}, {len(taught.demonstrations)} demonstrations{said}"))
@@ -188,6 +178,32 @@ def record_summary(record: TrialRecord) -> RenderableType:
             )
         )
     return Group(*parts)
+
+
+PERCENT, PLAIN = {"majority_share": "majority", "bleu": "BLEU"}, {"macro_f1": "macro-F1", "mcc": "MCC"}
+BESIDE = {
+    "classification": ("majority_share", "macro_f1", "mcc"),
+    "generation": ("rouge1", "rouge2", "rougeL", "bleu", "exact_match", "token_f1"),
+}
+"""What a trial's table shows beside the score, and how it is called there."""
+
+
+def _numbers_table(record: TrialRecord) -> Table:
+    """The score of every set under every selection, and what goes with it."""
+    sets = [(selection, name, numbers) for selection, sets in record.metrics.items() for name, numbers in sets.items()]
+    kind = "generation" if record.spec.generation else "classification"
+    metric = next((numbers.metric for _, _, numbers in sets), "score")
+    beside = [name for name in BESIDE[kind] if name != metric]
+    titles = [PLAIN.get(name) or f"{PERCENT.get(name, name)} %" for name in beside]
+    table = _table("checkpoint", "set", f"{metric} %", *titles, "rows", n_left=2)
+    for selection, score in record.dev_score.items():
+        table.add_row(selection, "dev", f"{100 * score:.1f}", *[""] * len(beside), str(len(record.draws.dev)))
+    for selection, name, numbers in sets:
+        domain = "" if numbers.domain == "in" else " (OOD)"
+        values = ((key, getattr(numbers, key)) for key in beside)
+        texts = [f"{value:.3f}" if key in PLAIN else f"{100 * value:.1f}" for key, value in values]
+        table.add_row(selection, name + domain, f"{100 * numbers.score:.1f}", *texts, str(numbers.n))
+    return table
 
 
 def _virtual_tokens_table(record: TrialRecord) -> RenderableType:

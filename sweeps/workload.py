@@ -36,26 +36,29 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Reading:
-    """Prompts that are scored behind one opening of `prefix` tokens, which is encoded once if `shared`, and virtual tokens."""
+    """Prompts that are scored behind one opening of `prefix` tokens, which is encoded once if `shared`, and virtual tokens; where text
+    is generated, up to `n_new_tokens` follow each."""
 
     prefix: int
     sets: tuple[Lengths, ...]
     shared: bool
     n_virtual_tokens: int = 0
+    n_new_tokens: int = 0
 
     def largest_batches(self, budget: int, overhead: int) -> set[tuple[int, int]]:
-        """(prompts, tokens of each with its `overhead`) of the batches that may need the most: the longest, and the most prompts.
+        """(prompts, tokens of each with its `overhead` and what is generated) of the batches that may need the most: the longest, and
+        the most prompts.
 
         Args:
             budget, overhead: from `llmft.batches.scoring_budget`.
         """
-        opening = overhead + self.n_virtual_tokens + (0 if self.shared else self.prefix)
+        opening = overhead + self.n_virtual_tokens + self.n_new_tokens + (0 if self.shared else self.prefix)
         shapes = [shape for lengths in self.sets for shape in lengths.batches(budget, opening)]
         return {max(shapes), max(shapes, key=lambda shape: shape[::-1]), max(shapes, key=lambda shape: shape[0] * shape[1])}
 
     @property
     def n_tokens(self) -> float:
-        opening = self.n_virtual_tokens + (0 if self.shared else self.prefix)
+        opening = self.n_virtual_tokens + self.n_new_tokens + (0 if self.shared else self.prefix)
         return self.prefix * self.shared + sum(lengths.n_tokens + lengths.n * opening for lengths in self.sets)
 
 
@@ -65,18 +68,20 @@ class Workload:
 
     Attributes:
         spec: with the values of its search ranges that need the most, and of its seeds the one with the longest draw.
-        words, start: the label words, and what a decoder of its own reads before them.
+        words, start: the label words (None where text is generated), and what a decoder of its own reads before them.
         prefix: tokens that open every scored prompt: the demonstrations, and what their pattern begins with.
         n_virtual_tokens: places that the method takes in front of every prompt.
         shares_prefix: whether the prefix is encoded once, and its keys and values kept (`llmft.evaluate.Evaluator`).
-        shots: places of each whole prompt that is trained on; empty where nothing is trained.
+        shots: places of each whole prompt that is trained on, shortest first; empty where nothing is trained.
+        completions: how many of them (and the last, which is not fed) are trained to be said; empty for classification.
         dev, tests: what is scored besides.
+        n_new_tokens: tokens that are generated for each of them at the most.
         lessons: what a teacher reads before the training.
         n_unlabelled: how many of the examples that are trained on are not shots.
     """
 
     spec: TrialSpec
-    words: LabelWords
+    words: LabelWords | None
     prefix: int
     n_virtual_tokens: int
     shares_prefix: bool
@@ -86,11 +91,13 @@ class Workload:
     lessons: tuple[Reading, ...] = ()
     n_unlabelled: int = 0
     start: tuple[int, ...] = ()
+    n_new_tokens: int = 0
+    completions: tuple[int, ...] = ()
 
     @property
     def scored(self) -> Reading:
         sets = (*filter(None, [self.dev]), *self.tests.values())
-        return Reading(self.prefix, sets, self.shares_prefix, self.n_virtual_tokens)
+        return Reading(self.prefix, sets, self.shares_prefix, self.n_virtual_tokens, self.n_new_tokens)
 
     @property
     def tokens_taught(self) -> float:
@@ -106,7 +113,7 @@ class Workload:
         looks = -(-self.spec.train.epochs // self.spec.train.eval_every_epochs) if self.shots else 1
         sets = [(looks, self.dev)] if self.dev else []
         sets += [(len(self.spec.selections), lengths) for lengths in self.tests.values()] if with_tests else []
-        opening = self.n_virtual_tokens + (0 if self.shares_prefix else self.prefix)
+        opening = self.n_virtual_tokens + self.n_new_tokens + (0 if self.shares_prefix else self.prefix)
         return sum(times * (lengths.n_tokens + lengths.n * opening) for times, lengths in sets)
 
 
@@ -145,7 +152,9 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
         tests=tuple(replace(test, examples=_sample(test.examples)) for test in setting.tests),
     )
     encoded = encode_prompts(spec, sampled)
-    lengths = {name: tuple(sorted(map(len, queries.suffixes))) for name, queries in encoded.sets.items()}
+    lengths = {name: tuple(sorted(queries.lengths)) for name, queries in encoded.sets.items()}
+    completions = encoded.sets[SHOTS].completions if SHOTS in encoded.sets else ()
+    by_length = sorted(zip(encoded.sets[SHOTS].lengths, map(len, completions), strict=True)) if completions else []
     return Workload(
         spec,
         setting.words,
@@ -158,6 +167,8 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
         tuple(_reading(lesson, len(longest.dev)) for lesson in _lessons(spec, sampled, encoded)),
         method.n_unlabelled,
         setting.start,
+        encoded.n_new_tokens,
+        tuple(n for _, n in by_length),
     )
 
 
@@ -185,7 +196,7 @@ def _largest(cell: Cell) -> Params:
 
 
 def _n_characters(example: Example) -> int:
-    return sum(map(len, example.fields.values()))
+    return sum(map(len, (*example.fields.values(), *example.references[:1])))
 
 
 def _sample(examples: Sequence[Example]) -> tuple[Example, ...]:

@@ -17,7 +17,7 @@ NEVER = {
     "analysis": {"torch", "ray", "optuna", "transformers", "peft", "datasets", "sklearn", "sweeps"},
     "sweeps": set(),
 }
-FROM_LLMFT = {"llmft.record", "llmft.spec", "llmft.errors", "llmft.files"}  # what the analysis may read of llmft
+FROM_LLMFT = {"llmft.record", "llmft.spec", "llmft.errors", "llmft.files", "llmft.seeds", "llmft.registry"}  # what the analysis may read of llmft
 
 
 def modules_imported(path: Path) -> Iterator[str]:

@@ -91,6 +91,7 @@ class DistillationSettings(Spec):
 
 
 class ContextDistillation(Method):
+    kinds = ("classification",)
     Settings = DistillationSettings
     search = {"learning_rate": Range(1e-6, 1e-3, log=True)}
     paper = "Askell et al. 2021"

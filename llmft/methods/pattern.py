@@ -1,7 +1,8 @@
 """Pattern-based fine-tuning (Schick & Schuetze 2021; Gao et al. 2021): every weight is trained to say the right label word.
 
 The language-model head is kept. `loss: full_vocabulary` raises the label word among all words, as Mosbach et al. 2023 do;
-`loss: restricted` raises it among the label words only.
+`loss: restricted` raises it among the label words only. Where text is generated, the reference's tokens and the end of the text
+take the place of the label word, and `loss` makes no difference.
 """
 
 from typing import Literal
@@ -30,6 +31,8 @@ class PatternBased(Method):
         model.network.requires_grad_(True)
 
     def loss(self, model, batch):
+        if batch.completions is not None:
+            return super().loss(model, batch)
         return label_word_loss(self.settings.loss, self.scores(model, batch).labels, batch.labels)
 
 

@@ -21,6 +21,7 @@ class RegularisedSettings(PatternSettings):
 
 
 class Regularised(PatternBased):
+    kinds = ("classification",)
     Settings = RegularisedSettings
     search = {"learning_rate": Range(1e-6, 1e-4, log=True), "strength": Range(1e-3, 10.0, log=True)}
     paper = "Li et al. 2018"

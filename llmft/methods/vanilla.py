@@ -18,6 +18,7 @@ class Vanilla(Method):
     class Settings(Spec):
         head: Literal["fully_connected", "linear"] = "fully_connected"
 
+    kinds = ("classification",)
     has_own_head = True
     search = {"learning_rate": Range(1e-6, 1e-4, log=True)}
     paper = "Devlin et al. 2019"

@@ -1,6 +1,7 @@
 """Zero-shot prompting: the model reads the query alone and the most probable label word wins.
 
-The floor that every other method must clear. Nothing is trained and no labelled example is used.
+The floor that every other method must clear. Nothing is trained and no labelled example is used. Where text is generated, it is what
+the model says after the query.
 
 `calibration: contextual` (Zhao et al. 2021) divides the label words' probabilities by their mean for queries in which "N/A", "" and
 "[MASK]" stand in the place of every text: what the prompt alone makes the model say. A label word that wins always, whatever the

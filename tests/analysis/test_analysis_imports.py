@@ -27,9 +27,14 @@ def test_the_whole_analysis_runs_without_the_training_stack(full_store):
     frame = analysis.load(sys.argv[1])
     analysis.to_terminal(analysis.compare(frame), analysis.cross_findings(frame))
     analysis.predictions(sys.argv[1]).count_rows()
-    analysis.write_report(sys.argv[1])
+    analysis.best_on_examples(sys.argv[1], frame, 5)
+    from sweeps import cli
+    print(cli._run(["report", sys.argv[1]]), cli._run(["compare", sys.argv[1], sys.argv[1], "--other-rule", "last"]))
+    print(cli._run(["compare", sys.argv[1], "mosbach2023"]))
     """
-    run(code, str(full_store.root))
+    printed = run(code, str(full_store.root))
+    assert "\n0 0\n" in printed and printed.endswith("\n0\n")
+    assert "checkpoints: best_dev in ours and last in mosbach2023" in printed
     assert (full_store.root / "report" / "report.html").exists()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis import forgetting_table, load_forgetting, mean_relative_drop
+from analysis import forgetting_table, load_forgetting, mean_relative_drop, write_report
 from llmft.errors import UserError
 from llmft.record import EVALUATION_FILE, Change, Evaluation, Measure, TrialRecord, write_record
 from llmft.spec import ModelRef, TrialSpec
@@ -92,3 +92,10 @@ def test_a_damaged_evaluation_is_one_line(add, tmp_path):
     (tmp_path / "trials" / digest / EVALUATION_FILE).write_text('{"changes": 3')
     with pytest.raises(UserError, match=EVALUATION_FILE):
         load_forgetting(tmp_path)
+
+
+def test_the_report_shows_what_was_lost(add, tmp_path):
+    for seed, after in enumerate((0.6, 0.7)):
+        add("lora", seed, change("cola", 0.8, after))
+    page = write_report(tmp_path).read_text()
+    assert "What else the model can do" in page and "0.150 (−0.485 to 0.785)" in page and "18.8%" in page

@@ -50,7 +50,7 @@ def test_the_headline_sets_are_the_first_of_their_domain(store):
     store.add(sets=sets)
     row = analysis.load(store.root).iloc[0]
     assert (row["in_domain_set"], row["out_of_domain_set"]) == ("rte", "paws")
-    assert json.loads(row["sets"])["mnli"] == {"domain": "in", "n": 277, "groups": {}}
+    assert json.loads(row["sets"])["mnli"] == {"domain": "in", "n": 277, "groups": {"label": ["entailment", "not_entailment"]}}
 
 
 def test_a_set_named_like_a_headline_column_does_not_disturb_it(store):

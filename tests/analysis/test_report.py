@@ -7,7 +7,9 @@ import subprocess
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+from synthetic import Store, fill, prediction_rows
 
 import analysis
 from llmft.errors import Cause
@@ -56,13 +58,17 @@ def test_the_report_holds_everything(full_store):
     path = analysis.write_report(full_store.root)
     assert path == full_store.root / "report" / "report.html"
     page = Text(path.read_text())
-    for text in ("RTE and HANS", "In domain (rte)", "majority class", "lexical overlap", "loss became NaN at step 12", "learning_rate = 3e-05",
-                 "packages.torch", "2.9.0", "constant prediction on hans", "64.0", "zero_shot", "task: rte  # <the plan>"):  # fmt: skip
+    for text in ("RTE and HANS", "In domain (rte)", "majority class", "Lexical overlap", "loss became NaN at step 12", "learning_rate = 3e-05",
+                 "packages.torch", "2.9.0", "constant prediction on hans", "64.0", "zero_shot", "task: rte  # <the plan>",
+                 "llmft trial --task rte --method bitfit", "Behind the best", "hans, by label"):  # fmt: skip
         assert text in page.text, text
     assert page.tags.count("svg") > 9 and "table" in page.tags
-    assert sorted(str(each.relative_to(path.parent)) for each in path.parent.rglob("*.*")) == [
-        "figures/scatter.svg", "report.html", "tables/comparison.csv", "tables/comparison.md", "tables/groups.csv",
-    ]  # fmt: skip
+    tables = ("budget.csv", "comparison.csv", "comparison.md", "comparison.tex", "contrasts.csv", "costs.csv", "examples.csv", "groups.csv",
+              "seed_variance.csv")
+    assert sorted(str(each.relative_to(path.parent)) for each in path.parent.rglob("*.*")) == sorted(
+        [*(f"figures/{name}.svg" for name in analysis.FIGURES), "report.html", *(f"tables/{name}" for name in tables)]
+    )
+    assert path.stat().st_size < 5_000_000
     assert (
         len(analysis.load(full_store.root)) == len(list(full_store.root.glob("trials/*"))) * 2 - 14
     )  # the report is no record
@@ -116,7 +122,7 @@ def test_thin_results_give_a_report(store, case):
         (store.folder(record) / "record.json").write_text("{")
     text = Text(analysis.write_report(store.root).read_text()).text
     expected = {
-        "one_seed": "no method beats the majority class",
+        "one_seed": "no method is shown to beat the majority class (52.7",
         "all_failed": "1 trial left no number",
         "no_out_of_domain": "No trial has both",
         "search_only": "No report trials to compare yet",
@@ -127,82 +133,90 @@ def test_thin_results_give_a_report(store, case):
     assert "nan" not in re.sub(r"[a-z]+nan|nan[a-z]+", "", text.lower())
 
 
-def answer(store) -> analysis.Answer:
-    (only,) = analysis.headline(analysis.compare(analysis.load(store.root)))
-    return only
-
-
-def test_the_headline_is_sure_only_when_the_intervals_part(store):
-    for seed in range(6):
-        wobble = 0.01 * (seed % 3)
-        store.add(seed, "fine_tuning", 0.70 + wobble, 0.56 + 5 * wobble)
-        store.add(seed, "lora", 0.60 + wobble, 0.55 + 5 * wobble)
-    only = answer(store)
-    assert only.in_domain_sure and "fine_tuning is best at 16 shots: 71.0 % (70.1 to 71.9), ahead of lora" in only.in_domain
-    assert (
-        not only.out_of_domain_sure
-        and "one cannot tell" in only.out_of_domain
-        and "the intervals overlap" in only.out_of_domain
+def test_seeds_that_vary_apart_are_told_apart(store):
+    for data_seed in range(4):
+        for init_seed in range(3):
+            seeds = {"data_seed": data_seed, "order_seed": data_seed, "init_seed": init_seed, "dropout_seed": init_seed}
+            store.add(0, "lora", 0.6, 0.5 + 0.03 * data_seed + 0.001 * init_seed, seeds=seeds)
+    table = analysis.seed_variance(analysis.load(store.root)).set_index("component")
+    assert set(table.index) == {"data+order", "init+dropout", "residual"}
+    assert table["variance"].to_dict() == pytest.approx(
+        {"data+order": np.var([0, 0.03, 0.06, 0.09], ddof=1), "init+dropout": 1e-6, "residual": 0}, abs=1e-9
     )
-
-
-def test_the_headline_does_not_judge_by_one_seed(store):
-    store.add(0, "fine_tuning", 0.9, 0.9), store.add(0, "lora", 0.6, 0.6)
-    assert not answer(store).in_domain_sure and "a single seed has no interval" in answer(store).in_domain
-
-
-def test_the_headline_says_when_nothing_beats_the_majority(store):
-    for seed in range(3):
-        store.add(seed, accuracy=0.47, out_accuracy=0.5 + 0.001 * seed)
-    only = answer(store)
-    assert "no method beats the majority class (52.7 %)" in only.in_domain
-    assert not only.out_of_domain_sure
-
-
-def test_the_headline_is_not_sure_of_a_suspicious_number(store):
-    finding = Finding(code="constant_prediction", severity="warning", message="m", set="hans")
-    for seed in range(6):
-        store.add(seed, "fine_tuning", 0.7 + 0.001 * seed, 0.8, findings=[finding])
-        store.add(seed, "lora", 0.6, 0.6 + 0.001 * seed)
-    only = answer(store)
-    assert only.in_domain_sure
-    assert not only.out_of_domain_sure
-    assert "warning: constant prediction on hans in 6 of 6 trials." in only.out_of_domain
-
-
-def test_the_headline_compares_at_the_same_shots(store):
-    for seed in range(3):
-        store.add(seed, "fine_tuning", 0.6 + 0.001 * seed), store.add(seed, "in_context", 0.65 + 0.001 * seed)
-        store.add(seed, "fine_tuning", 0.9 + 0.001 * seed, n_shots=1024)
-    assert "in_context is best at 16 shots" in answer(store).in_domain
+    text = Text(analysis.write_report(store.root).read_text()).text
+    assert "Where the spread comes from" in text and "data, order" in text
 
 
 chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+PROBE = """<script>
+const errors = [];
+addEventListener("error", event => errors.push(String(event.message)));
+addEventListener("securitypolicyviolation", event => errors.push(event.violatedDirective));
+addEventListener("load", () => {
+  const table = document.querySelector("table.comparison"), column = 5;
+  const shown = () => [...table.tBodies[0].rows].filter(row => !row.hidden);
+  const read = () => shown().map(row => Number(row.cells[column].dataset.order));
+  const click = table => table.tHead.rows[0].cells[column].querySelector("button").click();
+  click(table); const up = read(); click(table); const down = read();
+  const input = document.querySelector("#comparison .filter input");
+  input.value = "LORA 16"; input.dispatchEvent(new Event("input"));
+  const filtered = shown().map(row => row.cells[0].textContent), note = document.querySelector("#comparison output").textContent;
+  input.value = ""; input.dispatchEvent(new Event("input"));
+  const figures = [...document.querySelectorAll("figure")].map(each => {
+    const box = each.querySelector("svg").getBoundingClientRect();
+    return [each.id, box.width > 100 && box.height > 20, each.checkVisibility()];
+  });
+  const rank = document.querySelector("table.groups"), behind = 3;
+  rank.tHead.rows[0].cells[behind].querySelector("button").click();
+  const ranked = [...rank.tBodies[0].rows].map(row => row.cells[behind].textContent);
+  const colour = getComputedStyle(document.body).backgroundColor;
+  document.body.dataset.probe = JSON.stringify({up, down, filtered, note, all: shown().length, figures, ranked, colour, errors,
+    wide: document.documentElement.scrollWidth - innerWidth});
+});</script>"""
+
+
+@pytest.fixture(scope="module")
+def probed_page(tmp_path_factory):
+    """A report with a script in it that uses it, as a file."""
+    folder = tmp_path_factory.mktemp("probed")
+    path = analysis.write_report(fill(Store(folder / "results")).root)
+    page = folder / "probe.html"
+    page.write_text(path.read_text().replace("</head>", PROBE + "</head>"))
+    return page
+
+
 @pytest.mark.skipif(chromium is None, reason="no Chromium on PATH to open the report with")
-def test_a_browser_opens_the_report_and_sorts_the_table(full_store, tmp_path):
-    path = analysis.write_report(full_store.root)
-    probe = """<script>
-    addEventListener("load", () => {
-      const table = document.querySelector("table.sortable"), column = 5;
-      const read = () => [...table.tBodies[0].rows].map(row => Number(row.cells[column].dataset.order));
-      const click = () => table.tHead.rows[0].cells[column].querySelector("button").click();
-      click(); const up = read(); click(); const down = read();
-      document.body.dataset.probe = JSON.stringify({up, down, wide: document.documentElement.scrollWidth - innerWidth});
-    });</script>"""
-    page = tmp_path / "probe.html"
-    page.write_text(path.read_text().replace("</body>", probe + "</body>"))
+@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (500, "dark")])
+def test_a_browser_opens_the_report_sorts_and_filters(probed_page, tmp_path, width, scheme):
     command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-               "--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--window-size=700,900",
-               f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000", "--dump-dom", page.as_uri()]  # fmt: skip
+               "--disable-component-update", "--disable-sync", "--enable-logging=stderr", f"--window-size={width},900",
+               f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}",
+               f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000", "--dump-dom", probed_page.as_uri()]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert not console, console
     probed = json.loads(dict(Text(done.stdout).attributes)["data-probe"])
-    assert (
-        probed["up"] == sorted(probed["up"])
-        and probed["down"] == sorted(probed["up"], reverse=True)
-        and len(probed["up"]) == 10
-    )
+    assert probed["errors"] == []
+    assert probed["up"] == sorted(probed["up"]) and probed["down"] == sorted(probed["up"], reverse=True) and len(probed["up"]) == 10
+    assert probed["filtered"] == ["lora"] and probed["note"] == "1 of 10 rows" and probed["all"] == 10
+    assert [name for name, *_ in probed["figures"]] == [f"figure-{name}" for name in analysis.FIGURES]
+    assert all(size and visible for _, size, visible in probed["figures"])
+    numbers = [float(text.split(" ")[0].replace("−", "-")) for text in probed["ranked"] if text != "–"]
+    assert numbers == sorted(numbers) and probed["ranked"][-1] == "–"
+    assert probed["colour"] == ("rgb(22, 24, 27)" if scheme == "dark" else "rgb(253, 253, 251)")
     assert probed["wide"] <= 0  # a narrow window scrolls the table, not the page
+
+
+@pytest.mark.long
+def test_two_thousand_trials_fit_into_five_megabytes(store):
+    random = np.random.default_rng(0)
+    for model in ("opt-125m", "opt-1.3b"):
+        for i in range(20):
+            for n_shots in (2, 16, 32, 64, 128):
+                for seed in range(10):
+                    inside, outside = random.uniform(0.5, 0.7, 2)
+                    store.add(seed, f"method_{i}", inside, outside, n_shots=n_shots, model=model, predictions=prediction_rows())
+    path = analysis.write_report(store.root)
+    assert path.stat().st_size < 5_000_000

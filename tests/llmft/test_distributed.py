@@ -17,6 +17,7 @@ from llmft.errors import Cause
 from llmft.model import resolve_model
 from llmft.seeds import derive
 from llmft.setting import encode_prompts, settle
+from llmft.spec import GenerationSpec
 from llmft.trial import run_trial
 
 FEW_AT_ONCE = {"micro_batch_tokens": 40}
@@ -24,9 +25,10 @@ DISTILLED = {"n_unlabelled": 9, "distil_shots": True, "cross_entropy_weight": 0.
 
 
 def table(result) -> dict[tuple, np.ndarray]:
-    """(selection, set, id) -> log-probabilities of the labels."""
+    """(selection, set, id) -> log-probabilities of the labels, or the characters of a generated text."""
     rows = parquet.read_table(io.BytesIO(result.predictions)).to_pylist()
-    return {(row["selection"], row["set"], row["id"]): np.array(row["label_log_probabilities"]) for row in rows}
+    answers = (row["label_log_probabilities"] if "label" in row else [*map(ord, row["text"].ljust(200))] for row in rows)
+    return {(row["selection"], row["set"], row["id"]): np.array(answer) for row, answer in zip(rows, answers, strict=True)}
 
 
 def assert_same(result, expected, atol: float = 1e-5) -> None:
@@ -71,6 +73,8 @@ def runs(spec_of, tmp_path_factory):
         "checkpointed": run("pattern", gradient_checkpointing=True),
         "best is early": run("pattern", {"keep_weights": True}, **early),
         "oracles": run("lora", selections=every),
+        "texts": run("pattern", FEW_AT_ONCE, task="toy_text", generation=GenerationSpec(max_new_tokens=12)),
+        "texts in context": run("in_context", task="toy_text", generation=GenerationSpec(max_new_tokens=12, stop=())),
         "prompt": run("prompt_tuning"),
         "encoded prompt": run("p_tuning", {"keep_weights": True}),
         "prefix": run("prefix_tuning"),

@@ -5,7 +5,7 @@ import json
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from llmft.spec import DataRef, ModelRef, TrainSpec, TrialSpec, error_lines
+from llmft.spec import DataRef, GenerationSpec, ModelRef, TrainSpec, TrialSpec, error_lines
 
 GOLDEN = TrialSpec(
     model=ModelRef(name="facebook/opt-125m", fingerprint="hub:facebook/opt-125m@main"),
@@ -19,7 +19,7 @@ GOLDEN = TrialSpec(
 
 
 def test_the_digest_of_a_known_trial_is_frozen():
-    assert GOLDEN.digest == "e48f7deafd738fdafe71", (
+    assert GOLDEN.digest == "15be02d88275ebfa80fa", (
         "every stored result would count as new: raise DIGEST_VERSION only if answers changed"
     )
 
@@ -89,6 +89,13 @@ def test_without_a_fingerprint_the_name_tells_models_apart(path):
 @pytest.mark.parametrize("path", [path for path in PATHS if path not in WHERE_IT_LIES], ids=".".join)
 def test_every_other_field_changes_the_digest(path):
     assert changed(GOLDEN, path, other_value(dict(leaves(GOLDEN))[path])).digest != GOLDEN.digest
+
+
+def test_how_text_is_generated_changes_the_digest():
+    specs = [GenerationSpec(), GenerationSpec(max_new_tokens=65), GenerationSpec(temperature=1.0), GenerationSpec(num_beams=2)]
+    specs += [GenerationSpec(temperature=1.0, top_p=0.5), GenerationSpec(temperature=1.0, top_k=5), GenerationSpec(stop=("x",))]
+    digests = {GOLDEN.model_copy(update={"generation": spec}).digest for spec in [None, *specs]}
+    assert len(digests) == 1 + len(specs)
 
 
 def test_a_teachers_content_changes_the_digest_and_its_folder_does_not():

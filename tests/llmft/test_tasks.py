@@ -167,6 +167,8 @@ def test_what_a_folder_lacks_comes_from_the_hub(server, new_cache, tmp_path, tas
 def test_the_label_words_are_the_published_ones():
     for name in TASKS:
         task = load_task(name)
+        if task.kind == "generation":
+            continue
         said = {
             pattern: dict(zip(task.labels, task.verbalizers[entry.verbalizer], strict=True))
             for pattern, entry in task.patterns.items()
@@ -190,7 +192,9 @@ def test_the_harnesss_patterns_are_its_own():
 
 
 def test_a_literal_form_exists_where_a_newline_does():
-    for task in map(load_task, TASKS):
+    of_the_paper = [task for task in map(load_task, TASKS) if "gpt-3" in task.patterns]
+    assert len(of_the_paper) > 4
+    for task in of_the_paper:
         plain = {name: pattern for name, pattern in task.patterns.items() if not name.endswith("-literal")}
         assert task.patterns == with_literals(plain)
 

@@ -227,6 +227,7 @@ def test_ties_in_accuracy_go_to_the_lower_loss(spec_of, monkeypatch):
     class Planted:
         def __init__(self):
             self.score, self.loss = next(looks)
+            self.rank = self.score, -self.loss
 
     monkeypatch.setattr(Evaluator, "predict", lambda self, name: Planted() if name == "dev" else real(self, name))
     record = finished(spec_of("lora", epochs=5))

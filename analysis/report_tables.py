@@ -1,0 +1,116 @@
+"""The tables of the report that a reader scrolls through: frames as tables of texts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from analysis.forgetting import forgetting_table
+from analysis.layout import interval, percent
+from analysis.selection import CELL, select
+from analysis.sheets import Sheet, trimmed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_FEW = 6  # a grouping with more values than this makes a wide table
+
+
+def example_sheet(table: pd.DataFrame) -> Sheet:
+    """`analysis.example_contrasts` for a reader."""
+    headers = ["model", "task", "shots", "set", "best", "other", "difference (95 %)", "seeds", "examples", "only best right",
+               "only other right", "McNemar p < .05"]  # fmt: skip
+    sheet = Sheet(headers, numeric=(2, 6, 7, 8, 9, 10, 11))
+    pairs = {(row[side], row[f"{side}_pattern"]) for row in table.to_dict("records") for side in "ab"}
+    several = {method for method, n in Counter(method for method, _ in pairs).items() if n > 1}
+    for row in table.to_dict("records"):
+        span = f"{percent(row['difference'])} ({percent(row['low'])} to {percent(row['high'])})"
+        known = row["only_a"] == row["only_a"]
+        counts = (
+            [f"{row['only_a']:.0f}", f"{row['only_b']:.0f}", f"{row['n_mcnemar']:.0f} of {row['n_seeds']}"]
+            if known
+            else ["–"] * 3
+        )
+        sheet.rows.append([
+            row["model"], row["task"], str(row["n_shots"]), row["set"], _name(row, "a", several), _name(row, "b", several), span, str(row["n_seeds"]), f"{row['n_examples']:,}", *counts,
+        ])  # fmt: skip
+    return trimmed(sheet, "model", "task")
+
+
+def _name(row: dict[str, Any], side: str, several: set[str]) -> str:
+    return f"{row[side]} ({row[f'{side}_pattern']})" if row[side] in several else row[side]
+
+
+def forgetting_sheet(frame: pd.DataFrame) -> Sheet:
+    """`analysis.forgetting_table` for a reader; no rows where nothing was measured beside the task."""
+    names = ["model", "task", "method", "shots", "pattern"]
+    sheet = Sheet(
+        [*names, "measured on", "metric", "n", "before", "after", "drop (95 %)", "relative drop"], numeric=(3, 7, 8, 9, 10, 11)
+    )
+    for (*cell, _, name, metric), row in forgetting_table(frame).iterrows():
+        span = "" if math.isnan(row["drop_low"]) else f" ({row['drop_low']:.3f} to {row['drop_high']:.3f})"
+        numbers = [f"{row['n_trials']:.0f}", f"{row['before']:.3f}", f"{row['after']:.3f}", f"{row['drop']:.3f}{span}"]
+        texts = [text.replace("-", "−") for text in [*numbers, f"{row['relative_drop']:.1%}"]]
+        sheet.rows.append([*map(str, cell), name, metric, *texts])
+    return trimmed(sheet, "model", "task", "pattern")
+
+
+def variance_sheet(table: pd.DataFrame) -> Sheet:
+    """`analysis.seed_variance` for a reader; no rows where all seeds vary together, for then there is nothing to attribute."""
+    sheet = Sheet(
+        ["model", "task", "method", "shots", "pattern", "n", "seed", "sd, points", "share of variance"], numeric=(3, 5, 7, 8)
+    )
+    if table["component"].nunique() > 2:
+        for row in table.to_dict("records"):
+            numbers = [percent(math.sqrt(row["variance"])), "–" if math.isnan(row["share"]) else f"{row['share']:.0%}"]
+            sheet.rows.append(
+                [*(str(row[name]) for name in CELL), str(row["n"]), row["component"].replace("+", ", "), *numbers]
+            )
+    return trimmed(sheet, "model", "task", "pattern")
+
+
+def command_sheet(frame: pd.DataFrame) -> Sheet:
+    """For every cell, whatever became of its trials, the command that runs its first trial again, and which seeds there are."""
+    trials = frame[(frame["stage"] == "report") & frame["command"].notna()].drop_duplicates("digest")
+    sheet = Sheet(["model", "task", "method", "shots", "pattern", "seeds", "command of the first seed"], numeric=(3,))
+    for (model, task, method, n_shots, pattern), of_cell in trials.groupby(CELL):
+        of_cell = of_cell.sort_values("data_seed")
+        seeds = ", ".join(str(seed) for seed in of_cell["data_seed"].unique())
+        sheet.rows.append([model, task, method, str(n_shots), pattern, seeds, of_cell["command"].iloc[0]])
+    return trimmed(sheet, "model", "task", "pattern", "seeds")
+
+
+def group_sheets(groups: pd.DataFrame) -> list[dict[str, Any]]:
+    """A table for each task, set and grouping: cells down, values of the grouping across."""
+    sheets = []
+    for (task, name, domain, group), of_group in groups.groupby(["task", "set", "domain", "group"], sort=False):
+        names = list(of_group["value"].unique())
+        sheet = Sheet(
+            ["Model", "Method", "Shots", "Pattern", *(value.replace("_", " ") for value in names)],
+            numeric=(2, *range(4, 4 + len(names))),
+        )
+        for (model, _, method, n_shots, pattern), of_cell in of_group.groupby(CELL, sort=False):
+            texts = {row["value"]: interval(row["mean"], row["half_width"]) for row in of_cell.to_dict("records")}
+            sheet.rows.append([model, method, str(n_shots), pattern, *(texts.get(value, "–") for value in names)])
+        shown = {"sheet": trimmed(sheet, "model", "pattern"), "wide": len(names) > _FEW}
+        sheets.append({"task": task, "set": name, "domain": domain, "group": group, **shown})
+    return sorted(sheets, key=lambda each: (each["domain"] != "out", each["wide"]))
+
+
+def trial_finding_sheet(frame: pd.DataFrame, rule: str) -> Sheet:
+    """The findings that trials carry themselves: how many trials of each method, and what the first of them says."""
+    counts: Counter[tuple[str, ...]] = Counter()
+    first: dict[tuple[str, ...], str] = {}
+    chosen = select(frame, rule).dropna(subset=["finding_details", "method"])
+    for method, details in zip(chosen["method"], chosen["finding_details"], strict=True):
+        for key, message in {
+            (each["severity"], each["code"], each["set"] or "", method): each["message"] for each in json.loads(details)
+        }.items():
+            counts[key] += 1
+            first.setdefault(key, message)
+    order = {"error": 0, "warning": 1, "note": 2}
+    rows = sorted(counts, key=lambda key: (order[key[0]], -counts[key], key))
+    headers = ["severity", "finding", "set", "method", "trials", "for example"]
+    return Sheet(headers, [[*key, str(counts[key]), first[key]] for key in rows], numeric=(4,))
