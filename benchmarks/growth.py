@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from rte import N_LAYERS, WIDTH, data_parser, save_opt, spec_of
+from rte import N_LAYERS, N_POSITIONS, WIDTH, data_parser, save_opt, spec_of
 
 PREFIX = 1900
 
@@ -47,7 +47,8 @@ def measure(folder: Path, data_dir: str, repeats: int) -> None:
 
     spec = spec_of(folder, data_dir, method="in_context", n_shots=24)
     setting = settle(spec)
-    queries, ids = encode_prompts(spec, setting).sets["rte"], encode_prompts(spec, setting).prefix
+    encoded = encode_prompts(spec, setting)
+    ids, suffixes = encoded.prefix, [ids for ids in encoded.sets["rte"].suffixes if len(ids) < N_POSITIONS - PREFIX]
     runtime = Runtime(device="cpu")
     table = Table("what", "how much", "CPU s", "CPU ms per unit", title=f"growth (load {os.getloadavg()[0]:.1f})")
 
@@ -64,7 +65,7 @@ def measure(folder: Path, data_dir: str, repeats: int) -> None:
         adapted = Adapted(build_method("in_context", {}), model)
 
         def evaluate(prefix: int, n: int) -> Evaluator:
-            some = EncodedQueries(tuple(queries.suffixes[i % len(queries)] for i in range(n)), (0,) * n)
+            some = EncodedQueries(tuple(suffixes[i % len(suffixes)] for i in range(n)), (0,) * n)
             evaluator = Evaluator(adapted, EncodedTrial((ids * 4)[:prefix], {"rte": some}, (), 0), setting.words, runtime)
             evaluator.predict("rte")
             return evaluator
