@@ -63,12 +63,12 @@ def processes(scratch: Path, n: int) -> dict[int, list]:
         sets = [text for name, value in TRAIN.items() for text in ("--set", f"{name}={value}")]
         _llmft(
             "trial", "--method", "pattern", "--model", "toy", "--task", "toy", "--shots", "16", "--seed", str(seed), *sets,
-            "--n-dev", "8", "--n-test", "16", "--out", str(scratch / "alone"),
+            "--n-dev", "8", "--n-test", "16", "--out", str(scratch / "alone" / str(seed)),  # a folder has one writer
         )  # fmt: skip
 
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         list(pool.map(one, range(n)))
-    return accuracies(scratch / "alone")
+    return {seed: found for folder in (scratch / "alone").iterdir() for seed, found in accuracies(folder).items()}
 
 
 def groups(scratch: Path, n: int) -> tuple[dict[int, list], float]:
