@@ -3,7 +3,7 @@
     python benchmarks/training.py --data-dir FOLDER_WITH_RTE [--epochs 2] [--repeats 3]
 
 All train on the same 128 examples in the same order with AdamW, gradients clipped, dropout 0, and the same loss: the cross-entropy
-of the label words at the answer's place. The way of uds-lsv/llmft pads to 256 tokens and computes logits of all places. The
+of the label word among all words at the answer's place. The way of uds-lsv/llmft pads to 256 tokens and computes logits of all places. The
 `Trainer` of transformers pads to the longest of the batch; in its plain form it takes the network's logits of all places, in its
 careful form those of the answer's place (`logits_to_keep` of a model with padding on the left). All must move the weights alike:
 key biases aside, whose gradient is zero but for rounding, which AdamW makes steps of.
@@ -73,11 +73,11 @@ def compare(folder: Path, data_dir: str, n_shots: int, epochs: int, repeats: int
         answers = batch.pop("answers")
         logits = network(**batch).logits
         last = batch["attention_mask"].sum(-1) - 1
-        return F.cross_entropy(logits[torch.arange(len(last)), last][:, words], answers)
+        return F.cross_entropy(logits[torch.arange(len(last)), last], words[answers])
 
     def loss_of_the_answer(network, batch):
         answers = batch.pop("answers")
-        return F.cross_entropy(network(**batch, logits_to_keep=1).logits[:, -1, words], answers)
+        return F.cross_entropy(network(**batch, logits_to_keep=1).logits[:, -1], words[answers])
 
     def load():
         return AutoModelForCausalLM.from_pretrained(folder, dropout=0.0).train()
