@@ -89,13 +89,15 @@ def draw(
 ) -> str:
     """An SVG element with a panel for each of `panels` (title, what `paint` gets), and one legend.
 
-    The element takes its text colour from its surroundings; the same input gives the same bytes.
+    The element takes its text colour from its surroundings; the same input gives the same bytes. Without panels it says so.
 
     Args:
         label: what screen readers say.
         size: inches of a panel.
         columns: panels in a row, at the most.
     """
+    if not panels:
+        return notice("No trial has a score to draw.")
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -43,8 +43,8 @@ def load_forgetting(root: str | Place) -> pd.DataFrame:
 
     Returns:
         One row for each number. `measured` is 'trial' (in the sweep) or 'later' (`llmft evaluate`); `drop` and `relative_drop` are
-        NaN where the base model was not measured, `weight_distance` (of the whole trial) where it was not. Empty, with these
-        columns, where nothing was measured.
+        NaN where the base model was not measured. `weight_distance` is that of the weights that were measured: the best on dev
+        where these are selected, else the last. Empty, with these columns, where nothing was measured.
 
     Raises:
         UserError: the folder is not there or holds no record, or an evaluation is damaged.
@@ -74,7 +74,7 @@ def _read_rows(folder: Place) -> list[dict[str, Any]]:
 
 
 def _row(record: TrialRecord, change: Change, measured: str) -> dict[str, Any]:
-    spec, after = record.spec, change.after
+    spec, after, moved = record.spec, change.after, record.weight_distance
     before = change.before.value if change.before else math.nan
     drop = before - after.value if after.larger_is_better else after.value - before
     return {
@@ -97,7 +97,7 @@ def _row(record: TrialRecord, change: Change, measured: str) -> dict[str, Any]:
         "after_stderr": after.stderr,
         "drop": drop,
         "relative_drop": drop / before if before else math.nan,
-        "weight_distance": record.weight_distance,
+        "weight_distance": next((moved[name] for name in ("best_dev", "last", "none") if name in moved), math.nan),
     }
 
 

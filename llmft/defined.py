@@ -14,8 +14,8 @@ from llmft import hub
 from llmft.definition import Table, TaskDefinition, label_text
 from llmft.errors import UserError
 from llmft.prompts import FIELD, Pattern
-from llmft.sources import Source, content_hash, numbered
-from llmft.spec import DataRef, error_lines
+from llmft.sources import Source, checked_references, content_hash, numbered
+from llmft.spec import DataRef, GenerationSpec, error_lines
 from llmft.tables import read_rows
 from llmft.task import Example, Task, TaskData, TestSet
 
@@ -26,15 +26,20 @@ class DefinedTask(Task):
     """A task of the user's own."""
 
     def __init__(self, definition: TaskDefinition):
-        self.definition = definition
+        self.definition, self.kind, self.metric = definition, definition.kind, definition.metric
         self.labels = tuple(definition.labels)
         self._places = {label_text(value): place for place, value in enumerate(definition.labels.values())}
         self.patterns = {
-            name: Pattern(entry.template, entry.label_prefix, entry.verbalizer) for name, entry in definition.patterns.items()
+            name: Pattern(entry.template, entry.label_prefix, entry.verbalizer, entry.without)
+            for name, entry in definition.patterns.items()
         }
         self.verbalizers = definition.verbalizers
         self.in_domain = definition.name
         self.out_of_domain = tuple(definition.test.out_of_domain)
+
+    @property
+    def generation(self) -> GenerationSpec | None:
+        return GenerationSpec(max_new_tokens=self.definition.max_new_tokens) if self.definition.generates else None
 
     def resolve_data(self, directory: str | None = None) -> DataRef:
         """The files, or splits on the hub, that the definition names, wherever `directory` is."""
@@ -46,7 +51,7 @@ class DefinedTask(Task):
 
     def load(self, data: DataRef) -> TaskData:
         sets = {
-            name: tuple(self._example(*row) for row in numbered(_rows(table, data), name, str(table)))
+            name: tuple(self._example(*row) for row in numbered(_rows(table, data), name, str(table)) if self._takes(row[2]))
             for name, table in self.definition.tables.items()
         }
         for name, examples in sets.items():
@@ -58,17 +63,30 @@ class DefinedTask(Task):
             sets["train"], tuple(tests), revision=_origin(self.definition.test.in_domain, data), dev_pool=sets.get("dev", ())
         )
 
+    def _takes(self, row: dict[str, Any]) -> bool:
+        column = self.definition.references
+        if not self.definition.drop_empty or column not in row:
+            return True
+        return row[column] is not None and bool(row[column].strip() if isinstance(row[column], str) else row[column])
+
     def _example(self, id_: str, where: str, row: dict[str, Any]) -> Example:
-        definition = self.definition
-        for column in (*definition.columns.values(), definition.label, *definition.groups):
+        definition, optional = self.definition, self.definition.optional
+        answer = definition.references if definition.generates else definition.label
+        needed = [column for field, column in definition.columns.items() if field not in optional]
+        for column in (*needed, answer, *definition.groups):
             if column not in row:
                 raise UserError(f"{where}: there is no column {column!r}. Columns: {', '.join(map(str, row))}.")
-        fields = {field: row[column] for field, column in definition.columns.items()}
+        fields = {field: row.get(column) for field, column in definition.columns.items()}
         for field, text in fields.items():
+            if field in optional and (text is None or (isinstance(text, str) and not text.strip())):
+                fields[field] = ""
+                continue
             if not isinstance(text, str) or not text.strip():
                 raise UserError(
                     f"{where}: column {definition.columns[field]!r} holds no text (got {text!r}). Correct the row or leave it out."
                 )
+        if definition.generates:
+            return Example(id_, fields, None, references=checked_references(row[answer], f"{where}, column {answer!r}"))
         label = _label(row[definition.label], where, definition.label)
         if label not in self._places:
             raise UserError(
@@ -86,6 +104,8 @@ def complete(definition: TaskDefinition, data: DataRef) -> TaskDefinition:
     """
     fields = [field for entry in definition.patterns.values() for field in FIELD.findall(entry.template)]
     columns = definition.columns or {field: field for field in fields}
+    if definition.generates:
+        return definition.model_copy(update={"columns": columns})
     labels = definition.labels or _labels_in(_rows(definition.train, data), str(definition.train), definition.label)
     verbalizers = definition.verbalizers or {"labels": tuple(labels)}
     first = next(iter(verbalizers))

@@ -1,4 +1,4 @@
-"""A task of the user's own, as plain data: which files, which columns, which labels, which patterns and label words.
+"""A task of the user's own, as plain data: which files, which columns, which labels or references, which patterns.
 
 It stands in a plan under `tasks`, and travels in every trial's spec, so that a worker needs nothing but the files.
 """
@@ -13,9 +13,30 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from llmft.prompts import FIELD
 from llmft.strict import Spec
+from llmft.text_metrics import EXAMPLE_METRICS
 
 RESERVED = ("train", "dev", "shots")  # sets that every task has
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+
+
+ALPACA = {
+    "kind": "generation",
+    "columns": {"instruction": "instruction", "input": "input"},
+    "references": "output",
+    "max_new_tokens": 256,
+    "patterns": {
+        "alpaca": {
+            "template": "Below is an instruction that describes a task, paired with an input that provides further context. "
+            "Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}"
+            "\n\n### Response:",
+            "without": "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+            "\n\n### Instruction:\n{instruction}\n\n### Response:",
+        }
+    },
+}
+"""Taori et al. 2023, `train.py` of github.com/tatsu-lab/stanford_alpaca; there the response follows without a space."""
+FORMATS: dict[str, dict[str, Any]] = {"alpaca": ALPACA}
+"""What `format` may say in a plan."""
 
 
 class HubTable(Spec):
@@ -54,13 +75,19 @@ class ReportedTables(Spec):
     in_domain: Table
     out_of_domain: dict[str, Table] = Field(default_factory=dict)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_name(cls, value: Any) -> Any:
+        return {"in_domain": value} if isinstance(value, str) else value
+
 
 class PatternEntry(Spec):
-    """A template, what stands between it and the label word, and the verbalizer that goes with it."""
+    """A template, what stands between it and the label word or reference, and the verbalizer that goes with it."""
 
     template: str
     label_prefix: str = " "
     verbalizer: str = Field("", description="empty: the task's first")
+    without: str = Field("", description="the template where a field that only the other names is empty")
 
     @model_validator(mode="before")
     @classmethod
@@ -74,11 +101,23 @@ class PatternEntry(Spec):
             raise ValueError("a template must name a field, as in '{premise} {hypothesis} ?'")
         return value
 
+    @model_validator(mode="after")
+    def _names_fewer(self) -> PatternEntry:
+        if self.without and not set(FIELD.findall(self.without)) < set(FIELD.findall(self.template)):
+            raise ValueError("without must name some of the template's fields, and not all of them")
+        return self
+
+    @property
+    def optional(self) -> set[str]:
+        """Fields that an example may leave empty."""
+        return set(FIELD.findall(self.template)) - set(FIELD.findall(self.without)) if self.without else set()
+
 
 class TaskDefinition(Spec):
     """A task of the user's own.
 
     Attributes:
+        kind: an answer is a label (classification), or a text (generation).
         train: the pool that shots come from, and dev unless `dev` holds it.
         columns: field of the patterns -> column of the files; left out: the fields are the columns.
         label: the column of the gold labels.
@@ -86,12 +125,16 @@ class TaskDefinition(Spec):
         groups: columns that results are also reported by.
         verbalizers: name -> a label word for each label, in the order of `labels`; left out: the names of the labels. The first
             goes with every pattern that names none.
+        references: for generation, the column of the texts that count as right: one text or a list, the first of which is trained on.
+        drop_empty: for generation, whether rows without a reference are left out; if not, they are a mistake.
+        metric: for generation, the score of a text that comparisons are about.
+        max_new_tokens: for generation, the most tokens of a text, unless the plan's `generation` says otherwise.
 
     `llmft.defined.complete` fills in what was left out.
     """
 
     name: str = Field(pattern=NAME)
-    kind: Literal["classification"] = "classification"
+    kind: Literal["classification", "generation"] = "classification"
     description: str = ""
     train: Table
     dev: Table | None = None
@@ -102,6 +145,10 @@ class TaskDefinition(Spec):
     groups: tuple[str, ...] = ()
     patterns: dict[str, PatternEntry] = Field(min_length=1)
     verbalizers: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    references: str = ""
+    drop_empty: bool = False
+    metric: Literal[EXAMPLE_METRICS] = "rougeL"
+    max_new_tokens: int = Field(64, ge=1)
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -135,10 +182,16 @@ class TaskDefinition(Spec):
                 raise ValueError(
                     f"patterns.{name}: {{{unknown[0]}}} is no field of the task. Fields: {', '.join(self.columns)}"
                 )
+            if self.generates and (entry.verbalizer or self.labels or self.verbalizers or self.groups):
+                raise ValueError("labels, verbalizers and groups are for kind: classification; remove them")
             if entry.verbalizer and self.verbalizers and entry.verbalizer not in self.verbalizers:
                 raise ValueError(
                     f"patterns.{name}: unknown verbalizer {entry.verbalizer!r}. Verbalizers: {', '.join(self.verbalizers)}"
                 )
+        if self.generates != bool(self.references):
+            if self.generates:
+                raise ValueError("references: name the column that holds the texts which a model should give")
+            raise ValueError("references is for kind: generation; set kind, or remove it")
         if len(self.labels) == 1:
             raise ValueError("labels: one label is nothing to tell apart; name at least two")
         texts = [label_text(value) for value in self.labels.values()]
@@ -155,6 +208,16 @@ class TaskDefinition(Spec):
         return hash(self.model_dump_json())
 
     @property
+    def generates(self) -> bool:
+        return self.kind == "generation"
+
+    @property
+    def optional(self) -> set[str]:
+        """Fields that an example may leave empty, and files without a column for them."""
+        needed = {field for entry in self.patterns.values() for field in FIELD.findall(entry.template) if field not in entry.optional}
+        return {field for entry in self.patterns.values() for field in entry.optional} - needed
+
+    @property
     def tables(self) -> dict[str, Table]:
         """Every table by the set that it makes, in a fixed order."""
         named = {"train": self.train, "dev": self.dev, self.name: self.test.in_domain, **self.test.out_of_domain}
@@ -163,19 +226,33 @@ class TaskDefinition(Spec):
     def content(self, pattern: str, verbalizer: str) -> dict[str, Any]:
         """What of it changes the answer of a trial with that pattern and verbalizer: not where the files lie, nor what is not used."""
         entry = self.patterns.get(pattern)
-        return self.model_dump(mode="json", include={"kind", "columns", "label", "groups"}) | {
+        own = {"references", "drop_empty", "metric"} if self.generates else {"label", "groups"}
+        return self.model_dump(mode="json", include={"kind", "columns", *own}) | {
             # in their order, which tells whose word is whose
             "labels": [[name, label_text(value)] for name, value in self.labels.items()],
             "has_dev": self.dev is not None,
             "out_of_domain": list(self.test.out_of_domain),
-            "pattern": entry and [entry.template, entry.label_prefix],
+            "pattern": entry and [entry.template, entry.label_prefix, *filter(None, [entry.without])],
             "words": self.verbalizers.get(entry.verbalizer if entry and verbalizer == "default" else verbalizer),
         }
 
 
+def in_full(content: dict[str, Any]) -> dict[str, Any]:
+    """A definition with what its `format`, if it names one, stands for, in place of it; what it says itself goes before."""
+    if "format" not in content:
+        return content
+    own, name = {key: value for key, value in content.items() if key != "format"}, content["format"]
+    if not isinstance(name, str) or name not in FORMATS:
+        raise ValueError(f"format: unknown format {name!r}. Formats: {', '.join(FORMATS)}")
+    for key in ("columns", "patterns"):
+        if isinstance(own.get(key), dict):
+            own[key] = FORMATS[name][key] | own[key]
+    return FORMATS[name] | own
+
+
 def _name_or_definition(value: Any) -> Any:
     if isinstance(value, dict):  # validated here, so that an error names the definition's own keys alone
-        return TaskDefinition.model_validate_json(json.dumps(value))
+        return TaskDefinition.model_validate_json(json.dumps(in_full(value)))
     if not isinstance(value, str | TaskDefinition):
         raise ValueError("must be the name of a task, or a mapping that describes one")
     return value
@@ -199,7 +276,7 @@ def label_text(value: str | int | float | bool) -> str:
 
 def definition_keys(where: str, content: dict[str, Any]) -> dict[str, Any]:
     """For error messages: the keys that are known in each section of a definition that stands at `where`."""
-    known: dict[str, Any] = {where: TaskDefinition.model_fields, f"{where}.test": ReportedTables.model_fields}
+    known: dict[str, Any] = {where: [*TaskDefinition.model_fields, "format"], f"{where}.test": ReportedTables.model_fields}
     test, patterns = content.get("test"), content.get("patterns")
     out = test.get("out_of_domain") if isinstance(test, dict) else None
     tables = [

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 from llmft.errors import UserError
-from llmft.model import BorrowedModel, borrow_model, load_tokenizer, resolve_model
-from llmft.registry import build_method, load_task
+from llmft.injection import merge
+from llmft.model import borrow_model, load_tokenizer, resolve_model
+from llmft.registry import build_method
 from llmft.spec import ModelRef, TrialSpec
-from llmft.weights import put_weights
+from llmft.weights import put_back
 
 
 def export_adapter(spec: TrialSpec, weights: bytes, folder: Path) -> None:
@@ -24,15 +25,22 @@ def export_adapter(spec: TrialSpec, weights: bytes, folder: Path) -> None:
     Raises:
         UserError: the method is none of peft's, the base model is not there or has changed, or the folder is not empty.
     """
+    from safetensors.torch import save_file
+
     _check_empty(folder)
     ref = _base_of(spec)
     with borrow_model(ref, "fp32", torch.device("cpu")) as model:
-        adapted = _with_adapter(spec, model, weights, ref)
-        if adapted is None:
+        adapter = put_back(spec, model, weights, where="export").method.peft_adapter(model)
+        if adapter is None:
             raise UserError(
                 f"export: method '{spec.method}' has no form in peft. --merge writes a whole model, if it adds nothing."
             )
-        adapted.save_pretrained(folder, save_embedding_layers=False)
+        config, state = adapter
+        config.base_model_name_or_path = ref.path or ref.name
+        config.revision = None if ref.path else ref.revision
+        config.inference_mode = True
+        config.save_pretrained(folder)
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "adapter_model.safetensors")
 
 
 def export_model(spec: TrialSpec, weights: bytes, folder: Path) -> None:
@@ -51,45 +59,20 @@ def export_model(spec: TrialSpec, weights: bytes, folder: Path) -> None:
         )
     ref = _base_of(spec)
     with borrow_model(ref, "fp32", torch.device("cpu")) as model:
-        names = set(model.network.state_dict())
-        adapted = _with_adapter(spec, model, weights, ref)
-        if adapted is None:
-            _prepare(spec, model)
-            put_weights(model, weights, where="export")
-            network = model.network
-        else:
-            network = adapted.merge_and_unload()
+        network, names = model.network, set(model.network.state_dict())
+        method = put_back(spec, model, weights, where="export").method
+        merge(network)
         if added := sorted(network.state_dict().keys() - names):
+            instead = (
+                "llmft.weights.restored gives the adapted model."
+                if method.peft_adapter(model) is None
+                else "Leave out --merge: peft loads them beside the base."
+            )
             raise UserError(
-                f"export: method '{spec.method}' adds parts that no model of transformers has ({', '.join(added[:3])} ...). "
-                "Load them with llmft.weights.load_weights."
+                f"export: method '{spec.method}' adds parts that no model of transformers has ({', '.join(added[:3])} ...). {instead}"
             )
         network.save_pretrained(folder)
         load_tokenizer(ref).save_pretrained(folder)
-
-
-def _with_adapter(spec: TrialSpec, model: BorrowedModel, weights: bytes, ref: ModelRef):
-    """peft's own model with the trial's weights; None where the method is none of peft's."""
-    from peft import get_peft_model
-    from safetensors.torch import load
-
-    config = build_method(spec.method, spec.settings).peft_config(model.network)
-    if config is None:
-        return None
-    config.base_model_name_or_path = ref.path or ref.name
-    config.revision = None if ref.path else ref.revision
-    adapted = get_peft_model(model.network, config)
-    kept = {f"base_model.model.{name}": tensor for name, tensor in load(weights).items()}
-    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
-    if kept.keys() != trained:
-        raise UserError(f"export: the kept weights are not those of '{spec.method}' with its settings: {sorted(kept)[:3]} ...")
-    adapted.load_state_dict(kept, strict=False)
-    return adapted
-
-
-def _prepare(spec: TrialSpec, model: BorrowedModel) -> None:
-    n_labels = len(load_task(spec.task, spec.definition).labels)
-    build_method(spec.method, spec.settings).prepare(model, n_labels, torch.Generator().manual_seed(0))
 
 
 def _base_of(spec: TrialSpec) -> ModelRef:

@@ -31,6 +31,7 @@ CODES = {
     "label_bias": "one label word is almost certain for queries without content; calibration divides by these probabilities",
     "weak_teacher": "the teacher's accuracy on dev cannot be told from chance",
     "teacher_no_better_than_zero_shot": "on dev the teacher is no better than without what its prompt holds",
+    "poor_responses": "answers of the teacher have no text or no end",
     "few_rows": "fewer rows than the task's full test set were scored",
 }
 """Every code that a trial can raise, with its meaning. (The analysis adds those that concern several trials.)"""
@@ -201,20 +202,24 @@ def training_findings(first_loss: float, last_loss: float, n_steps: int, n_skipp
 
 
 def teacher_findings(teacher: Teacher, n_labels: int, n_dev: int) -> list[Finding]:
-    """What is suspicious about a teacher; dev is balanced over the labels, so that chance is one in so many."""
+    """What is suspicious about a teacher; dev is balanced over the labels, so that chance is one in so many (none for texts)."""
     found, score = [], teacher.dev_score
     if teacher.n_demonstrations_dropped:
         message = f"{teacher.n_demonstrations_dropped} demonstrations did not fit into the teacher's prompt"
         found.append(
             Finding(code="dropped_demonstrations", severity="note", message=message, value=teacher.n_demonstrations_dropped)
         )
+    if teacher.n_unfinished + teacher.n_empty > SOME * teacher.n_asked:
+        message = f"of the teacher's {teacher.n_asked} answers {teacher.n_empty} have no text and {teacher.n_unfinished} no end"
+        severity = "warning" if teacher.n_responses < MANY * teacher.n_asked else "note"
+        found.append(Finding(code="poor_responses", severity=severity, message=message, value=teacher.n_responses / teacher.n_asked))
     if score is None:
         return found
     low, high = accuracy_interval(score, n_dev)
-    if low <= 1 / n_labels:
+    if n_labels and low <= 1 / n_labels:
         message = f"the teacher's accuracy on dev, {score:.1%} (95 % interval {low:.1%} to {high:.1%}), may be chance"
         found.append(Finding(code="weak_teacher", severity="warning", message=message, value=score))
-    if score <= teacher.zero_shot_dev_score:
+    if teacher.zero_shot_dev_score is not None and score <= teacher.zero_shot_dev_score:
         message = f"the teacher's score on dev, {score:.1%}, is no better than {teacher.zero_shot_dev_score:.1%} from the query alone"
         found.append(Finding(code="teacher_no_better_than_zero_shot", severity="warning", message=message, value=score))
     return found

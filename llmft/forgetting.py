@@ -1,15 +1,15 @@
 """Catastrophic forgetting: what a model could do before it was adapted, and can after.
 
-Measured are tasks of llmft (zero-shot, in their first pattern, on their in-domain set), tasks of lm-evaluation-harness, the
-perplexity of a text, and how far the weights have moved. Both models see the same prompts in the same precision. The base model is
-measured once in a process.
+Measured are tasks of llmft (zero-shot, in their first pattern, on their in-domain set), tasks of lm-evaluation-harness and the
+perplexity of a text. Both models see the same prompts in the same precision. The base model is measured once in a process. How far the
+weights have moved is in every record, measured or not (`weight_distance`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -167,40 +167,6 @@ def pair(before: Iterable[Measure], after: Iterable[Measure]) -> list[Change]:
     """The numbers after, each with its own before, if there is one."""
     earlier = {measured.key: measured for measured in before}
     return [Change(before=earlier.get(measured.key), after=measured) for measured in after]
-
-
-def starting_weights(network: torch.nn.Module, names: Collection[str]) -> dict[str, torch.Tensor]:
-    """A copy, on the CPU, of those of the base model's weights that are about to be trained.
-
-    Args:
-        network: prepared by the method.
-        names: the parameters that it had before.
-    """
-    trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
-    return {name: p.detach().to("cpu", copy=True) for name, p in trained.items() if name.replace(".base_layer", "") in names}
-
-
-@torch.no_grad()
-def weight_distance(network: torch.nn.Module, start: Mapping[str, torch.Tensor]) -> float:
-    """How far the base model's weights have moved, as a Euclidean distance.
-
-    An adapter that peft can merge counts as merged: for LoRA, the norm of all (alpha / r) B A. What has no counterpart in the base
-    model (a new head, a soft prompt, a bottleneck) does not count.
-
-    Args:
-        network: after training.
-        start: `starting_weights`.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    total = 0.0
-    for module in network.modules():
-        if isinstance(module, BaseTunerLayer) and hasattr(module, "get_delta_weight"):
-            total += sum(module.get_delta_weight(name).double().square().sum().item() for name in module.active_adapters)
-    for name, parameter in network.named_parameters():
-        if name in start:
-            total += (parameter.cpu().double() - start[name].double()).square().sum().item()
-    return math.sqrt(total)
 
 
 def _zero_shot(ref: ModelRef, task: str, data: DataRef, limit: int | None) -> TrialSpec:

@@ -22,7 +22,7 @@ from transformers import (
 
 from llmft.batches import QueryBatch
 from llmft.model import BorrowedModel
-from llmft.scoring import text_inputs
+from llmft.scoring import encoder_outputs, text_inputs
 from llmft.seeds import derive
 from llmft.spec import GenerationSpec
 
@@ -66,6 +66,29 @@ def generate(model: BorrowedModel, batch: QueryBatch, decoding: Decoding) -> tor
     does not hang on the others.
     """
     spec, n_beams = decoding.spec, decoding.spec.num_beams
+    inputs, n_given = _decoder_inputs(model, batch) if batch.decoder_input_ids is not None else _inputs(model, batch, n_beams)
+    ends = end_tokens(model, decoding)
+    pad = decoding.tokenizer.pad_token_id
+    with _own_defaults(model.network):
+        output = model.network.generate(
+            **inputs,
+            generation_config=GenerationConfig(
+                max_new_tokens=spec.max_new_tokens,
+                num_beams=n_beams,
+                do_sample=False,
+                eos_token_id=ends or None,
+                pad_token_id=ends[0] if pad is None else pad,
+                decoder_start_token_id=getattr(model.network.config, "decoder_start_token_id", None),
+            ),
+            logits_processor=_draws(batch, decoding),
+            stopping_criteria=StoppingCriteriaList([_Stop(decoding, n_given)] if decoding.stop else []),
+            synced_gpus=dist.is_initialized() and dist.get_world_size() > 1,  # FSDP gathers weights in all processes at once
+        )
+    return output[:, n_given:]
+
+
+def _inputs(model: BorrowedModel, batch: QueryBatch, n_beams: int) -> tuple[dict[str, Any], int]:
+    """What a causal model goes on from, and how many tokens of it the output repeats."""
     start = batch.prefix.length if batch.prefix else 0
     opening, mask = batch.attention_mask[:, :start], batch.attention_mask[:, start:]
     length = mask.shape[1]
@@ -78,25 +101,16 @@ def generate(model: BorrowedModel, batch: QueryBatch, decoding: Decoding) -> tor
     else:
         embedded = inputs["inputs_embeds"]
         inputs = {"inputs_embeds": embedded.gather(1, places[..., None].expand_as(embedded))}
-    ends = end_tokens(model, decoding)
-    pad = decoding.tokenizer.pad_token_id
-    with _own_defaults(model.network):
-        output = model.network.generate(
-            **inputs,
-            attention_mask=torch.cat([opening, mask.gather(1, places)], 1),
-            past_key_values=batch.prefix.cache(len(batch) * n_beams) if batch.prefix else None,
-            generation_config=GenerationConfig(
-                max_new_tokens=spec.max_new_tokens,
-                num_beams=n_beams,
-                do_sample=False,
-                eos_token_id=ends or None,
-                pad_token_id=ends[0] if pad is None else pad,
-            ),
-            logits_processor=_draws(batch, decoding),
-            stopping_criteria=StoppingCriteriaList([_Stop(decoding, n_given)] if decoding.stop else []),
-            synced_gpus=dist.is_initialized() and dist.get_world_size() > 1,  # FSDP gathers weights in all processes at once
-        )
-    return output[:, n_given:]
+    inputs["attention_mask"] = torch.cat([opening, mask.gather(1, places)], 1)
+    inputs["past_key_values"] = batch.prefix.cache(len(batch) * n_beams) if batch.prefix else None
+    return inputs, n_given
+
+
+def _decoder_inputs(model: BorrowedModel, batch: QueryBatch) -> tuple[dict[str, Any], int]:
+    """What a decoder of its own goes on from, and how many tokens of it the output repeats; all rows begin alike."""
+    start = batch.decoder_input_ids
+    inputs = {"encoder_outputs": encoder_outputs(model, batch), "attention_mask": batch.attention_mask, "decoder_input_ids": start}
+    return inputs, start.shape[1]
 
 
 @contextmanager

@@ -6,8 +6,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from llmft.distributed import whole
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from peft import PeftConfig
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
 
 def inject(config: PeftConfig, network: torch.nn.Module, generator: torch.Generator) -> None:
@@ -30,6 +35,57 @@ def inject(config: PeftConfig, network: torch.nn.Module, generator: torch.Genera
         if id(parameter) not in known:
             parameter.data = parameter.data.float()  # beside a quantised layer peft makes them half
             parameter.requires_grad_(True)
+
+
+def injected(network: torch.nn.Module) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
+    """What `inject` has put into `network`, for `Method.peft_adapter`."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(network, save_embedding_layers=False)
+    return network.peft_config["default"], {f"base_model.model.{name}": tensor for name, tensor in state.items()}
+
+
+def injected_layers(network: torch.nn.Module) -> dict[str, BaseTunerLayer]:
+    """peft's layers by their places in `network`; none, and no import of peft, where nothing was injected."""
+    if not hasattr(network, "peft_config"):
+        return {}
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {name: module for name, module in network.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def merge(network: torch.nn.Module) -> None:
+    """Work what `inject` has put into `network` into its weights, in place."""
+    for name, layer in injected_layers(network).items():
+        layer.merge()
+        network.set_submodule(name, layer.get_base_layer())
+
+
+def merger_moves(network: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """By how much `merge` would move each weight, one new tensor at a time; every process that holds a shard must call this."""
+    for layer in injected_layers(network).values():
+        (adapter,), base = layer.active_adapters, layer.get_base_layer()
+        transposed = getattr(layer, "fan_in_fan_out", False)  # [in, out] in place of [out, in]
+        if hasattr(layer, "ia3_l"):
+            by = whole(layer.ia3_l[adapter]) - 1  # [1, in] where the input is scaled, [out, 1] where the output
+            yield whole(base.weight) * (by.T if transposed else by)
+            if not layer.is_feedforward and base.bias is not None:
+                yield whole(base.bias) * by[:, 0]
+            continue
+        added = whole(layer.get_delta_weight(adapter))
+        if adapter in layer.lora_variant:  # DoRA
+            from peft.utils.integrations import dequantize_module_weight
+
+            weight = whole(dequantize_module_weight(base))
+            length = (weight + added).norm(dim=0 if transposed else 1, keepdim=True)
+            learned = whole(layer.lora_magnitude_vector[adapter].weight).view_as(length)
+            added = (weight + added) * learned / length - weight
+        yield added
+
+
+def task_type(network: torch.nn.Module) -> str:
+    """peft's name for what `network` does."""
+    return "SEQ_2_SEQ_LM" if network.config.is_encoder_decoder else "CAUSAL_LM"
 
 
 def linear_layers(network: torch.nn.Module) -> list[str]:

@@ -81,6 +81,7 @@ class Method:
         n_virtual_tokens: places that `condition` takes in front of every prompt.
         trains_bare: whether the prompts of the training leave the demonstrations out.
         pull_to_start: alpha; training adds alpha / 2 times the squared distance of the weights from their start to the loss.
+        keeps_unfinished: whether a teacher's text that was cut at the most tokens allowed is trained on.
         calibration_texts: texts without content; where there are any, the label words' probabilities are divided by those that they
             have, on average, after a query of which each field is such a text (`llmft.evaluate.Predictions.calibrated`).
     """
@@ -100,14 +101,17 @@ class Method:
     n_virtual_tokens: int = 0
     trains_bare: bool = False
     pull_to_start: float = 0.0
+    keeps_unfinished: bool = False
     calibration_texts: tuple[str, ...] = ()
 
     def __init__(self, settings: Spec | None = None):
         self.settings = settings if settings is not None else self.Settings()
         self.taught: dict[str, torch.Tensor] = {}
+        self.responses: dict[str, str] = {}
 
-    def read(self, spec: TrialSpec, tokenizer: Any, words: LabelWords) -> None:
-        """Take from the trial what the settings speak of, and refuse what does not go together; no weight is loaded yet.
+    def read(self, spec: TrialSpec, tokenizer: Any, words: LabelWords | None) -> None:
+        """Take from the trial what the settings speak of, and refuse what does not go together; no weight is loaded yet. `words` is
+        None where text is generated.
 
         Raises:
             UserError: settings that this trial cannot have.
@@ -129,7 +133,8 @@ class Method:
     def lessons(self, draw: Draw, generator: np.random.Generator) -> tuple[Lesson, ...]:
         """What the untouched model (or the spec's `teacher`) is asked about the inputs, once, before the training; mostly nothing.
 
-        Its answers are in `taught` when `prepare` is called. The first lesson also reads the dev examples, which tells how good a
+        Its answers are in `taught` when `prepare` is called. Where text is generated there is one lesson, and the answers are texts: in
+        `responses` by the ids of the inputs, and trained on as their references. The first lesson also reads the dev examples, which tells how good a
         teacher it is. `generator` is for what is random about them.
         """
         return ()
@@ -182,14 +187,15 @@ class Method:
 
         return generate(model, batch, decoding)
 
-    def peft_config(self, network: torch.nn.Module) -> PeftConfig | None:
-        """The method in peft's words, for `llmft.export`; None where peft has none for it, or where nothing is added to `network`.
-
-        In the model that peft makes of it, what is trained must have the names that it has here, behind "base_model.model.".
-        """
-        return None
     def fold(self, adapted: Adapted) -> None:
         """After training, replace what only training needed by what it computes; what is kept of a trial is what is left."""
+
+    def peft_adapter(self, model: BorrowedModel) -> tuple[PeftConfig, dict[str, torch.Tensor]] | None:
+        """After `fold`, what was trained as peft reads it (its configuration and its weights), for `llmft.export`.
+
+        None where peft has no such method.
+        """
+        return None
 
     def virtual_tokens(self, model: BorrowedModel, tokenizer: Any) -> list[VirtualToken]:
         """For each virtual token, what it resembles; called through `Adapted`."""

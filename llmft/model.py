@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
@@ -150,12 +150,17 @@ class BorrowedModel:
         device, precision: where it computes, and "fp32", "bf16" or "fp16".
         plain_head: whether the logits are just the output embedding times the last hidden state (a few architectures scale or cap
             them; then the network's own forward is used).
+        base_names: the parameters that the network came with; any other was added by a method.
     """
 
     network: torch.nn.Module
     device: torch.device
     precision: str
     plain_head: bool
+    base_names: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.base_names = frozenset(name for name, _ in self.network.named_parameters())
 
     @property
     def is_encoder_decoder(self) -> bool:

@@ -15,11 +15,13 @@ class Pattern:
 
     The text ends where the label word begins; `label_prefix` stands between the two and belongs to the word, since " Yes" and
     "Yes" are different tokens. `verbalizer` names the label words that go with the pattern unless a plan says otherwise.
+    `without` is the template, if there is one, for an example of which a field that only `template` names is empty.
     """
 
     template: str
     label_prefix: str = " "
     verbalizer: str = "yes-no"
+    without: str = ""
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -27,7 +29,8 @@ class Pattern:
 
     def render(self, fields: Mapping[str, str]) -> str:
         """The text of a query. Braces inside a field are left alone."""
-        return FIELD.sub(lambda match: fields[match.group(1)], self.template)
+        template = self.without if self.without and not all(fields[name] for name in self.fields) else self.template
+        return FIELD.sub(lambda match: fields[match.group(1)], template)
 
     def render_labelled(self, fields: Mapping[str, str], word: str) -> str:
         """The text of a demonstration: the query and its label word."""

@@ -1,5 +1,5 @@
-"""What one trial leaves behind: a record (JSON), its per-example predictions (parquet) and, on request, the trained weights
-(safetensors), side by side in one folder.
+"""What one trial leaves behind: a record (JSON), its per-example predictions (parquet), the texts that a teacher gave (parquet)
+and, on request, the trained weights (safetensors), side by side in one folder.
 
 `record.json` is the commit point: it is written last, in one atomic step, and names the checksums of the others. A folder
 without it does not count. This module imports neither torch nor Ray nor pandas, so that the analysis can read records anywhere.
@@ -22,6 +22,7 @@ from llmft.spec import TrialSpec
 
 SCHEMA_VERSION = 1
 RECORD_FILE, PREDICTIONS_FILE, WEIGHTS_FILE = "record.json", "predictions.parquet", "weights.safetensors"
+RESPONSES_FILE = "responses.parquet"
 EVALUATION_FILE = "evaluation.json"
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
@@ -127,7 +128,11 @@ class Teacher(Data):
     demonstrations: list[str] = Field(default_factory=list, description="ids in the prompt of its first lesson, in order")
     n_demonstrations_dropped: int = 0
     n_parameters: int = 0
-    n_tokens: int = Field(0, description="tokens that it read")
+    n_tokens: int = Field(0, description="tokens that it read, and generated")
+    n_asked: int = Field(0, description="inputs that it should answer with a text")
+    n_responses: int = Field(0, description="of these answers, those that were trained on")
+    n_empty: int = Field(0, description="answers without text, which were left out")
+    n_unfinished: int = Field(0, description="texts that were cut at the most tokens allowed")
     wall_s: float = 0.0
 
 
@@ -211,8 +216,10 @@ class TrialRecord(Data):
     curve: list[CurvePoint] = Field(default_factory=list)
     findings: list[Finding] = Field(default_factory=list)
     draws: Draws = Field(default_factory=Draws)
-    trained_distance: dict[str, Number] = Field(
-        default_factory=dict, description="selection -> L2 distance of all trained weights, new ones included, from their start"
+    weight_distance: dict[str, Number] = Field(
+        default_factory=dict,
+        description="selection -> Euclidean distance of the base model's weights from their start: LoRA and (IA)3 count as merged, new "
+        "parts (a head, a soft prompt, a bottleneck) not at all",
     )
     virtual_tokens: list[VirtualToken] = Field(default_factory=list, description="the learned prompt, in its order")
     content_free: dict[str, Number] = Field(
@@ -220,13 +227,11 @@ class TrialRecord(Data):
     )
     teacher: Teacher | None = None
     forgetting: list[Change] = Field(default_factory=list, description="what else the model could do before and can after")
-    weight_distance: float | None = Field(
-        None, description="Euclidean, between the base's weights and the adapted ones; null: not measured"
-    )
     cost: Cost | None = None
     provenance: dict[str, Any] = Field(default_factory=dict)
     predictions_sha256: str | None = None
     weights_sha256: str | None = None
+    responses_sha256: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -237,8 +242,14 @@ class RecordError(Exception):
     """A record file that cannot be read; the message says which, and why."""
 
 
-def write_record(folder: Place, record: TrialRecord, predictions: bytes | None = None, weights: bytes | None = None) -> None:
-    """Put one trial into `folder`: predictions and weights first, the record last.
+def write_record(
+    folder: Place,
+    record: TrialRecord,
+    predictions: bytes | None = None,
+    weights: bytes | None = None,
+    responses: bytes | None = None,
+) -> None:
+    """Put one trial into `folder`: the record last.
 
     Raises:
         OSError: a file cannot be written. Where no earlier record stands, nothing is left of this one.
@@ -247,6 +258,7 @@ def write_record(folder: Place, record: TrialRecord, predictions: bytes | None =
     for content, name, checksum in (
         (predictions, PREDICTIONS_FILE, "predictions_sha256"),
         (weights, WEIGHTS_FILE, "weights_sha256"),
+        (responses, RESPONSES_FILE, "responses_sha256"),
     ):
         if content is not None:
             record = record.model_copy(update={checksum: hashlib.sha256(content).hexdigest()})

@@ -28,12 +28,13 @@ class TrialResult:
 
     `weights` are the trained tensors of the checkpoint that is best on dev, where that is selected, else of the last, as a
     safetensors file's bytes (`llmft.weights`); None where they were not asked for, where nothing is trained, and in every process
-    of a group but the first.
+    of a group but the first. `responses` are the texts that a teacher gave, as a parquet file's bytes; None where it gave none.
     """
 
     record: TrialRecord
     predictions: bytes | None = None
     weights: bytes | None = None
+    responses: bytes | None = None
 
 
 def finished_record(
@@ -84,7 +85,7 @@ def finished_record(
         **_progress(result, result.checkpoints),
         findings=found,
         draws=draws,
-        trained_distance=result.trained_distance,
+        weight_distance=result.weight_distance,
         virtual_tokens=result.virtual_tokens,
         content_free=content_free,
         teacher=teacher,

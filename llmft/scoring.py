@@ -50,9 +50,14 @@ def text_inputs(model: BorrowedModel, batch: QueryBatch) -> dict[str, torch.Tens
     return {"inputs_embeds": torch.cat([opening, embedded], 1)}  # [rows, soft prompt + length, embedding width]
 
 
+def encoder_outputs(model: BorrowedModel, batch: QueryBatch):
+    """What the encoder makes of each query; its `last_hidden_state` is [queries, length, width]."""
+    return model.network.get_encoder()(**text_inputs(model, batch), attention_mask=batch.attention_mask)
+
+
 def _encode(model: BorrowedModel, batch: QueryBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """The encoder's states and their mask for each of the decoder's rows, [rows, length, width] and [rows, length]."""
-    encoded = model.network.get_encoder()(**text_inputs(model, batch), attention_mask=batch.attention_mask).last_hidden_state
+    encoded = encoder_outputs(model, batch).last_hidden_state
     n_each = batch.n_rows // len(batch)
     return encoded.repeat_interleave(n_each, 0), batch.attention_mask.repeat_interleave(n_each, 0)
 

@@ -81,7 +81,7 @@ def _by_label(examples: Iterable[Example]) -> dict[int | None, list[Example]]:
 class Draw:
     """The examples of one trial, in a random order; no two of the parts have one in common.
 
-    The labels of `unlabelled` are `NO_LABEL`, so that nothing can read them.
+    The labels of `unlabelled` are `NO_LABEL`, and they have no references, so that nothing can read them.
     """
 
     shots: tuple[Example, ...]
@@ -253,7 +253,8 @@ def draw_unlabelled(data: TaskData, drawn: Draw, n: int, seed: int) -> Draw:
     free = [data.pool[i] for i in stream(seed, "unlabelled").permutation(len(data.pool)) if data.pool[i].id not in taken] if n else []
     if n > len(free):
         raise UserError(f"n_unlabelled: {n} are more than the {len(free)} examples of the training pool that are neither shots nor dev.")
-    return replace(drawn, unlabelled=tuple(replace(example, label=NO_LABEL) for example in free[:n]))
+    hidden = None if None in data.pool_by_label else NO_LABEL  # where text is generated there are no labels to hide
+    return replace(drawn, unlabelled=tuple(replace(example, label=hidden, references=()) for example in free[:n]))
 
 
 def _shuffled(rows: Sequence[Example], seed: int, name: str) -> list[Example]:

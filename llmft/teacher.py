@@ -1,4 +1,4 @@
-"""What a model says about the training inputs before anything is trained: the targets of a distillation.
+"""What a model says about the training inputs before anything is trained: the targets of a distillation, or texts.
 
 They are constant, so they are computed once, by a model that nothing was added to, and this model is gone before the training
 begins. A shared opening is encoded once for each lesson, as in evaluation, and the inputs are shared out over the processes.
@@ -6,18 +6,22 @@ begins. A shared opening is encoded once for each lesson, as in evaluation, and 
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from llmft.adapted import Adapted
-from llmft.evaluate import Evaluator
+from llmft.errors import UserError
+from llmft.evaluate import Evaluator, Generated
 from llmft.method import Method
-from llmft.model import borrow_model, choose_device
+from llmft.model import borrow_model, choose_device, load_tokenizer
 from llmft.record import Teacher
 from llmft.runtime import Runtime
-from llmft.setting import DEV, INPUTS, Setting
+from llmft.seeds import derive
+from llmft.setting import DEV, INPUTS, Setting, encode_alone
 from llmft.spec import TrialSpec
 from llmft.tokens import EncodedTrial
 
@@ -34,18 +38,22 @@ class Untouched(Method):
 
 def teach(
     spec: TrialSpec, setting: Setting, encoded: EncodedTrial, lessons: Sequence[EncodedTrial], runtime: Runtime
-) -> Teacher | None:
-    """Put the targets of all inputs into `setting.method.taught`, and say how good the teacher is; None without lessons.
+) -> tuple[Teacher | None, bytes | None]:
+    """Put the targets of all inputs into `setting.method.taught`, or their texts into `responses`, and say how good the teacher is.
 
     Args:
         encoded: the prompts of the trial itself; the teacher reads dev from there as well, without what a lesson shows it.
         lessons: from `llmft.setting.encode_lessons`.
 
+    Returns:
+        What the record says of the teacher, and its texts as a parquet file's bytes; None where there are none.
+
     Raises:
         TrialFailure: a target is not finite (DIVERGED), or the time is over (TIMEOUT).
+        UserError: no text can be trained on.
     """
     if not lessons:
-        return None
+        return None, None
     began, method, ref = time.perf_counter(), setting.method, spec.teacher or spec.model
     is_itself = ref == spec.model
     with borrow_model(
@@ -58,19 +66,28 @@ def teach(
     ) as model:
         adapted = Adapted(Untouched(method), model)
         runtime.wrap(adapted)
-        reader = Evaluator(adapted, encoded, setting.words, runtime)
-        scores = [reader.predict(DEV).score] if DEV in encoded.sets else []
+        decoding, alone = setting.decoding, encoded
+        if decoding:  # in the teacher's own words; sampled with other noise than the student's answers
+            decoding = replace(decoding, tokenizer=load_tokenizer(ref), seed=derive(spec.dropout_seed, "responses"))
+            alone = encode_alone(spec, setting) if DEV in encoded.sets else encoded
+        is_told = any(lesson.demonstrations or lesson.instruction for lesson in setting.lessons)
+        reader = Evaluator(adapted, alone, setting.words, runtime, decoding)
+        reads_alone = DEV in encoded.sets and (is_told or not decoding)  # else a tuned teacher would be compared with itself
+        scores = [reader.predict(DEV).score if reads_alone else None] if DEV in encoded.sets else []
         n_inputs, n_tokens = len(method.inputs(setting.draw)), reader.n_tokens
+        responses, counts = None, {}
         for lesson, prompts in zip(setting.lessons, lessons, strict=True):
-            reader = Evaluator(adapted, prompts, setting.words, runtime)  # in place of the last, whose prefix goes
-            if INPUTS in prompts.sets:
+            reader = Evaluator(adapted, prompts, setting.words, runtime, decoding)  # in place of the last, whose prefix goes
+            if decoding:
+                responses, counts = _answer(setting, lesson.inputs, reader.predict(INPUTS), ref.name)
+            elif INPUTS in prompts.sets:
                 for name, rows in reader.read_targets(INPUTS).items():
                     whole = method.taught.setdefault(name, torch.zeros(n_inputs, *rows.shape[1:], dtype=rows.dtype))
                     whole[list(lesson.inputs)] = rows
             if DEV in prompts.sets:
                 scores.append(reader.predict(DEV).score)
             n_tokens += reader.n_tokens
-        return Teacher(
+        teacher = Teacher(
             model=ref.name,
             dev_score=scores[1] if scores else None,
             zero_shot_dev_score=scores[0] if scores else None,
@@ -79,4 +96,31 @@ def teach(
             n_parameters=sum(parameter.numel() for parameter in model.network.parameters()),
             n_tokens=n_tokens,
             wall_s=time.perf_counter() - began,
+            **counts,
         )
+    return teacher, responses
+
+
+def _answer(setting: Setting, inputs: Sequence[int], generated: Generated, teacher: str) -> tuple[bytes, dict[str, int]]:
+    """Put the texts that can be trained on into `setting.method.responses`; gives all of them as a table, and their numbers."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    method = setting.method
+    asked = [method.inputs(setting.draw)[i] for i in inputs]
+    trained = [bool(text) and bool(end or method.keeps_unfinished) for text, end in zip(generated.texts, generated.finished, strict=True)]
+    if not any(trained):
+        raise UserError(
+            f"teacher: none of the {len(asked)} answers of {teacher} is a text that came to its end. Raise generation.max_new_tokens, "
+            "set generation.stop to what ends an answer, give another teacher or context, or set keep_unfinished to true."
+        )
+    method.responses = {e.id: text for e, text, good in zip(asked, generated.texts, trained, strict=True) if good}
+    columns = {field: [example.fields[field] for example in asked] for field in asked[0].fields}
+    table = pa.table({
+        "id": [example.id for example in asked], **columns, "response": generated.texts,
+        "finished": generated.finished, "trained_on": trained,
+    })  # fmt: skip
+    buffer = io.BytesIO()
+    parquet.write_table(table, buffer, compression="zstd")
+    n_empty, n_unfinished = sum(not text for text in generated.texts), int((~generated.finished).sum())
+    return buffer.getvalue(), {"n_asked": len(asked), "n_responses": sum(trained), "n_empty": n_empty, "n_unfinished": n_unfinished}

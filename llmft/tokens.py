@@ -186,8 +186,7 @@ def encode_trial(
     Args:
         demonstrations: in the order of the draw (labels interleaved).
         words: None where text is generated; then examples have references instead of labels.
-        max_length: tokens that a prompt and its label word, or what is generated, may take together; with an encoder, the prompt
-            alone.
+        max_length: tokens that a prompt and its label word, or what is generated, may take together; with an encoder, each alone.
         order: a generator that shuffles the demonstrations in the prompt (None: as drawn).
         instruction: text that opens every prompt.
         start: as of `EncodedQueries`; prompts for an encoder keep the tokenizer's closing token.
@@ -195,7 +194,7 @@ def encode_trial(
         bare: names of sets whose prompts get no demonstrations.
         n_virtual_tokens: places of `max_length` that the method takes.
         n_new_tokens: room for what is generated.
-        trained: sets whose examples need their completions.
+        trained: sets whose examples need their completions; they get none while one has no reference yet, since a teacher gives it.
 
     Raises:
         TrialFailure: a query does not fit even without demonstrations, or an example that is trained on with its reference
@@ -243,13 +242,16 @@ def encode_trial(
             encoded[name] = EncodedQueries(tuple(rows[name]), tuple(example.label for example in examples), start, name in bare)
             continue
         completions = ()
-        if name in trained:
+        if name in trained and all(example.references for example in examples):
             opening, before = ((), ()) if name in bare else (prefix, shown)
             prompts, ids = texts(examples, before), [(*opening, *suffix) for suffix in rows[name]]
-            completions = _encode_completions(tokenizer, pattern, prompts, ids, examples, max_length - n_virtual_tokens)
+            if start:
+                completions = _encode_answers(tokenizer, examples, max_length - len(start))
+            else:
+                completions = _encode_completions(tokenizer, pattern, prompts, ids, examples, max_length - n_virtual_tokens)
         references = tuple(example.references for example in examples)
         encoded[name] = EncodedQueries(
-            tuple(rows[name]), bare=name in bare, references=references, completions=completions
+            tuple(rows[name]), start=start, bare=name in bare, references=references, completions=completions
         )
     return EncodedTrial(prefix, encoded, tuple(shown), len(demonstrations) - len(kept), n_virtual_tokens, n_new_tokens)
 
@@ -258,11 +260,7 @@ def _encode_completions(
     tokenizer, pattern: Pattern, prompts: Sequence[str], ids: Sequence[tuple[int, ...]], examples: Sequence[Example], most: int
 ) -> tuple[tuple[int, ...], ...]:
     """The tokens of each example's first reference after its prompt (`ids`), and the end of the text."""
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            "model: its tokenizer has no token that ends a text, so it cannot learn where to stop. Use another model."
-        )
-    completions = []
+    end, completions = _end_of_text(tokenizer), []
     whole = encode(
         tokenizer, [prompt + pattern.label_prefix + each.references[0] for prompt, each in zip(prompts, examples, strict=True)]
     )
@@ -277,8 +275,30 @@ def _encode_completions(
                 Cause.QUERY_TOO_LONG,
                 f"{example.id} and its reference take {len(all_ids)} tokens; at most {most} fit this model or max_length.",
             )
-        completions.append((*all_ids[len(prompt) :], tokenizer.eos_token_id))
+        completions.append((*all_ids[len(prompt) :], end))
     return tuple(completions)
+
+
+def _encode_answers(tokenizer, examples: Sequence[Example], most: int) -> tuple[tuple[int, ...], ...]:
+    """The tokens of each example's first reference as a decoder of its own says it, at most `most`, and the end of the text."""
+    end, answers = _end_of_text(tokenizer), []
+    for example in examples:
+        ids = encode_answer(tokenizer, example.references[0])
+        if len(ids) > most:
+            raise TrialFailure(
+                Cause.QUERY_TOO_LONG,
+                f"the reference of {example.id} takes {len(ids)} tokens; at most {most} fit this model's decoder or max_length.",
+            )
+        answers.append((*ids, end))
+    return tuple(answers)
+
+
+def _end_of_text(tokenizer) -> int:
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "model: its tokenizer has no token that ends a text, so it cannot learn where to stop. Use another model."
+        )
+    return tokenizer.eos_token_id
 
 
 def _encode_all(tokenizer, jobs, closed: bool, share_prefix: bool) -> tuple[tuple[int, ...], dict[str, list[tuple[int, ...]]]]:

@@ -37,7 +37,7 @@ class Fit:
     """What a trial leaves: the selected checkpoints, the curve, the cost, and what else is worth knowing about the adapted model.
 
     Attributes:
-        trained_distance: L2 distance of the trained weights from their start.
+        weight_distance: how far the base's weights have moved (`Start.distance`).
         virtual_tokens: what the tokens of a learned prompt resemble.
         content_free: the label words' mean probabilities for queries without content, by which scores are calibrated.
     """
@@ -49,7 +49,7 @@ class Fit:
     n_tokens: int = 0
     n_steps: int = 0
     n_skipped_steps: int = 0
-    trained_distance: dict[Selection, float] = field(default_factory=dict)
+    weight_distance: dict[Selection, float] = field(default_factory=dict)
     virtual_tokens: list[VirtualToken] = field(default_factory=list)
     content_free: list[float] | None = None
 
@@ -98,7 +98,7 @@ def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: M
         model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lengths, method = evaluator.encoded.lengths(SHOTS), evaluator.adapted.method
     batch_order = stream(spec.order_seed, "batches")
-    origin = Start(trainable, runtime)
+    origin = Start(model.network, model.base_names, runtime)
     keeper = _Keeper(spec, evaluator, trainable, origin, tests, result)
     model.network.eval()
     with torch.no_grad():
@@ -227,7 +227,6 @@ class _Keeper:
         if "best_dev" in self.spec.selections and self._wins("best_dev", dev.rank):
             weights = None if last else {name: shard_of(p).to("cpu", copy=True) for name, p in self.trainable.items()}
             result.checkpoints["best_dev"] = here if last else Checkpoint(here.step, score, loss, weights)
-            self._measure("best_dev")
         wanted = [oracle for oracle in ORACLES if oracle in self.spec.selections]
         if wanted:
             here.predictions = evaluator.predict_all(self.names)
@@ -238,7 +237,7 @@ class _Keeper:
                     self._measure(oracle)
 
     def _measure(self, selection: Selection) -> None:
-        self.result.trained_distance[selection] = self.start.distance()
+        self.result.weight_distance[selection] = self.start.distance()
 
     def _wins(self, selection: Selection, score: tuple) -> bool:
         if selection in self.best and score <= self.best[selection]:
@@ -266,5 +265,6 @@ class _Keeper:
                 shard_of(parameter).copy_(best.weights[name])
             self.evaluator.adapted.reshard()
         best.weights = None
+        self._measure("best_dev")
         if not best.predictions:
             best.predictions = self.evaluator.predict_all(self.names)

@@ -16,7 +16,7 @@ from llmft.batches import smaller_budget
 from llmft.distributed import is_lost_peer
 from llmft.errors import Cause, OutOfMemory, TrialFailure, UserError
 from llmft.evaluate import Evaluator
-from llmft.forgetting import check_alone, check_forgetting, measure, measure_base, pair, starting_weights, weight_distance
+from llmft.forgetting import check_alone, check_forgetting, measure, measure_base, pair
 from llmft.method import Method
 from llmft.model import borrow_model, choose_device, load_tokenizer, n_parameters
 from llmft.optimizers import check_optimizer
@@ -122,16 +122,16 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
     domains = {test.name: test.domain for test in setting.tests}
     dropout = spec.train.dropout if method.trains else None
     with _smaller_passes(spec, [*lessons, encoded], runtime):
-        teacher = teach(spec, setting, encoded, lessons, runtime)
+        teacher, responses = teach(spec, setting, encoded, lessons, runtime)
+    if responses:
+        encoded = encode_prompts(spec, setting)  # which now hold what is to be said
     with borrow_model(
         spec.model, spec.precision, device, dropout, copied=method.trains, kept=alone, base_weights=method.base_weights
     ) as model:
         n_in_all = n_parameters(model.network)
-        base_names = {name for name, _ in model.network.named_parameters()}
         if method.trains:
             method.prepare(model, len(setting.task.labels), torch.Generator().manual_seed(derive(spec.init_seed, "init")))
         n_trainable = sum(p.numel() for p in model.network.parameters() if p.requires_grad)
-        start = starting_weights(model.network, base_names) if spec.forgetting else {}
         adapted = Adapted(method, model)
         module, evaluator = runtime.wrap(adapted), Evaluator(adapted, encoded, setting.words, runtime, setting.decoding)
         started = time.perf_counter()
@@ -146,7 +146,6 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
             method.fold(adapted)
             result.virtual_tokens = adapted("virtual_tokens", load_tokenizer(spec.model))
         stored = [(p.numel(), p.element_size()) for p in model.network.parameters() if p.requires_grad]
-        distance = weight_distance(model.network, start) if spec.forgetting else None
         weights = gather_weights(model, runtime) if method.trains and runtime.keep_weights else None
         spent = Cost(
             wall_s=finished - began,
@@ -168,10 +167,9 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
             micro_batch_tokens=runtime.micro_batch_tokens,
             n_out_of_memory=runtime.n_out_of_memory,
         )
-    record = finished_record(spec, setting, encoded, result, spent, teacher).model_copy(
-        update={"forgetting": pair(before, after), "weight_distance": distance}
-    )
-    return TrialResult(record, predictions_file(setting, result), weights)
+    record = finished_record(spec, setting, encoded, result, spent, teacher)
+    record = record.model_copy(update={"forgetting": pair(before, after)})
+    return TrialResult(record, predictions_file(setting, result), weights, responses)
 
 
 def _base_measures(
@@ -193,6 +191,7 @@ def _score(evaluator: Evaluator, domains: Mapping[str, str], result: Fit) -> Non
     result.checkpoints["none"] = Checkpoint(
         0, dev.score if dev else None, dev.loss if dev else None, predictions=evaluator.predict_all(list(domains))
     )
+    result.weight_distance["none"] = 0.0
 
 
 @contextmanager

@@ -26,18 +26,33 @@ def restored(spec: TrialSpec, path: Path | str | None, device: torch.device) -> 
         path: its `weights.safetensors`; None where its method trains nothing.
 
     Raises:
-        UserError: as `load_weights`, or the base model cannot be loaded.
+        UserError: as `put_back`, the file is not there, or the base model cannot be loaded.
     """
     method = build_method(spec.method, spec.settings)
     dropout = spec.train.dropout if method.trains else None
+    content = _read(path) if method.trains else b""
     with borrow_model(spec.model, spec.precision, device, dropout, base_weights=method.base_weights) as model:
-        adapted = Adapted(method, model)
-        if method.trains:
-            n_labels = len(load_task(spec.task, spec.definition).labels)
-            method.prepare(model, n_labels, torch.Generator().manual_seed(derive(spec.init_seed, "init")))
-            method.fold(adapted)
-            load_weights(model, path)
-        yield adapted.to(device).eval()
+        yield put_back(spec, model, content, where=f"weights: {path}").to(device).eval()
+
+
+def put_back(spec: TrialSpec, model: BorrowedModel, content: bytes, where: str) -> Adapted:
+    """Make of a trial's base model what it was after the trial.
+
+    Args:
+        content: of its `weights.safetensors`.
+        where: opens an error.
+
+    Raises:
+        UserError: these are no weights, or others than the method trains.
+    """
+    method = build_method(spec.method, spec.settings)
+    adapted = Adapted(method, model)
+    if method.trains:
+        n_labels = len(load_task(spec.task, spec.definition).labels)
+        method.prepare(model, n_labels, torch.Generator().manual_seed(derive(spec.init_seed, "init")))
+        method.fold(adapted)
+        put_weights(model, content, where)
+    return adapted
 
 
 def gather_weights(model: BorrowedModel, runtime: Runtime) -> bytes | None:
@@ -53,22 +68,20 @@ def gather_weights(model: BorrowedModel, runtime: Runtime) -> bytes | None:
     return save(kept) if runtime.rank == 0 else None
 
 
-def load_weights(model: BorrowedModel, path: Path | str) -> None:
-    """Put a trial's `weights.safetensors` into a model that the trial's method has prepared, as `restored` does.
-
-    Raises:
-        UserError: the file is not there, or holds other parameters than the method trains.
-    """
+def _read(path: Path | str) -> bytes:
     try:
-        content = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"weights: cannot read {path} ({error}). A trial keeps its weights where it is asked to.") from None
-    put_weights(model, content, where=f"weights: {path}")
 
 
 @torch.no_grad()
 def put_weights(model: BorrowedModel, content: bytes, where: str) -> None:
-    """As `load_weights`, with the file's contents; an error begins with `where`."""
+    """Put the contents of a trial's `weights.safetensors` into a model that the trial's method has prepared (and folded).
+
+    Raises:
+        UserError: these are no weights, or others than the method trains; the line begins with `where`.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load
 

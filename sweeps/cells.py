@@ -216,7 +216,7 @@ def _entry_cells(
         base = _trial_spec(
             where, model=model, **subject, method=method, settings=settings, n_shots=n_shots,
             teacher=None if teacher == model else teacher,
-            shots_unit=plan.shots_unit if n_shots else "total", pattern=entry.pattern or plan.pattern,
+            shots_unit=plan.shots_unit if n_shots else "total", pattern=entry.pattern or plan.pattern or next(iter(task.patterns)),
             verbalizer=entry.verbalizer or plan.verbalizer, separator=plan.separator,
             instruction=plan.instruction if entry.instruction is None else entry.instruction, draw=plan.draw if n_shots else "balanced",
             demonstrations=plan.demonstrations if n_shots else (), train=train, n_dev=plan.n_dev,

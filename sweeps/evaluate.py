@@ -20,7 +20,7 @@ from llmft.record import (
     TrialRecord,
     read_evaluation,
 )
-from llmft.registry import method_class
+from llmft.registry import build_method
 from sweeps.store import TRIALS, Store
 
 
@@ -58,7 +58,8 @@ def evaluate_trial(
         raise UserError("evaluate: nothing to measure. Name --harness, --tasks or --text.")
     store = Store(root)
     record = _finished(store, digest)
-    method, spec = method_class(record.spec.method), record.spec
+    spec = record.spec
+    method = build_method(spec.method, spec.settings)
     if method.has_own_head:
         raise UserError(
             f"evaluate: the method {spec.method!r} answers with a head of its own and has no words for other tasks. "

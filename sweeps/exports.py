@@ -36,7 +36,7 @@ def export_trial(root: Place | str, beginning: str, folder: Path, merge: bool) -
     weights = (store.folder(record.digest) / WEIGHTS_FILE).read_bytes()
     (export_model if merge else export_adapter)(record.spec, weights, folder)
     what = (
-        "a whole model: AutoModelForCausalLM.from_pretrained"
+        "a whole model: from_pretrained of transformers"
         if merge
         else "an adapter: peft.PeftModel.from_pretrained(base, ...)"
     )

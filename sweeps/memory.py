@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -22,7 +23,7 @@ from llmft.model import BorrowedModel, load_config
 from llmft.optimizers import state_bytes
 from llmft.registry import load_task
 from llmft.runtime import Runtime
-from llmft.scoring import text_inputs
+from llmft.scoring import encoder_outputs, text_inputs
 from llmft.setting import settle
 from llmft.shared_prefix import read_shared
 from llmft.spec import ModelRef, TrialSpec
@@ -252,8 +253,20 @@ def _batch(
 
 def _generate(model: BorrowedModel, batch: QueryBatch, n_new: int) -> None:
     """What `llmft.generate` needs the most: a pass over the prompts, and the last step, when all keys and values are there."""
-    from transformers import DynamicCache
+    from transformers import DynamicCache, EncoderDecoderCache
 
+    if batch.decoder_input_ids is not None:
+        kept = batch.input_ids.new_zeros(2, len(batch), n_new)  # ids, and once more while they grow
+        encoded, cache = encoder_outputs(model, batch), EncoderDecoderCache(DynamicCache(), DynamicCache())
+        for n_before in (0, n_new - 1):
+            _grow(cache.self_attention_cache, n_before)
+            states = model.network(
+                encoder_outputs=encoded, attention_mask=batch.attention_mask, decoder_input_ids=batch.decoder_input_ids,
+                past_key_values=cache, use_cache=True,
+            )  # fmt: skip
+            states.logits[:, -1].to(torch.float32, copy=True)
+        del kept
+        return
     cache = batch.prefix.cache(len(batch)) if batch.prefix else DynamicCache()
     head = model.network.get_output_embeddings()
 
@@ -265,12 +278,17 @@ def _generate(model: BorrowedModel, batch: QueryBatch, n_new: int) -> None:
     length = batch.attention_mask.shape[1] + n_new
     kept = batch.input_ids.new_zeros(6, len(batch), length)  # ids, mask, positions, and each once more while it grows
     step(text_inputs(model, batch), batch.attention_mask)
-    for layer in cache.layers:
-        grown = list(layer.keys.shape)
-        grown[2] = n_new - 1
-        layer.keys, layer.values = (torch.cat([old, old.new_zeros(grown)], 2) for old in (layer.keys, layer.values))
+    _grow(cache, n_new - 1)
     step({"input_ids": batch.input_ids[:, :1]}, torch.cat([batch.attention_mask, batch.attention_mask.new_ones(len(batch), n_new)], 1))
     del kept
+
+
+def _grow(cache: Any, n: int) -> None:
+    """Put `n` further places into a cache that has been used."""
+    for layer in cache.layers:
+        grown = list(layer.keys.shape)
+        grown[2] = n
+        layer.keys, layer.values = (torch.cat([old, old.new_zeros(grown)], 2) for old in (layer.keys, layer.values))
 
 
 def _train(work: Workload, adapted: Adapted, meter: Meter, budget: int, n_workers: int) -> int:
@@ -346,9 +364,9 @@ def _teach(
     model = BorrowedModel(network, torch.device("cpu"), work.spec.precision, _has_plain_head(network))
     longest = sorted(work.lessons, key=lambda lesson: lesson.prefix)[-2:]
     adapted = Adapted(Untouched(method), model)
-    _, peak = _score(work, adapted, "targets", longest, meter, budget)
-    with torch.no_grad():
-        said = adapted("targets", _batch(work, model, [1]))
+    _, peak = _score(replace(work, start=work.teacher_start), adapted, "targets", longest, meter, budget)
+    with torch.no_grad():  # texts weigh nothing
+        said = adapted("targets", _batch(work, model, [1])) if work.words else {}
     method.taught = {name: rows.new_zeros(len(work.shots), *rows.shape[1:]) for name, rows in said.items()}
     is_itself = work.spec.teacher is None
     borrowed = is_itself and n_workers == 1 and not on_gpu and not in_half  # the base model itself reads

@@ -94,5 +94,5 @@ def run_one(content: dict[str, Any], seed: int, device: str | None, root: Place 
         return run_trial(spec, Runtime(device=device)).record
     with store.locked():
         result = run_trial(spec, Runtime(device=device, keep_weights=plan.keep_weights))
-        store.put(result.record, result.predictions, result.weights)
+        store.put(result.record, result.predictions, result.weights, result.responses)
     return result.record

@@ -45,7 +45,7 @@ def train_loop(job: dict[str, Any]) -> None:
     if wants_fresh_process(result.record, job["n_trials_before"]):
         raise FreshProcessWanted(f"{result.record.cause}: {result.record.message}")
     if runtime.rank == 0:
-        Store(job["root"]).put(result.record, result.predictions, result.weights)
+        Store(job["root"]).put(result.record, result.predictions, result.weights, result.responses)
 
 
 def run_here(job: dict[str, Any]) -> None:

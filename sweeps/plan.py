@@ -90,7 +90,7 @@ class MethodEntry(Spec):
 
 
 class ForgettingPlan(Spec):
-    """What the reported trials also measure, with the base model and with the adapted one; the weights' distance in any case."""
+    """What the reported trials also measure, with the base model and with the adapted one."""
 
     tasks: tuple[str, ...] = Field((), description="tasks of llmft, zero-shot on their in-domain set")
     harness: tuple[str, ...] = Field((), description="tasks of lm-evaluation-harness (llmft[harness])")
@@ -123,7 +123,7 @@ class Plan(Spec):
     shots_unit: Literal["total", "per_class"] = "total"
     draw: Literal["balanced", "random"] = "balanced"
     demonstrations: tuple[str, ...] = Field((), description="ids of the shots, or a JSON file with them, in place of a draw")
-    pattern: str = "minimal"
+    pattern: str | None = Field(None, description="null: each task's first")
     verbalizer: str = "default"
     instruction: str = Field("", description="text that opens every prompt")
     separator: str = Field("\n\n", description="stands between the instruction, the demonstrations and the query")

@@ -28,7 +28,8 @@ def read_files(content: dict[str, Any], plan: Path) -> dict[str, Any]:
 
 
 def _with_places(task: dict[str, Any], folder: Path) -> dict[str, Any]:
-    placed = {name: _placed(table, folder) if name in ("train", "dev") else table for name, table in task.items()}
+    places = ("train", "dev", *(["test"] if isinstance(task.get("test"), str) else []))
+    placed = {name: _placed(table, folder) if name in places else table for name, table in task.items()}
     if isinstance(test := placed.get("test"), dict):
         out = test.get("out_of_domain")
         out = {name: _placed(table, folder) for name, table in out.items()} if isinstance(out, dict) else out

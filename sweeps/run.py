@@ -231,5 +231,5 @@ def _run_serially(ledger: Ledger, run_trial: Callable[..., Any] | None) -> None:
     while trial := ledger.next_trial():
         ledger.progress.update(ledger.records, 1)
         result = run_trial(trial.spec, Runtime(**ledger.runtime_settings(trial)))
-        ledger.store.put(result.record, result.predictions, result.weights)
+        ledger.store.put(result.record, result.predictions, result.weights, result.responses)
         ledger.ended(result.record)

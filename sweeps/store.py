@@ -69,13 +69,13 @@ class Store:
             except FileNotFoundError:
                 return None
 
-    def put(self, record: TrialRecord, predictions: bytes | None = None, weights: bytes | None = None) -> None:
-        """Write one trial, all of it or nothing.
+    def put(self, record: TrialRecord, *files: bytes | None) -> None:
+        """Write one trial, all of it or nothing; `files` as for `llmft.record.write_record`.
 
         Raises:
             StoreUnwritable: it cannot be written.
         """
-        self._write(lambda: write_record(self.folder(record.digest), record, predictions, weights))
+        self._write(lambda: write_record(self.folder(record.digest), record, *files))
 
     def discard(self, digest: str) -> None:
         """Forget a failed record before its trial is tried again.

@@ -166,9 +166,9 @@ def record_summary(record: TrialRecord) -> RenderableType:
         parts.append(Text(f"calibrated by what the prompt alone makes the model say: {shares}"))
     if record.virtual_tokens:
         parts.append(_virtual_tokens_table(record))
-    if record.trained_distance:
-        moved = ", ".join(f"{selection} {distance:.3g}" for selection, distance in record.trained_distance.items())
-        parts.append(Text(f"L2 distance of the trained weights from their start: {moved}"))
+    if any(record.weight_distance.values()):
+        moved = ", ".join(f"{selection} {distance:.3g}" for selection, distance in record.weight_distance.items())
+        parts.append(Text(f"the base's weights have moved by (L2): {moved}"))
     if record.cost:
         cost = record.cost
         parts.append(

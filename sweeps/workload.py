@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from llmft.method import Lesson
 from llmft.seeds import stream
-from llmft.setting import DEV, SHOTS, Setting, draw, encode_lessons, encode_prompts, settle
+from llmft.setting import DEV, SHOTS, Setting, draw, encode_alone, encode_lessons, encode_prompts, settle
 from llmft.spec import TrialSpec
 from llmft.task import Draw, Example
 from llmft.tokens import EncodedTrial, LabelWords
@@ -76,7 +76,7 @@ class Workload:
         completions: how many of them (and the last, which is not fed) are trained to be said; empty for classification.
         dev, tests: what is scored besides.
         n_new_tokens: tokens that are generated for each of them at the most.
-        lessons: what a teacher reads before the training.
+        lessons: what a teacher reads before the training; `teacher_start` is its decoder's `start`.
         n_unlabelled: how many of the examples that are trained on are not shots.
     """
 
@@ -93,6 +93,7 @@ class Workload:
     start: tuple[int, ...] = ()
     n_new_tokens: int = 0
     completions: tuple[int, ...] = ()
+    teacher_start: tuple[int, ...] = ()
 
     @property
     def scored(self) -> Reading:
@@ -152,37 +153,51 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
         tests=tuple(replace(test, examples=_sample(test.examples)) for test in setting.tests),
     )
     encoded = encode_prompts(spec, sampled)
+    lessons = _lessons(spec, sampled, encoded)
     lengths = {name: tuple(sorted(queries.lengths)) for name, queries in encoded.sets.items()}
-    completions = encoded.sets[SHOTS].completions if SHOTS in encoded.sets else ()
-    by_length = sorted(zip(encoded.sets[SHOTS].lengths, map(len, completions), strict=True)) if completions else []
+    by_length = _trained(encoded, bool(lessons)) if SHOTS in encoded.sets else []
     return Workload(
         spec,
         setting.words,
         len(encoded.prefix),
         encoded.n_virtual_tokens,
         encoded.shares_prefix,
-        tuple(sorted(encoded.lengths(SHOTS))) if SHOTS in encoded.sets else (),
+        tuple(n for n, _ in by_length),
         Lengths(len(longest.dev), lengths[DEV]) if longest.dev else None,
         {test.name: Lengths(len(test.examples), lengths[test.name]) for test in setting.tests},
-        tuple(_reading(lesson, len(longest.dev)) for lesson in _lessons(spec, sampled, encoded)),
+        tuple(_reading(lesson, len(longest.dev)) for lesson in lessons),
         method.n_unlabelled,
         setting.start,
         encoded.n_new_tokens,
-        tuple(n for _, n in by_length),
+        tuple(n for _, n in by_length if n),
+        next((queries.start for lesson in lessons for queries in lesson.sets.values()), ()),
     )
+
+
+def _trained(encoded: EncodedTrial, taught: bool) -> list[tuple[int, int]]:
+    """The places of each prompt that is trained on, and how many tokens of them (and one more) are trained to be said, in order.
+
+    What a teacher will say is taken to be as long as it may be.
+    """
+    queries, n_new = encoded.sets[SHOTS], encoded.n_new_tokens
+    if taught and n_new:
+        return sorted((length + n_new, n_new + 1) for length in encoded.lengths(SHOTS))
+    completions = map(len, queries.completions) if queries.completions else [0] * len(queries)
+    return sorted(zip(encoded.lengths(SHOTS), completions, strict=True))
 
 
 def _lessons(spec: TrialSpec, setting: Setting, encoded: EncodedTrial) -> list[EncodedTrial]:
     """What a teacher reads: the lessons, and dev without them."""
     lessons = encode_lessons(spec, setting)
-    alone = [replace(encoded, sets={DEV: encoded.sets[DEV]})] if lessons and DEV in encoded.sets else []
-    return lessons + alone
+    if not lessons or DEV not in encoded.sets:
+        return lessons
+    return [*lessons, encode_alone(spec, setting) if setting.decoding else replace(encoded, sets={DEV: encoded.sets[DEV]})]
 
 
 def _reading(encoded: EncodedTrial, n_dev: int) -> Reading:
     lengths = {name: tuple(sorted(map(len, queries.suffixes))) for name, queries in encoded.sets.items()}
     sets = tuple(Lengths(n_dev if name == DEV else len(sample), sample) for name, sample in lengths.items())
-    return Reading(len(encoded.prefix), sets, encoded.shares_prefix)
+    return Reading(len(encoded.prefix), sets, encoded.shares_prefix, n_new_tokens=encoded.n_new_tokens)
 
 
 def _largest(cell: Cell) -> Params:

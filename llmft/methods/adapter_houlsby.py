@@ -1,4 +1,4 @@
-"""Adapters of Houlsby et al. 2019: y + W_up gelu(W_down y) after the attention and after the feed-forward part of every block.
+"""Bottleneck adapters (Houlsby et al. 2019): y + W_up gelu(W_down y) after the attention and after the feed-forward part of every block.
 
 Each adapter reads what the part's last projection writes, before the residual is added. W_up begins at 0, where the paper has
 N(0, 0.001) for both matrices: so the network begins exactly as it was. As in the paper the layer norms are trained as well

@@ -1,4 +1,4 @@
-"""Adapters of Pfeiffer et al. 2021: y + W_up relu(W_down y) after the feed-forward part of every block, and nothing else trained.
+"""Lean adapters (Pfeiffer et al. 2021): y + W_up relu(W_down y) after the feed-forward part of every block, and nothing else trained.
 
 `reduction` is the model's width over the adapter's. W_up begins at 0, so the network begins exactly as it was. The paper's blocks
 normalise after the residual and its adapter stands behind that; in blocks that normalise first, as those of causal models do, it

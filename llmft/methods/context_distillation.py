@@ -59,6 +59,8 @@ class DistillationSettings(Spec):
     def _can_learn(cls, name: str) -> str:
         if name not in METHODS or name == "context_distillation" or not method_class(name).trains:
             raise ValueError("the student must be another method that trains, such as pattern, lora or vanilla")
+        if method_class(name).context is not Method.context:
+            raise ValueError(f"a student reads the query alone, and {name!r} reads demonstrations: use pattern")
         return name
 
     @field_validator("student_settings")
@@ -81,6 +83,8 @@ class DistillationSettings(Spec):
             raise ValueError(
                 f"over: the student {self.student!r} has a head of its own, which knows no words: use label_words"
             )
+        if self.student_settings.get("penalty") == "kl_to_base":
+            raise ValueError("student_settings.penalty: kl_to_base is part of the loss that distillation replaces: use l2_sp")
         if self.distance == "pseudo_labels" and self.over == "top_k":
             raise ValueError("over: pseudo_labels are label words: use label_words or vocabulary")
         if bool(self.instruction) < (self.teacher_context == "instruction"):
@@ -101,8 +105,14 @@ class ContextDistillation(Method):
         self.student = build_method(self.settings.student, self.settings.student_settings)
         for name in ("has_own_head", "n_virtual_tokens", "base_weights", "pull_to_start"):
             setattr(self, name, getattr(self.student, name))
-        for hook in ("read", "prepare", "begin", "condition", "scores", "fold", "virtual_tokens", "peft_config"):
+        for hook in ("read", "prepare", "begin", "condition", "scores", "fold", "virtual_tokens", "peft_adapter"):
             setattr(self, hook, getattr(self.student, hook))
+
+    def __getattr__(self, name):
+        """What else the student computes through `Adapted`."""
+        if name == "student":
+            raise AttributeError(name)
+        return getattr(self.student, name)
 
     @property
     def n_unlabelled(self):

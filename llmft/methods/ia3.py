@@ -14,23 +14,23 @@ class IA3(PatternBased):
     search = {"learning_rate": Range(3e-4, 1e-1, log=True)}
     paper = "Liu et al. 2022"
 
-    def peft_config(self, network):
+    def prepare(self, model, n_labels, generator):
         from peft import IA3Config
 
         from llmft.blocks import names_in
+        from llmft.injection import inject, task_type
 
-        names = names_in(network, "ia3")
+        names = names_in(model.network, "ia3")
         inner = {writes for _, writes in names.feed_forward}
-        return IA3Config(
-            target_modules={names.key, names.value} | inner,
-            feedforward_modules=inner,
-            task_type="SEQ_2_SEQ_LM" if network.config.is_encoder_decoder else "CAUSAL_LM",
+        config = IA3Config(
+            target_modules={names.key, names.value} | inner, feedforward_modules=inner, task_type=task_type(model.network)
         )
+        inject(config, model.network, generator)
 
-    def prepare(self, model, n_labels, generator):
-        from llmft.injection import inject
+    def peft_adapter(self, model):
+        from llmft.injection import injected
 
-        inject(self.peft_config(model.network), model.network, generator)
+        return injected(model.network)
 
 
 METHOD = IA3

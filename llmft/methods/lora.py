@@ -35,6 +35,8 @@ class Lora(PatternBased):
         from peft import LoraConfig
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
+        from llmft.injection import task_type
+
         settings, architecture = self.settings, network.config.model_type
         if not settings.targets and architecture not in KNOWN:
             raise UserError(
@@ -49,7 +51,7 @@ class Lora(PatternBased):
             use_rslora=settings.rslora,
             use_dora=settings.dora,
             target_modules=targets if isinstance(targets, str) else set(targets),
-            task_type="SEQ_2_SEQ_LM" if network.config.is_encoder_decoder else "CAUSAL_LM",
+            task_type=task_type(network),
         )
 
     def prepare(self, model, n_labels, generator):
@@ -62,6 +64,11 @@ class Lora(PatternBased):
                 f"method 'lora': settings.targets {list(self.settings.targets)} does not name linear layers of this model. "
                 f"Layers: {', '.join(linear_layers(model.network))}."
             ) from None
+
+    def peft_adapter(self, model):
+        from llmft.injection import injected
+
+        return injected(model.network)
 
 
 METHOD = Lora

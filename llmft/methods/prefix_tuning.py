@@ -34,11 +34,17 @@ class PrefixTuning(SoftPromptMethod):
     paper = "Li & Liang 2021"
 
     def read(self, spec, tokenizer, words):
+        from llmft.model import load_config
+
         super().read(spec, tokenizer, words)
         if spec.train.gradient_checkpointing:
             raise UserError(
                 "train.gradient_checkpointing: 'prefix_tuning' cannot have it, since transformers drops the keys and values that are "
                 "learned. Set it to false, or use prompt_tuning."
+            )
+        if load_config(spec.model).is_encoder_decoder:
+            raise UserError(
+                "method 'prefix_tuning': learns keys and values for causal models only, and this one has an encoder. Use prompt_tuning."
             )
 
     def prepare(self, model, n_labels, generator):
@@ -46,10 +52,6 @@ class PrefixTuning(SoftPromptMethod):
 
         from llmft.soft_prompt import EncodedPrompt, SoftPrompt, cached_words, sample_words, trained_alone
 
-        if model.network.config.is_encoder_decoder:
-            raise UserError(
-                "method 'prefix_tuning': learns keys and values for causal models only, and this one has an encoder. Use prompt_tuning."
-            )
         settings, n_words = self.settings, len(model.network.get_input_embeddings().weight)
         vectors = cached_words(model, sample_words(n_words, self.special_ids, settings.n_virtual_tokens, generator))
         self.shape = vectors.shape[1:]  # layers, keys and values, heads, size
@@ -85,7 +87,7 @@ class PrefixTuning(SoftPromptMethod):
         n_layers, _, n_heads, size = self.shape
         config = PrefixTuningConfig(
             task_type="CAUSAL_LM", num_virtual_tokens=self.settings.n_virtual_tokens, token_dim=n_heads * size, num_layers=n_layers,
-            num_attention_heads=n_heads, inference_mode=True,
+            num_attention_heads=n_heads,
         )  # fmt: skip
         return config, {"prompt_embeddings": self.soft_prompt(model).detach()}
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from llmft.errors import UserError
 from llmft.method import Range
 from llmft.methods.pattern import PatternBased, PatternSettings
 
@@ -66,13 +67,15 @@ class SoftPromptMethod(PatternBased):
         return nearest_words(self.soft_prompt(model), model.network.get_input_embeddings().weight, tokenizer)
 
     def peft_adapter(self, model):
-        """peft's configuration and state dictionary of what was learned, as `PeftModel.from_pretrained` reads them."""
         from peft import PromptTuningConfig
+
+        from llmft.injection import task_type
 
         vectors = self.soft_prompt(model).detach()
         config = PromptTuningConfig(
-            task_type="CAUSAL_LM", num_virtual_tokens=len(vectors), token_dim=vectors.shape[1], inference_mode=True
-        )
+            task_type=task_type(model.network), num_virtual_tokens=len(vectors), token_dim=vectors.shape[1],
+            num_transformer_submodules=1,  # an encoder's prompt alone
+        )  # fmt: skip
         return config, {"prompt_embeddings": vectors}
 
 
@@ -86,6 +89,8 @@ class PromptTuning(SoftPromptMethod):
 
     def read(self, spec, tokenizer, words):
         super().read(spec, tokenizer, words)
+        if self.settings.initialisation == "labels" and words is None:
+            raise UserError(f"initialisation: 'labels' are label words, and the task '{spec.task}' generates text. Use vocabulary or text.")
         if self.settings.initialisation == "labels":
             self.words_to_copy = words.ids
         elif self.settings.initialisation == "text":

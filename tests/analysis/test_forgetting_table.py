@@ -23,10 +23,11 @@ def perplexity(before: float, after: float) -> Change:
 
 @pytest.fixture
 def add(tmp_path):
-    def write(method: str, seed: int, *changes: Change, distance: float | None = None, later: tuple[Change, ...] = ()) -> str:
+    def write(method: str, seed: int, *changes: Change, distance: float = 0.0, later: tuple[Change, ...] = ()) -> str:
         spec = TrialSpec(model=ModelRef(name="m"), task="rte", method=method, n_shots=16).with_seed(seed)
         record = TrialRecord(
-            digest=spec.digest, spec=spec, status="finished", forgetting=list(changes), weight_distance=distance
+            digest=spec.digest, spec=spec, status="finished", forgetting=list(changes),
+            weight_distance={"last": 9.0, "best_dev": distance},
         )
         write_record(tmp_path / "trials" / spec.digest, record)
         if later:

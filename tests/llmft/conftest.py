@@ -7,7 +7,7 @@ from small_models import byte_level_tokenizer, save_model, toy_text
 
 from llmft.model import resolve_model
 from llmft.registry import complete_settings, load_task, method_class
-from llmft.spec import DataRef, ModelRef, TrainSpec, TrialSpec
+from llmft.spec import DataRef, GenerationSpec, ModelRef, TrainSpec, TrialSpec
 
 torch.set_num_threads(1)
 
@@ -57,6 +57,10 @@ def spec_of(small_opt, wide_opt):
         train = TrainSpec(**{"learning_rate": 1e-3, "epochs": 2, "batch_size": 8} | train)
         model = small_opt if method_class(method).base_weights == "fp32" else wide_opt
         usual = {"model": model, "task": "toy", "n_shots": 16, "n_dev": 8, "n_test": 16}
+        if "classification" not in method_class(method).kinds:
+            usual |= {"task": "toy_text", "generation": GenerationSpec(max_new_tokens=5)}
+        if method == "sequence_distillation":  # a small random model never ends
+            settings = {"n_unlabelled": 16, "keep_unfinished": True, **(settings or {})}
         return TrialSpec(method=method, settings=complete_settings(method, settings or {}), train=train, **usual | changed)
 
     return make

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import gc
+import io
 import weakref
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 import torch
+from safetensors.torch import load
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 from small_models import CPU, byte_level_tokenizer, save_model, toy_text
@@ -16,16 +19,18 @@ from llmft import model as models
 from llmft.adapted import Adapted
 from llmft.batches import make_batch
 from llmft.errors import UserError
+from llmft.evaluate import Evaluator
 from llmft.methods.context_distillation import probability_of_beginnings
 from llmft.model import borrow_model, resolve_model
 from llmft.prompts import render_prompt
-from llmft.registry import build_method, complete_settings, load_task
+from llmft.registry import METHODS, build_method, complete_settings, load_task, method_class
 from llmft.setting import DEV, INPUTS, SHOTS, encode_lessons, encode_prompts, settle
 from llmft.spec import TrainSpec, TrialSpec
 from llmft.task import NO_LABEL, Example, TaskData, draw_examples, draw_unlabelled
 from llmft.teacher import teach
 from llmft.tokens import LabelWords
 from llmft.trial import run_trial
+from llmft.weights import restored
 
 DISTILLED = "context_distillation"
 FEW = {"n_unlabelled": 12}
@@ -36,7 +41,7 @@ def teaching(spec: TrialSpec):
     """The setting of a trial after its lessons, the lessons, and what the record says of the teacher."""
     setting = settle(spec)
     encoded, lessons = encode_prompts(spec, setting), encode_lessons(spec, setting)
-    return setting, encoded, lessons, teach(spec, setting, encoded, lessons, CPU)
+    return setting, encoded, lessons, teach(spec, setting, encoded, lessons, CPU)[0]
 
 
 @torch.no_grad()
@@ -355,6 +360,8 @@ def test_a_teacher_with_another_tokenizer_is_refused(tmp_path, spec_of):
         ({"cross_entropy_weight": 0.5}, "needs labelled inputs"),
         ({"student": "zero_shot"}, "another method that trains"),
         ({"student": "context_distillation"}, "another method that trains"),
+        ({"student": "finetuned_in_context"}, "reads demonstrations: use pattern"),
+        ({"student": "regularised", "student_settings": {"penalty": "kl_to_base"}}, "use l2_sp"),
         ({"student": "lora", "student_settings": {"ranks": 4}}, "unknown key 'ranks'"),
         ({"student": "vanilla", "over": "vocabulary"}, "'vanilla' has a head of its own"),
         ({"distance": "pseudo_labels", "over": "top_k"}, "label_words or vocabulary"),
@@ -390,6 +397,55 @@ def test_every_kind_trains(spec_of, settings):
     assert record.finished, record.message
     assert record.curve[-1].train_loss < record.curve[0].train_loss or settings.get("teacher_context") == "none"
     assert record.teacher.dev_score is None
+
+
+# --- students
+
+STUDENTS = ("adapter_pfeiffer", "bitfit", "lora", "p_tuning", "pattern", "prefix_tuning", "prompt_tuning", "qlora", "vanilla")
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+def test_a_student_is_what_it_is_alone(spec_of, wide_opt, tmp_path, student):
+    """Prepared, conditioned, folded and kept as without a teacher; and its kept weights give the trial's predictions again."""
+    if method_class(student).base_weights != "fp32":
+        pytest.importorskip("bitsandbytes")
+    keeping = replace(CPU, keep_weights=True)
+    settings = FEW | {"student": student, "distil_shots": True, "cross_entropy_weight": 0.3}
+    spec = spec_of(DISTILLED, settings, model=wide_opt, n_shots=4, selections=("last",))
+    result, alone = (run_trial(each, keeping) for each in (spec, spec_of(student, model=wide_opt, n_shots=4, selections=("last",))))
+    assert result.record.finished, result.record.message
+    kept, expected = load(result.weights), load(alone.weights)
+    assert {name: tensor.shape for name, tensor in kept.items()} == {name: tensor.shape for name, tensor in expected.items()}
+    ours, theirs = result.record.cost, alone.record.cost
+    assert (ours.n_trainable_parameters, ours.tokens_per_query) == (theirs.n_trainable_parameters, theirs.tokens_per_query)
+    assert len(result.record.virtual_tokens) == len(alone.record.virtual_tokens)
+    (tmp_path / "weights").write_bytes(result.weights)
+    setting, rows = settle(spec), parquet.read_table(io.BytesIO(result.predictions)).to_pylist()
+    with restored(spec, tmp_path / "weights", torch.device("cpu")) as adapted:
+        again = Evaluator(adapted, encode_prompts(spec, setting), setting.words, CPU).predict("toy").log_probabilities
+    found = np.array([row["label_log_probabilities"] for row in rows if row["set"] == "toy"])
+    np.testing.assert_allclose(again, found, atol=1e-4)
+
+
+def test_every_method_that_trains_is_a_student_or_refused():
+    names = {name for name in METHODS if method_class(name).trains}
+    refused = {name for name in names if not _builds(name)}
+    assert refused == {DISTILLED, "finetuned_in_context"} and names - refused >= set(STUDENTS)
+
+
+def _builds(student: str) -> bool:
+    try:
+        return bool(build_method(DISTILLED, {"student": student}))
+    except UserError:
+        return False
+
+
+def test_a_student_is_held_near_its_start(spec_of):
+    moved = []
+    for strength in (0.0, 100.0):
+        student = {"student": "regularised", "student_settings": {"strength": strength}}
+        moved.append(run_trial(spec_of(DISTILLED, FEW | student, epochs=6), CPU).record.weight_distance["last"])
+    assert 0 < moved[1] < 0.8 * moved[0]
 
 
 # --- the toy task

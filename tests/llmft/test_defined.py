@@ -11,9 +11,10 @@ from pydantic import ValidationError
 from small_models import CPU
 
 from llmft.defined import DefinedTask, complete
-from llmft.definition import TaskDefinition, definition_keys, label_text
+from llmft.definition import TaskDefinition, definition_keys, in_full, label_text
 from llmft.errors import UserError
-from llmft.spec import TrialSpec, error_lines
+from llmft.setting import encode_prompts, settle
+from llmft.spec import GenerationSpec, TrialSpec, error_lines
 from llmft.trial import run_trial
 
 ROWS = [{"s1": f"doctor {i}", "s2": f"nurse {i}", "gold": ("no", "yes")[i % 2], "from": "ab"[i % 4 // 2]} for i in range(40)]
@@ -266,3 +267,151 @@ def test_rows_of_the_hub(server, new_cache, folder, tmp_path):
     assert ref.commits == (("owner/mine", "main", commit),) and len(data.pool) == 40
     server.stop()
     assert task.load(ref).pool == data.pool
+
+
+# --- tasks that generate text
+
+PAIRS = [{"question": f"Who is {i}?", "answers": [f"Doctor {i}", f"Nurse {i}"], "hint": "a guess" if i % 2 else ""} for i in range(30)]
+ALPACA_ROWS = [{"instruction": f"Say {i}.", "input": "" if i % 2 else f"in word {i}", "output": f"number {i}"} for i in range(30)]
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """pairs.jsonl and pairs_test.parquet with lists of references, alpaca.jsonl, alpaca_test.csv, lamini.jsonl without inputs."""
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    parquet.write_table(pa.Table.from_pylist([row | {"question": f"And {row['question']}"} for row in PAIRS]), tmp_path / "pairs_test.parquet")
+    (tmp_path / "alpaca.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ALPACA_ROWS))
+    lines = ["instruction,input,output", *(f"Now say {i}.,{'' if i % 2 else i},number {i}" for i in range(20))]
+    (tmp_path / "alpaca_test.csv").write_text("\n".join(lines))
+    lamini = [{"instruction": row["instruction"], "response": row["output"]} for row in ALPACA_ROWS]
+    (tmp_path / "lamini.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lamini))
+    return tmp_path
+
+
+def of_texts(folder, **changed) -> dict:
+    usual = {
+        "name": "mine", "kind": "generation", "train": f"{folder}/pairs.jsonl", "test": {"in_domain": f"{folder}/pairs_test.parquet"},
+        "columns": {"prompt": "question"}, "references": "answers", "metric": "token_f1", "max_new_tokens": 6,
+        "patterns": {"plain": "{prompt}\nAnswer:"},
+    }  # fmt: skip
+    return {name: value for name, value in (usual | changed).items() if value is not None}
+
+
+def alpaca(folder, **changed) -> dict:
+    """All that one writes."""
+    written = {"name": "mine", "kind": "generation", "format": "alpaca", "train": f"{folder}/alpaca.jsonl", "test": f"{folder}/alpaca_test.csv"}
+    return {name: value for name, value in (written | changed).items() if value is not None}
+
+
+def define_texts(content: dict) -> TaskDefinition:
+    return TaskDefinition.model_validate_json(json.dumps(in_full(content)))
+
+
+def test_pairs_of_prompt_and_completion_with_any_columns(texts):
+    task, data, _ = whole(define_texts(of_texts(texts)))
+    assert (task.kind, task.labels, task.metric, task.generation.max_new_tokens) == ("generation", (), "token_f1", 6)
+    first = data.pool[0]
+    assert (first.id, dict(first.fields), first.label, first.references) == ("train/0", {"prompt": "Who is 0?"}, None, ("Doctor 0", "Nurse 0"))
+    assert task.patterns["plain"].render(first.fields) == "Who is 0?\nAnswer:"
+    assert data.tests[0].examples[3].references == ("Doctor 3", "Nurse 3")
+
+
+def test_alpacas_files_need_no_columns_and_no_pattern(texts):
+    task, data, _ = whole(define_texts(alpaca(texts)))
+    (pattern,) = task.patterns.values()
+    with_input, without = data.pool[0], data.pool[1]
+    assert pattern.render(with_input.fields) == (  # PROMPT_DICT of stanford_alpaca's train.py
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nSay 0.\n\n### Input:\nin word 0\n\n### Response:"
+    )
+    assert pattern.render(without.fields) == (
+        "Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nSay 1.\n\n### Response:"
+    )
+    assert pattern.render_labelled(without.fields, without.references[0]).endswith("### Response: number 1")
+    assert pattern.render(data.tests[0].examples[1].fields).endswith("### Instruction:\nNow say 1.\n\n### Response:")
+    assert task.generation.max_new_tokens == 256
+
+
+def test_what_a_format_stands_for_can_be_said_otherwise(texts):
+    given = alpaca(texts, train=f"{texts}/lamini.jsonl", references="response", metric="rouge1", test={"in_domain": f"{texts}/lamini.jsonl"})
+    with pytest.raises(ValidationError, match="is also the training pool"):
+        define_texts(given)
+    (texts / "lamini_test.jsonl").write_text((texts / "lamini.jsonl").read_text().replace("Say", "Tell"))
+    task, data, _ = whole(define_texts(given | {"test": f"{texts}/lamini_test.jsonl", "patterns": {"short": "{instruction}"}}))
+    assert list(task.patterns) == ["alpaca", "short"] and task.metric == "rouge1"
+    assert data.pool[2].fields == {"instruction": "Say 2.", "input": ""} and data.pool[2].references == ("number 2",)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [("pairs.jsonl", '["Doctor 4", "Nurse 4"]', "[]", "pairs.jsonl, row 4, column 'answers': the references [] must be texts"),
+     ("pairs.jsonl", '["Doctor 4", "Nurse 4"]', '["a", " "]', "row 4, column 'answers': the references ['a', ' '] must be texts"),
+     ("pairs.jsonl", '["Doctor 4", "Nurse 4"]', "4", "row 4, column 'answers': the references 4 must be texts"),
+     ("pairs.jsonl", '"Who is 4?"', '""', "pairs.jsonl, row 4: column 'question' holds no text"),
+     ("pairs.jsonl", '"answers"', '"answer"', "pairs.jsonl, row 0: there is no column 'answers'")],
+)  # fmt: skip
+def test_a_wrong_row_of_texts_is_named_with_its_file(texts, file, old, new, said):
+    edit(texts / file, old, new)
+    with pytest.raises(UserError) as raised:
+        whole(define_texts(of_texts(texts)))
+    assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_rows_without_a_reference_are_left_out_where_one_says_so(texts):
+    edit(texts / "alpaca.jsonl", '"output": "number 4"', '"output": " "')
+    with pytest.raises(UserError, match="alpaca.jsonl, row 4, column 'output': the references .* must be texts"):
+        whole(define_texts(alpaca(texts)))
+    _, data, _ = whole(define_texts(alpaca(texts, drop_empty=True)))
+    assert [example.id for example in data.pool] == [f"train/{i}" for i in range(30) if i != 4]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"references": None}, "references: name the column that holds the texts"),
+     ({"kind": None, "metric": None}, "references is for kind: generation"),
+     ({"labels": ["a", "b"]}, "labels, verbalizers and groups are for kind: classification"),
+     ({"groups": ["hint"]}, "labels, verbalizers and groups are for kind: classification"),
+     ({"metric": "bleu"}, "metric: "), ({"format": "alpacca"}, "format: unknown format 'alpacca'. Formats: alpaca"),
+     ({"patterns": {"a": {"template": "{prompt}", "without": "{prompt} ."}}}, "without must name some of the template's fields")],
+)  # fmt: skip
+def test_a_wrong_definition_of_texts_is_one_line(texts, changed, said):
+    with pytest.raises(ValueError) as raised:
+        define_texts(of_texts(texts, **changed))
+    text = error_lines(raised.value, "plan.yaml") if isinstance(raised.value, ValidationError) else str(raised.value)
+    assert said in text and "\n" not in text
+
+
+@pytest.fixture
+def text_spec(spec_of):
+    def make(content: dict, method: str = "pattern", **fields) -> TrialSpec:
+        definition = define_texts(content)
+        data = DefinedTask(definition).resolve_data()
+        completed = complete(definition, data)
+        usual = {"task": "mine", "definition": completed, "data": data, "n_shots": 4, "n_dev": 2, "n_test": 3, "epochs": 1}
+        generation = GenerationSpec(max_new_tokens=3)
+        return spec_of(method, **usual | {"pattern": next(iter(completed.patterns)), "generation": generation} | fields)
+
+    return make
+
+
+def test_instruction_tuning_raises_the_response_alone(texts, text_spec):
+    spec = TrialSpec.model_validate_json(text_spec(alpaca(texts)).model_dump_json())  # as a worker or a record has it
+    setting = settle(spec)
+    encoded = encode_prompts(spec, setting)
+    tokenizer = setting.decoding.tokenizer
+    for shot, suffix, completion in zip(setting.draw.shots, encoded.sets["shots"].suffixes, encoded.sets["shots"].completions, strict=True):
+        assert tokenizer.decode(completion) == f" {shot.references[0]}</s>"
+        assert tokenizer.decode([*encoded.prefix, *suffix]).endswith("### Response:")
+    record = run_trial(spec, CPU).record
+    assert record.finished, record.message
+    assert record.metrics["last"]["mine"].metric == "rougeL" and record.spec == spec
+
+
+def test_the_digest_of_a_task_of_texts_is_of_what_counts(texts, text_spec):
+    base = text_spec(of_texts(texts)).digest
+    assert text_spec(of_texts(texts, patterns={"plain": "{prompt}\nAnswer:", "other": "{prompt}"}, label="unused")).digest == base
+    other = [{"metric": "rouge1"}, {"patterns": {"plain": "{prompt}"}}, {"references": "question"}]
+    assert len({text_spec(of_texts(texts, **changed)).digest for changed in other} | {base}) == len(other) + 1

@@ -1,22 +1,28 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
 import torch
 from peft import PeftModel
-from small_models import CPU, save_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from small_models import CPU, save_model, t5_tokenizer, toy_text
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from llmft.adapted import Adapted
+from llmft.batches import make_batch
+from llmft.defined import DefinedTask, complete
+from llmft.definition import TaskDefinition
 from llmft.errors import UserError
 from llmft.export import export_adapter, export_model
 from llmft.model import borrow_model, resolve_model
-from llmft.registry import build_method, complete_settings
+from llmft.registry import build_method
+from llmft.tokens import EncodedQueries, LabelWords
 from llmft.trial import run_trial
-from llmft.weights import put_weights
+from llmft.weights import put_weights, restored
 
 KEEPING = dataclasses.replace(CPU, keep_weights=True)
-IDS = torch.tensor([[2, 30, 90, 200, 7], [2, 8, 17, 6, 5]])
+IDS, WORDS = torch.tensor([[2, 30, 90, 200, 7], [2, 8, 17, 6, 5]]), LabelWords(("a", "b"), ((7,), (8,)))
 
 
 def trained(spec) -> bytes:
@@ -27,11 +33,21 @@ def trained(spec) -> bytes:
 
 @torch.no_grad()
 def own_logits(spec, weights: bytes) -> torch.Tensor:
-    """Of the trial's own model, without any file in between."""
+    """Of the trial's own model for the words of `IDS`, without any file in between. (Learned prompts are held against transformers
+    in test_soft_prompts.)"""
     with borrow_model(spec.model, "fp32", torch.device("cpu")) as model:
-        build_method(spec.method, spec.settings).prepare(model, 2, torch.Generator().manual_seed(5))
+        method, queries = build_method(spec.method, spec.settings), EncodedQueries(tuple(map(tuple, IDS.tolist())), (0, 0))
+        method.prepare(model, 2, torch.Generator().manual_seed(5))
+        adapted = Adapted(method, model).eval()
+        method.fold(adapted)
         put_weights(model, weights, "test")
-        return model.network.eval()(IDS).logits
+        return adapted("logits", make_batch(queries, [0, 1], WORDS, model))
+
+
+@torch.no_grad()
+def logits(net) -> torch.Tensor:
+    """The same of a model of transformers or peft, where a prompt that it opens with has logits too."""
+    return net.eval()(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits[:, -IDS.shape[1] :]
 
 
 def base_of(spec):
@@ -39,73 +55,128 @@ def base_of(spec):
 
 
 @pytest.fixture(scope="module")
-def small_gpt2(tmp_path_factory, tokenizer):
-    return resolve_model(save_model(tmp_path_factory.mktemp("export") / "gpt2", "gpt2", tokenizer))
+def models(tmp_path_factory, tokenizer, small_opt):
+    folder = tmp_path_factory.mktemp("export")
+    saved = {name: resolve_model(save_model(folder / name, name, tokenizer)) for name in ("gpt2", "llama")}
+    return saved | {"opt": small_opt}
 
 
-@pytest.mark.parametrize("architecture", ["opt", "gpt2"])
-@pytest.mark.parametrize(
-    ("name", "settings"), [("lora", {"r": 2}), ("lora", {"targets": "all-linear", "dora": True, "rslora": True}), ("ia3", {})]
-)
-def test_peft_and_transformers_load_what_was_trained(tmp_path, spec_of, small_gpt2, architecture, name, settings):
-    model = {"model": small_gpt2} if architecture == "gpt2" else {}
-    spec = spec_of(name, settings, learning_rate=0.05, **model)
+ADAPTERS = {
+    "lora": ("lora", {"r": 2}),
+    "dora": ("lora", {"targets": "all-linear", "dora": True, "rslora": True}),
+    "ia3": ("ia3", {}),
+    "prompt_tuning": ("prompt_tuning", {"n_virtual_tokens": 3}),
+    "p_tuning": ("p_tuning", {"n_virtual_tokens": 3}),
+    "prefix_tuning": ("prefix_tuning", {"n_virtual_tokens": 3}),
+    "encoded prefix": ("prefix_tuning", {"n_virtual_tokens": 3, "reparametrise": True, "encoder_width": 8}),
+    "distilled prompt": ("context_distillation", {"student": "prompt_tuning", "n_unlabelled": 16}),
+    "distilled lora": ("context_distillation", {"student": "lora", "n_unlabelled": 16}),
+}
+each_adapter = pytest.mark.parametrize("adapter", ADAPTERS)
+
+
+@each_adapter
+@pytest.mark.parametrize("architecture", ["opt", "gpt2", "llama"])
+def test_peft_loads_what_was_trained(tmp_path, spec_of, models, architecture, adapter):
+    spec = spec_of(*ADAPTERS[adapter], learning_rate=0.05, model=models[architecture], n_shots=8)
     weights = trained(spec)
     expected = own_logits(spec, weights)
     export_adapter(spec, weights, tmp_path / "adapter")
+    theirs = PeftModel.from_pretrained(base_of(spec), tmp_path / "adapter")
+    assert (expected - logits(base_of(spec))).abs().max() > 0.01
+    torch.testing.assert_close(logits(theirs), expected, atol=1e-5, rtol=1e-5)
+    config = theirs.peft_config["default"]
+    assert (config.base_model_name_or_path, config.task_type, config.inference_mode) == (spec.model.path, "CAUSAL_LM", True)
+
+
+@pytest.mark.parametrize("architecture", ["opt", "gpt2", "llama"])
+@pytest.mark.parametrize("adapter", ["lora", "dora", "ia3", "distilled lora"])
+def test_a_merged_adapter_says_the_same(tmp_path, spec_of, models, architecture, adapter):
+    spec = spec_of(*ADAPTERS[adapter], learning_rate=0.05, model=models[architecture], n_shots=8)
+    weights = trained(spec)
     export_model(spec, weights, tmp_path / "merged")
-    with torch.no_grad():
-        before = base_of(spec)(IDS).logits
-        adapted = PeftModel.from_pretrained(base_of(spec), tmp_path / "adapter").eval()(IDS).logits
-        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()(IDS).logits
-    assert (expected - before).abs().max() > 0.01
-    torch.testing.assert_close(adapted, expected, atol=1e-6, rtol=0)
-    torch.testing.assert_close(merged, expected, atol=1e-5, rtol=1e-5)
-    assert (
-        AutoTokenizer.from_pretrained(tmp_path / "merged")("Yes").input_ids
-        == AutoTokenizer.from_pretrained(spec.model.path)("Yes").input_ids
-    )
+    torch.testing.assert_close(logits(base_of(spec).from_pretrained(tmp_path / "merged")), own_logits(spec, weights), atol=2e-5, rtol=1e-5)
+    ours, theirs = (AutoTokenizer.from_pretrained(path)("Yes").input_ids for path in (tmp_path / "merged", spec.model.path))
+    assert ours == theirs
 
 
-def test_adapters_of_one_base_are_switched(tmp_path, spec_of):
-    """One for each of two trials, of different size, in one model of peft's; and none."""
-    specs = {
-        "first": spec_of("lora", {"r": 2}, learning_rate=0.05),
-        "second": spec_of("lora", {"r": 4}, learning_rate=0.05, data_seed=1),
-    }
-    expected = {}
-    for name, spec in specs.items():
-        weights = trained(spec)
-        export_adapter(spec, weights, tmp_path / name)
-        expected[name] = own_logits(spec, weights)
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory):
+    return resolve_model(save_model(tmp_path_factory.mktemp("export") / "t5", "t5", t5_tokenizer(toy_text())))
+
+
+@pytest.mark.parametrize("adapter", ["lora", "ia3", "prompt_tuning", "p_tuning", "distilled prompt"])
+def test_peft_loads_what_was_trained_beside_an_encoder(tmp_path, spec_of, t5, adapter):
+    spec = spec_of(*ADAPTERS[adapter], learning_rate=0.05, model=t5, n_shots=8)
+    weights = trained(spec)
+    export_adapter(spec, weights, tmp_path / "adapter")
+    (tmp_path / "weights").write_bytes(weights)
+    base = AutoModelForSeq2SeqLM.from_pretrained(t5.path)
+    theirs = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "adapter").eval()
+    assert theirs.peft_config["default"].task_type == "SEQ_2_SEQ_LM"
+    queries = EncodedQueries(tuple(map(tuple, IDS.tolist())), (0, 0), start=(0,))
+    inputs = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "decoder_input_ids": torch.zeros(2, 1, dtype=torch.long)}
+    with restored(spec, tmp_path / "weights", torch.device("cpu")) as adapted, torch.no_grad():
+        ours = adapted("scores", make_batch(queries, [0, 1], WORDS, adapted.model)).labels
+        found, before = (net(**inputs).logits[:, 0].log_softmax(-1)[:, [7, 8]] for net in (theirs, base.eval()))
+    torch.testing.assert_close(found, ours, atol=1e-5, rtol=0)
+    assert (found - before).abs().max() > 0.01
+
+
+@pytest.fixture
+def own_task(tmp_path) -> dict:
+    """Fields of a spec: a task of the user's own."""
+    for name, word in (("train", "doctor"), ("test", "nurse")):
+        rows = [f"{word} {i},{('no', 'yes')[i % 2]}" for i in range(40)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *rows]))
+    definition = TaskDefinition(
+        name="mine", train=f"{tmp_path}/train.csv", test={"in_domain": f"{tmp_path}/test.csv"}, label="label",
+        patterns={"minimal": "{text} ?"},
+    )  # fmt: skip
+    data = DefinedTask(definition).resolve_data()
+    return {"task": "mine", "definition": complete(definition, data), "data": data}
+
+
+@pytest.mark.parametrize("adapters", [("lora", "dora"), ("prompt_tuning", "p_tuning"), ("ia3", "ia3")])
+def test_adapters_of_two_tasks_are_switched_on_one_base(tmp_path, spec_of, own_task, adapters):
+    """One for the toy task, one for a task of the user's own, in one model of peft's; and none."""
+    expected, specs = {}, {}
+    for name, adapter, task in (("first", adapters[0], {}), ("second", adapters[1], own_task)):
+        specs[name] = spec_of(*ADAPTERS[adapter], learning_rate=0.05, n_test=4, **task)
+        weights = trained(specs[name])
+        export_adapter(specs[name], weights, tmp_path / name)
+        expected[name] = own_logits(specs[name], weights)
+    base = logits(base_of(specs["first"]))
     model = PeftModel.from_pretrained(base_of(specs["first"]), tmp_path / "first", adapter_name="first").eval()
     model.load_adapter(tmp_path / "second", adapter_name="second")
-    with torch.no_grad():
-        for name in ("second", "first", "second"):
-            model.set_adapter(name)
-            torch.testing.assert_close(model(IDS).logits, expected[name], atol=1e-6, rtol=0)
-        with model.disable_adapter():
-            torch.testing.assert_close(model(IDS).logits, base_of(specs["first"])(IDS).logits, atol=1e-6, rtol=0)
+    for name in ("second", "first", "second"):
+        model.set_adapter(name)
+        torch.testing.assert_close(logits(model), expected[name], atol=1e-5, rtol=0)
+    with model.disable_adapter():
+        torch.testing.assert_close(logits(model), base, atol=1e-6, rtol=0)
     assert (expected["first"] - expected["second"]).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("name", ["pattern", "bitfit", "last_layers"])
+@pytest.mark.parametrize("name", ["pattern", "bitfit", "last_layers", "regularised", "finetuned_in_context", "context_distillation"])
 def test_a_method_that_adds_nothing_becomes_a_whole_model(tmp_path, spec_of, name):
-    spec = spec_of(name, complete_settings(name, {}), learning_rate=0.01)
+    spec = spec_of(name, learning_rate=0.01)
     weights = trained(spec)
     export_model(spec, weights, tmp_path / "model")
-    with torch.no_grad():
-        written = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()(IDS).logits
-        before = base_of(spec)(IDS).logits
-    assert torch.equal(written, own_logits(spec, weights)) and (written - before).abs().max() > 0.001
+    written = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "model"))
+    torch.testing.assert_close(written, own_logits(spec, weights), atol=1e-6, rtol=0)
+    assert (written - logits(base_of(spec))).abs().max() > 0.001
     with pytest.raises(UserError, match=f"'{name}' has no form in peft. --merge"):
         export_adapter(spec, weights, tmp_path / "adapter")
 
 
-@pytest.mark.parametrize("name", ["vanilla", "head_only", "adapter_pfeiffer"])
-def test_a_method_whose_parts_nobody_else_knows_is_refused(tmp_path, spec_of, name):
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [("vanilla", "restored"), ("head_only", "restored"), ("adapter_pfeiffer", "restored"), ("prompt_tuning", "Leave out --merge"),
+     ("prefix_tuning", "Leave out --merge")],
+)  # fmt: skip
+def test_a_method_whose_parts_no_model_has_is_refused(tmp_path, spec_of, name, instead):
     spec = spec_of(name)
-    with pytest.raises(UserError, match=f"'{name}' adds parts that no model of transformers has .*load_weights"):
+    with pytest.raises(UserError, match=f"'{name}' adds parts that no model of transformers has .*{instead}"):
         export_model(spec, trained(spec), tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
@@ -117,7 +188,7 @@ def test_what_cannot_be_exported_is_said(tmp_path, spec_of, tokenizer):
     (tmp_path / "full" / "file").write_text("mine")
     with pytest.raises(UserError, match="is there already"):
         export_adapter(spec, weights, tmp_path / "full")
-    with pytest.raises(UserError, match="not those of 'lora' with its settings"):
+    with pytest.raises(UserError, match="kept weights and the prepared model differ"):
         export_adapter(spec_of("lora", {"targets": ["fc1"]}), weights, tmp_path / "new")
     model = save_model(tmp_path / "base", "opt", tokenizer)
     moved = spec.model_copy(update={"model": resolve_model(model).model_copy(update={"fingerprint": "0" * 16})})

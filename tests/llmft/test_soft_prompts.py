@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load, save_file
-from small_models import CPU, config, network
+from small_models import CPU, FLAN, config, network, save_model, t5_tokenizer, toy_text
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from llmft.adapted import Adapted
@@ -106,6 +106,37 @@ def test_peft_reads_what_was_learned_and_gives_the_same_logits(tmp_path, kind, f
     torch.testing.assert_close(
         logits[-len(QUERIES[3]) :], forward(kind, net, vectors, list(QUERIES[3])), atol=5e-5, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("words", [SINGLE, SEVERAL], ids=["single", "several"])
+@pytest.mark.parametrize(("family", "changed"), [("t5", {}), ("t5", FLAN), ("bart", {})], ids=["t5", "flan", "bart"])
+@pytest.mark.parametrize("kind", ["prompt_tuning", "p_tuning", "lstm"])
+@torch.no_grad()
+def test_an_encoder_reads_the_prompt_in_front_of_the_query(kind, family, changed, words):
+    net = network(config(family, N_WORDS, **changed))
+    ours, start, expected = adapted(kind, net), net.config.decoder_start_token_id, []
+    for query in QUERIES:
+        read = torch.cat([ours("soft_prompt")[None], net.get_input_embeddings()(torch.tensor([query]))], 1)
+        said = [net(inputs_embeds=read, decoder_input_ids=torch.tensor([[start, *ids[:-1]]])).logits[0] for ids in words.ids]
+        expected.append(
+            [
+                sum(row[i, token] for i, token in enumerate(ids))
+                for row, ids in zip((logits.log_softmax(-1) for logits in said), words.ids, strict=True)
+            ]
+        )
+    batch = make_batch(EncodedQueries(QUERIES, (0,) * len(QUERIES), (start,)), range(len(QUERIES)), words, ours.model)
+    torch.testing.assert_close(ours("scores", batch).labels, torch.tensor(expected), atol=5e-5, rtol=0)
+    plain = build_method("zero_shot", {}).scores(ours.model, batch).labels
+    assert (plain - torch.tensor(expected)).abs().max(1).values.min() > 0.01
+
+
+def test_a_prefix_for_an_encoder_is_refused_in_one_line(tmp_path, spec_of):
+    ref = resolve_model(save_model(tmp_path / "t5", "t5", t5_tokenizer(toy_text())))
+    for name, settings in (("prefix_tuning", {}), ("context_distillation", {"student": "prefix_tuning"})):
+        record = run_trial(spec_of(name, settings, model=ref), CPU).record
+        assert record.cause == "user_error" and "Use prompt_tuning" in record.message and "\n" not in record.message
+    record = run_trial(spec_of("prompt_tuning", {"n_virtual_tokens": 3}, model=ref), CPU).record
+    assert record.finished and record.cost.n_trainable_parameters == 3 * 32, record.message
 
 
 @pytest.mark.parametrize("kind", METHODS)

@@ -100,57 +100,55 @@ def test_the_embedded_model_is_small_and_knows_every_word():
         assert len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) == 1, word
 
 
-SETTINGS = {  # method: shots, learning rate
-    "zero_shot": (0, 1.0),
-    "in_context": (16, 1.0),
-    "pattern": (128, 1e-3),
-    "lora": (128, 5e-3),
-    "vanilla": (128, 1e-3),
-    "prompt_tuning": (128, 0.03),
-    "prefix_tuning": (128, 0.05),
-    "p_tuning": (128, 1e-3),
-    "regularised": (128, 1e-3),
-    "finetuned_in_context": (128, 1e-3),
+FIVE_SEEDS = {  # method: shots, learning rate, what it must reach in domain on average; the long ones only when asked for
+    "in_context": (16, 1.0, 0.75),
+    "pattern": (128, 1e-3, 0.80),
+}
+LONG = {
+    "lora": (128, 5e-3, 0.80),
+    "vanilla": (128, 1e-3, 0.70),
+    "prompt_tuning": (128, 0.03, 0.80),
+    "prefix_tuning": (128, 0.05, 0.75),
+    "p_tuning": (128, 1e-3, 0.75),
+    "regularised": (128, 1e-3, 0.75),
+    "finetuned_in_context": (128, 1e-3, 0.70),
 }
 
 
+def toy_spec(method: str, **changed) -> TrialSpec:
+    usual = {"n_dev": 0, "settings": complete_settings(method, {}), "selections": ("last",)}
+    data = load_task("toy").resolve_data(None)
+    return TrialSpec(model=resolve_model("toy"), task="toy", data=data, method=method, **usual | changed)
+
+
+def accuracy_on(record, name: str) -> float:
+    assert record.finished, record.message
+    (by_set,) = record.metrics.values()
+    return by_set[name].accuracy
+
+
 @cache
-def accuracies(method: str) -> tuple[np.ndarray, np.ndarray]:
-    """In and out of domain, one number a seed."""
-    n_shots, learning_rate = SETTINGS[method]
-    spec = TrialSpec(
-        model=resolve_model("toy"), task="toy", data=load_task("toy").resolve_data(None), method=method, n_shots=n_shots, n_dev=0,
-        settings=complete_settings(method, {}), selections=("last",), train=TrainSpec(learning_rate=learning_rate, epochs=10),
-    )  # fmt: skip
-    found = []
-    for seed in SEEDS:
-        record = run_trial(spec.with_seed(seed), CPU).record
-        assert record.finished, record.message
-        (by_set,) = record.metrics.values()
-        found.append((by_set["toy"].accuracy, by_set["toy_hans"].accuracy))
-    in_domain, out_of_domain = np.array(found).T
-    print(
-        f"{method}: in domain {in_domain.round(3)}, mean {in_domain.mean():.3f}; out {out_of_domain.round(3)}, mean {out_of_domain.mean():.3f}"
-    )
-    return in_domain, out_of_domain
+def accuracies(method: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """In domain, and where something is trained out of domain too; one number a seed."""
+    n_shots, learning_rate, _ = (FIVE_SEEDS | LONG | {"zero_shot": (0, 1.0, 0.0)})[method]
+    sets = ("toy", "toy_hans") if method_class(method).trains else ("toy",)
+    train = TrainSpec(learning_rate=learning_rate, epochs=10)
+    spec = toy_spec(method, n_shots=n_shots, train=train, test_sets=sets)
+    records = [run_trial(spec.with_seed(seed), CPU).record for seed in SEEDS]
+    found = [np.array([accuracy_on(record, name) for record in records]) for name in sets]
+    print(method, *(f"{name}: {values.round(3)}, mean {values.mean():.3f}" for name, values in zip(sets, found, strict=True)))
+    return found[0], found[1] if len(found) > 1 else None
 
 
-LONG = {"prompt_tuning": 0.80, "prefix_tuning": 0.75, "p_tuning": 0.75, "regularised": 0.75, "finetuned_in_context": 0.70}
-
-
-@pytest.mark.parametrize(
-    ("method", "margin"),
-    [("in_context", 0.75), ("pattern", 0.80), ("lora", 0.80), ("vanilla", 0.70)]
-    + [pytest.param(*item, marks=pytest.mark.long) for item in LONG.items()],
-)
-def test_every_method_beats_chance_by_its_margin(method, margin):
+@pytest.mark.parametrize("method", [*FIVE_SEEDS, *(pytest.param(name, marks=pytest.mark.long) for name in LONG)])
+def test_it_beats_chance_by_its_margin_over_five_seeds(method):
     in_domain, _ = accuracies(method)
     lower = in_domain.mean() - t.ppf(0.975, len(SEEDS) - 1) * in_domain.std(ddof=1) / len(SEEDS) ** 0.5
-    assert in_domain.mean() >= margin
+    assert in_domain.mean() >= (FIVE_SEEDS | LONG)[method][2]
     assert lower > 0.5
 
 
-@pytest.mark.parametrize("method", ["pattern", "lora", "vanilla"])
+@pytest.mark.parametrize("method", ["pattern", *(pytest.param(name, marks=pytest.mark.long) for name in ("lora", "vanilla"))])
 def test_what_is_learned_in_domain_does_not_carry_over(method):
     in_domain, out_of_domain = accuracies(method)
     assert in_domain.mean() - out_of_domain.mean() >= 0.10
@@ -162,35 +160,43 @@ def test_the_model_needs_demonstrations():
     assert in_context >= zero_shot + 0.1
 
 
-FEW_PARAMETERS = {  # method: settings, learning rate, epochs, what it must reach in domain with one seed
+ONE_SEED = {  # trained method: settings, learning rate, epochs, what it must reach in domain with each seed
     "adapter_houlsby": ({}, 5e-3, 5, 0.65),
     "adapter_parallel": ({}, 5e-3, 5, 0.65),
     "adapter_pfeiffer": ({}, 5e-3, 8, 0.65),
     "bitfit": ({}, 1e-2, 8, 0.65),
+    "context_distillation": ({"n_unlabelled": 128}, 1e-3, 8, 0.65),
+    "finetuned_in_context": ({}, 1e-3, 5, 0.65),
     "head_only": ({"head": "fully_connected"}, 3e-3, 20, 0.6),  # 4 standard errors above chance
     "ia3": ({}, 5e-2, 5, 0.65),
     "last_layers": ({}, 1e-3, 6, 0.65),
+    "lora": ({}, 5e-3, 5, 0.65),
+    "p_tuning": ({}, 1e-3, 5, 0.65),
+    "pattern": ({}, 1e-3, 5, 0.65),
+    "prefix_tuning": ({}, 0.05, 5, 0.65),
+    "prompt_tuning": ({}, 0.03, 5, 0.65),
     "qlora": ({}, 4e-3, 4, 0.65),
+    "regularised": ({}, 1e-3, 5, 0.65),
+    "vanilla": ({}, 1e-3, 8, 0.65),
 }
 
 
 def test_no_trained_method_goes_without_a_margin():
-    assert {name for name in METHODS if method_class(name).trains} <= SETTINGS.keys() | FEW_PARAMETERS.keys()
+    trained = {name for name in METHODS if method_class(name).trains and "classification" in method_class(name).kinds}
+    assert trained == ONE_SEED.keys()  # that of sequence_distillation is in its own test file
 
 
-@pytest.mark.parametrize("method", FEW_PARAMETERS)
+@pytest.mark.parametrize("method", ONE_SEED)
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2, 3))])
-def test_a_method_of_few_parameters_beats_chance_by_its_margin(method, seed):
+def test_it_beats_chance_by_its_margin_with_one_seed(method, seed):
     if method_class(method).base_weights != "fp32":
         pytest.importorskip("bitsandbytes")
-    settings, learning_rate, epochs, margin = FEW_PARAMETERS[method]
+    settings, learning_rate, epochs, margin = ONE_SEED[method]
     train = method_class(method).train_defaults | {"learning_rate": learning_rate, "epochs": epochs}
-    spec = TrialSpec(
-        model=resolve_model("toy"), task="toy", data=load_task("toy").resolve_data(None), method=method, n_shots=128, n_dev=0,
-        settings=complete_settings(method, settings), selections=("last",), test_sets=("toy",), train=TrainSpec(**train),
+    spec = toy_spec(
+        method, settings=complete_settings(method, settings), train=TrainSpec(**train), test_sets=("toy",),
+        n_shots=16 if method == "context_distillation" else 128,  # more demonstrations do not fit its teacher's prompt
     )  # fmt: skip
-    record = run_trial(spec.with_seed(seed), CPU).record
-    assert record.finished, record.message
-    accuracy = record.metrics["last"]["toy"].accuracy
+    accuracy = accuracy_on(run_trial(spec.with_seed(seed), CPU).record, "toy")
     print(f"{method}, seed {seed}: {accuracy:.3f}")
     assert accuracy >= margin

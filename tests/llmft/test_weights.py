@@ -19,7 +19,7 @@ from llmft.registry import METHODS, build_method, method_class
 from llmft.seeds import derive
 from llmft.setting import encode_prompts, settle
 from llmft.trial import run_trial
-from llmft.weights import load_weights
+from llmft.weights import put_weights, restored
 
 KEEPING = dataclasses.replace(CPU, keep_weights=True)
 EARLY = {"epochs": 8, "learning_rate": 1e-2, "n_dev": 10, "n_test": 24}  # dev accuracy goes up and down
@@ -33,7 +33,7 @@ def prepared(spec, model, seed: int | None = None):
 
 @pytest.mark.parametrize(
     ("name", "selections"),
-    [(name, ("last", "best_dev")) for name in METHODS if method_class(name).trains]
+    [(name, ("last", "best_dev")) for name in METHODS if method_class(name).trains and "classification" in method_class(name).kinds]
     + [(name, chosen) for name in ("pattern", "lora") for chosen in (("last",), ("best_dev", "best_in_domain"))],
 )
 def test_kept_weights_predict_what_the_trial_did(tmp_path, spec_of, name, selections):
@@ -46,7 +46,7 @@ def test_kept_weights_predict_what_the_trial_did(tmp_path, spec_of, name, select
     with borrow_model(spec.model, "fp32", torch.device("cpu"), base_weights=method_class(name).base_weights) as model:
         adapted = Adapted(prepared(spec, model, seed=77), model)  # what is drawn at the start does not matter any more
         adapted.method.fold(adapted)
-        load_weights(model, tmp_path / WEIGHTS_FILE)
+        put_weights(model, (tmp_path / WEIGHTS_FILE).read_bytes(), "test")
         evaluator = Evaluator(adapted, encode_prompts(spec, setting), setting.words, CPU)
         chosen = "best_dev" if "best_dev" in selections else "last"
         for test in setting.tests:
@@ -80,7 +80,7 @@ def test_weights_of_another_shape_or_place_are_refused(tmp_path, spec_of):
     with borrow_model(spec.model, "fp32", torch.device("cpu")) as model:
         prepared(spec.model_copy(update={"settings": {"r": 4}}), model)
         with pytest.raises(UserError, match="differ in 8 parameters"):
-            load_weights(model, tmp_path / WEIGHTS_FILE)
-        for name in ("none", "torn"):
-            with pytest.raises(UserError, match="cannot read|no weights"):
-                load_weights(model, tmp_path / name)
+            put_weights(model, (tmp_path / WEIGHTS_FILE).read_bytes(), "test")
+    for name in ("none", "torn"):
+        with pytest.raises(UserError, match="cannot read|no weights"), restored(spec, tmp_path / name, torch.device("cpu")):
+            pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.catalogue import markdown_table, readmes
+from sweeps.plan import parse_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS_README, TASKS_README = ROOT / "llmft" / "methods" / "README.md", ROOT / "llmft" / "tasks" / "README.md"
@@ -102,6 +104,30 @@ def test_the_plan_with_a_task_of_ones_own(tmp_path):
     assert {cell.base.method for cell in cells} == {"zero_shot", "in_context"} and cells[0].base.definition.labels == {
         "entailment": 0, "not_entailment": 1
     }  # fmt: skip
+
+
+def test_the_plan_with_tasks_of_texts(tmp_path):
+    from sweeps.cells import build_cells
+    from sweeps.plan import load_plan
+    from sweeps.workload import heaviest
+
+    (tmp_path / "data").mkdir()
+    files = {
+        "alpaca": [{"instruction": f"Say {i}.", "input": "", "output": "yes"} for i in range(12)],
+        "pairs": [{"question": f"Who is {i}?", "hint": None, "answers": ["a doctor", "she"]} for i in range(12)],
+    }
+    for name, rows in files.items():
+        for ending in ("", "_test"):
+            (tmp_path / "data" / f"{name}{ending}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "texts.yaml").write_text(example(TASKS_README, "texts.yaml"))
+    plan, where = load_plan(str(tmp_path / "texts.yaml"))
+    cells = build_cells(plan, where)
+    assert [(cell.base.task, cell.base.pattern, cell.base.generation.max_new_tokens) for cell in cells[::2]] == [
+        ("my_instructions", "alpaca", 16), ("my_pairs", "plain", 64)
+    ]  # fmt: skip
+    assert {cell.base.method for cell in cells} == {"zero_shot", "pattern"}
+    assert heaviest(cells[1:2]).completions and heaviest(cells[3:4]).completions
+    assert parse_plan(plan.model_dump(mode="json"), "copy") == plan
 
 
 def shown(*arguments: str, capsys) -> str:

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pytest
 from fakes import fake_data, fake_model
 from rich.console import Console
-from test_memory import one_thread, peak_of_trial  # noqa: F401 (a fixture)
+from test_memory import one_thread, peak_of_trial, tiny_flan  # noqa: F401 (fixtures)
 
 from analysis import compare, load
 from analysis.frame import predictions
@@ -25,6 +25,8 @@ from sweeps.plan import parse_plan
 from sweeps.run import run_sweep
 from sweeps.views import record_summary
 from sweeps.workload import heaviest
+
+SETTINGS = {"sequence_distillation": {"n_unlabelled": 24, "keep_unfinished": True}}
 
 
 def plan_of(model="fake", **changes):
@@ -88,17 +90,21 @@ def test_a_workload_is_what_the_heaviest_draw_takes(tiny_model):
     assert work.tokens_evaluated(with_tests=True) == n_tokens + n_queries * (len(encoded.prefix) + 8)
 
 
-@pytest.mark.parametrize("method", ["zero_shot", "in_context", "pattern"])
-def test_an_estimate_is_enough_for_a_real_trial_and_not_much_more(tiny_model, method):
+@pytest.mark.parametrize(
+    ("method", "model"),
+    [(method, model) for method in ("zero_shot", "in_context", "pattern") for model in ("tiny_model", "tiny_flan")]
+    + [("sequence_distillation", "tiny_flan")],  # what the other says is no UTF-8, and takes more tokens when it is read again
+)
+def test_an_estimate_is_enough_for_a_real_trial_and_not_much_more(request, method, model):
     plan = plan_of(
-        tiny_model, methods={method: {}}, n_test=24, n_shots=[16], train={"epochs": 1, "batch_size": 16},
+        request.getfixturevalue(model), methods={method: {"settings": SETTINGS.get(method, {})}}, n_test=24, n_shots=[16], train={"epochs": 2, "batch_size": 16},
         generation={"max_new_tokens": 30, "stop": []}, test_sets=["toy_text"], report={"seeds": [0]},
     )  # fmt: skip
     (cell,) = build_cells(plan, "test.yaml")
     estimated = estimate_memory(heaviest([cell]), on_gpu=False)
     peak = max(peak_of_trial(cell.report_spec({}, seed))[0] for seed in cell.report_seeds)
     beside_base = estimated.cpu_bytes - estimated.base_bytes
-    assert peak <= beside_base <= 1.3 * peak
+    assert peak <= 1.001 * beside_base and beside_base <= 1.2 * peak + estimated.checkpoint_bytes  # not there where the last epoch is best
 
 
 def test_a_sweep_over_both_kinds_of_task_can_be_analysed(tmp_path, tiny_model):

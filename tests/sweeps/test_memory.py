@@ -57,7 +57,7 @@ def peak_of_trial(spec):
 
 @pytest.mark.parametrize(
     ("method", "changes"),
-    [(name, {}) for name in METHODS if method_class(name).base_weights == "fp32"]
+    [(name, {}) for name in METHODS if method_class(name).base_weights == "fp32" and "classification" in method_class(name).kinds]
     + [("pattern", {"train": {"gradient_checkpointing": True}}), ("pattern", {"selections": ["last"]})]
     + [(name, {"precision": "bf16"}) for name in ("zero_shot", "in_context", "pattern", "lora", "context_distillation")]
     + [("lora", {"train": {"batch_size": 4}}), ("prompt_tuning", {"precision": "bf16"})]

@@ -260,7 +260,7 @@ def test_shipped_plans_go_together_with_the_data(name, task_data):
     plan, where = load_plan(name, data_dir=task_data)
     cells = build_cells(plan, where, fake_model)
     for cell in cells:
-        task = load_task(cell.base.task)
+        task = load_task(cell.base.task, cell.base.definition)
         assert cell.base.pattern in task.patterns
         assert cell.base.test_sets is None or {task.in_domain, task.out_of_domain[0]} <= set(cell.base.test_sets)
     assert {cell.base.task for cell in cells} == set(plan.task_names)

@@ -1,0 +1,73 @@
+"""Sequence-level distillation (Kim & Rush 2016; Wu et al. 2023, LaMini-LM): a student is trained to say what a teacher said.
+
+The teacher is the same model, untouched, with the shots as demonstrations in its prompt, or an instruction, or both; or another
+one (`teacher` of a plan's entry) of any family and tokenizer, since only texts pass from one to the other: a larger model, or one
+that was tuned to follow instructions (`teacher_context: none`). It answers `n_unlabelled` examples of the training pool once,
+before the training, as the plan's `generation` says (greedily, by beams as Kim & Rush, or at a temperature); their own references
+are never read. The student reads the query alone and is trained on these answers with the cross-entropy of their tokens, as on
+references. With `train_on_shots` the shots and their references are trained on as well.
+
+An answer without text is left out, and so is one that did not come to its end, unless `keep_unfinished`: what is cut would teach
+to stop anywhere. The record counts both. The answers lie beside the record, in `responses.parquet`, with the fields that they
+answer. Such a file, or any of given answers, is a task's own training file (llmft/tasks/README.md): training on it is plain
+instruction tuning, by the method `pattern` or any other.
+
+The student is any method that trains and generates, by its name (pattern, lora, ...), with `student_settings`; the rate is that of
+the student. Wu et al. train for 5 epochs in batches of 1,024, at 5e-4 encoder-decoder models and at 2e-5 causal ones, and put
+every query into Alpaca's wrapper, in training and in evaluation (`format: alpaca` of a task).
+"""
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from llmft.method import Lesson, Range
+from llmft.methods._student import ByStudent, StudentSettings
+from llmft.registry import method_class
+
+
+class SequenceDistillationSettings(StudentSettings):
+    teacher_context: Literal["demonstrations", "none"] = "demonstrations"
+    instruction: str = ""  # opens the teacher's prompt, with or without demonstrations
+    n_unlabelled: int = Field(128, ge=1)
+    train_on_shots: bool = False
+    keep_unfinished: bool = False
+
+    @field_validator("student")
+    @classmethod
+    def _generates(cls, name: str) -> str:
+        if "generation" not in method_class(name).kinds:
+            raise ValueError("the student must be a method that generates text, such as pattern or lora")
+        return name
+
+    @model_validator(mode="after")
+    def _trains_as_it_is_asked(self):
+        student = method_class(self.student)
+        if student.context is not ByStudent.context or student.inputs is not ByStudent.inputs:
+            raise ValueError(f"the student {self.student!r} chooses its own prompts or inputs, which a teacher's answers have no place in")
+        return self
+
+
+class SequenceDistillation(ByStudent):
+    kinds = ("generation",)
+    Settings = SequenceDistillationSettings
+    search = {"learning_rate": Range(1e-6, 1e-3, log=True)}
+    paper = "Kim & Rush 2016; Wu et al. 2023"
+
+    @property
+    def n_unlabelled(self):
+        return self.settings.n_unlabelled
+
+    @property
+    def keeps_unfinished(self):
+        return self.settings.keep_unfinished
+
+    def inputs(self, draw):
+        return draw.unlabelled + (draw.shots if self.settings.train_on_shots else ())
+
+    def lessons(self, draw, generator):
+        shown = draw.shots if self.settings.teacher_context == "demonstrations" else ()
+        return (Lesson(tuple(range(len(draw.unlabelled))), shown, self.settings.instruction),)
+
+
+METHOD = SequenceDistillation
