@@ -207,12 +207,15 @@ def _smaller_passes(spec: TrialSpec, encoded: Sequence[EncodedTrial], runtime: R
 
 
 def _passes(spec: TrialSpec, encoded: EncodedTrial, runtime: Runtime) -> list[list[int]]:
-    """The lengths of the longest queries that one process gets at once, by set."""
+    """The lengths of the longest queries that one process gets at once, by set; without a prefix that is encoded once."""
     sets = []
     for name in encoded.sets:
-        n_new = 0 if name in encoded.trained else encoded.n_new_tokens
-        lengths = sorted((length + n_new for length in encoded.lengths(name)), reverse=True)
-        sets.append(lengths[: spec.train.batch_size if name in encoded.trained else None][:: runtime.world_size])
+        is_trained = name in encoded.trained
+        apart = encoded.shares_prefix and not is_trained and not encoded.n_new_tokens
+        n_new = 0 if is_trained else encoded.n_new_tokens
+        own = map(len, encoded.sets[name].suffixes) if apart else encoded.lengths(name)
+        lengths = sorted((length + n_new for length in own), reverse=True)
+        sets.append(lengths[: spec.train.batch_size if is_trained else None][:: runtime.world_size])
     return sets
 
 

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llmft.adapted import Adapted
 from llmft.architecture import DROPOUT, language_model, last_states, own_logits
-from llmft.batches import Prefix, QueryBatch, make_batch, split_by_tokens
+from llmft.batches import Prefix, QueryBatch, encode_prefix, make_batch, scoring_budget, split_by_tokens
 from llmft.method import Method
 from llmft.model import BorrowedModel, load_config
 from llmft.optimizers import state_bytes
@@ -25,6 +25,7 @@ from llmft.registry import load_task
 from llmft.runtime import Runtime
 from llmft.scoring import encoder_outputs, text_inputs
 from llmft.setting import settle
+from llmft.shared_prefix import read_shared
 from llmft.spec import ModelRef, TrialSpec
 from llmft.teacher import Untouched
 from llmft.tokens import EncodedQueries
@@ -328,10 +329,13 @@ def _score(
     before, prefix_bytes = meter.now, 0
     meter.peak = before
     for reading in readings:
-        prefix = adapted("prefix", (0,) * reading.prefix) if reading.shared else None
+        prefix = _encode_prefix(adapted.model, reading.prefix) if reading.shared else None
+        if prefix and reading.n_new_tokens:  # rows that go on generating get copies
+            prefix = replace(prefix, is_shared=False)
         prefix_bytes = max(prefix_bytes, sum(_n_bytes(t) for layer in (prefix.layers if prefix else ()) for t in layer))
-        for n, length in reading.largest_batches(budget):
-            text = length - reading.n_virtual_tokens - reading.n_new_tokens - (reading.prefix if prefix else 0)
+        pass_budget, overhead = scoring_budget(budget, prefix)
+        for n, length in reading.largest_batches(pass_budget, overhead):
+            text = length - reading.n_virtual_tokens - reading.n_new_tokens - overhead
             if reading.n_new_tokens:
                 batch = _batch(replace(work, words=None), adapted.model, [text] * n, prefix)
                 with adapted.model.autocast():
@@ -339,6 +343,14 @@ def _score(
             if work.words:
                 adapted(what, _batch(work, adapted.model, [text + reading.n_new_tokens] * n, prefix))
     return prefix_bytes, meter.peak - before
+
+
+def _encode_prefix(model: BorrowedModel, length: int) -> Prefix:
+    """As `llmft.shared_prefix.encode_shared`, which compares numbers besides."""
+    with model.autocast():
+        prefix = encode_prefix(model, (0,) * length)
+        again = read_shared(model.network, torch.zeros(2, 4, dtype=torch.long), prefix)
+    return replace(prefix, is_shared=again is not None)
 
 
 def _teach(
