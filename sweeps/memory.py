@@ -51,8 +51,8 @@ class Memory:
         prefix_bytes: of that, the keys and values of the shared prefix.
         base_bytes: the untouched model in fp32, in the host's memory.
         copying_bytes: its copy for the trial, in fp32 and in the host's memory until it is where and what it shall be.
-        start_bytes: a copy of the trained weights as they began, in the host's memory.
-        checkpoint_bytes: another of them, where one is selected on dev.
+        start_bytes: a copy of those of the base's weights that are trained, as they began, in the host's memory.
+        checkpoint_bytes: a copy of all trained weights, where one is selected on dev.
         n_workers: processes.
         n_teacher_parameters: of the teacher of a distillation.
         teacher_bytes: what it takes on the device, before the training and in place of it.
@@ -123,6 +123,7 @@ def estimate_memory(
     network = _build(spec, on_gpu)
     halved = max(map(_n_bytes, network.parameters())) // 2  # tensor by tensor
     n_parameters, base_bytes = sum(parameter.numel() for parameter in network.parameters()), _stored_bytes(network)
+    base_names = {name for name, _ in network.named_parameters()}
     if method.base_weights == "nf4":
         hold_in_4_bits(network)
         base_bytes = _stored_bytes(network)
@@ -133,6 +134,7 @@ def estimate_memory(
         network.to(dtype=HALF.get(spec.precision))
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     weights, gradients = _stored_bytes(network), sum(map(_n_bytes, trainable))
+    start = sum(_n_bytes(parameter) for name, parameter in network.named_parameters() if parameter.requires_grad and name in base_names)
     n_trainable, largest = sum(parameter.numel() for parameter in trainable), max(map(_n_bytes, trainable), default=0)
     gathered = 0
     if sharded:  # blocks are gathered in half; without, autocast casts the weights, and keeps the copies for the backward pass
@@ -167,7 +169,7 @@ def estimate_memory(
         prefix_bytes=prefix,
         base_bytes=base_bytes,
         copying_bytes=0 if itself else base_bytes + (halved if spec.precision in HALF and not method.trains else 0),
-        start_bytes=gradients // share,
+        start_bytes=start // share,
         checkpoint_bytes=gradients // share if "best_dev" in spec.selections else 0,
         n_workers=n_workers,
         **taught,
