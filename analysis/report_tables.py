@@ -52,7 +52,8 @@ def forgetting_sheet(frame: pd.DataFrame) -> Sheet:
         [*names, "measured on", "metric", "n", "before", "after", "drop (95 %)", "relative drop"], numeric=(3, 7, 8, 9, 10, 11)
     )
     for (*cell, _, name, metric), row in forgetting_table(frame).iterrows():
-        span = f" ({_number(row['drop_low'])} to {_number(row['drop_high'])})" if row["n_trials"] >= FEWEST else ""
+        spans = row["n_trials"] >= FEWEST and abs(row["drop"]) <= _HUGE
+        span = f" ({_number(row['drop_low'])} to {_number(row['drop_high'])})" if spans else ""
         numbers = [f"{row['n_trials']:.0f}", _number(row["before"]), _number(row["after"]), _number(row["drop"]) + span]
         relative = f"{row['relative_drop']:.1%}" if abs(row["relative_drop"]) < _HUGE else _number(row["relative_drop"])
         texts = [text.replace("-", "−") for text in [*numbers, relative]]

@@ -100,7 +100,7 @@ def test_a_perplexity_beyond_measure_is_said_to_be_that(add, tmp_path):
     for seed in range(3):
         add("lora", seed, perplexity(20.0, 5.693e43), change("cola", 0.8, 0.6))
     rows = {row[-7]: row[-4:] for row in forgetting_sheet(load_forgetting(tmp_path)).rows}
-    assert rows["wiki.txt"] == ["20.000", "> 1e9", "> 1e9 (> 1e9 to > 1e9)", "> 1e9"]
+    assert rows["wiki.txt"] == ["20.000", "> 1e9", "> 1e9", "> 1e9"]
     assert rows["cola"][:2] == ["0.800", "0.600"]
 
 
