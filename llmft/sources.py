@@ -31,6 +31,7 @@ class Source:
         columns: the names of the columns where a text file has no header.
         hub_columns: of the hub's files, those that are read, where others are large (whole books); a dot leads into a structure.
         obtain: where a file that is not on the hub is to be had.
+        holds: the columns that the task reads, with the values of its labels, for a person.
     """
 
     files: tuple[str, ...]
@@ -38,6 +39,7 @@ class Source:
     columns: tuple[str, ...] = ()
     hub_columns: tuple[str, ...] = ()
     obtain: str = ""
+    holds: str = ""
 
     def find(self, directory: str | None) -> Path:
         """The local file.
@@ -189,10 +191,10 @@ def checked_references(texts: Any, where: str) -> tuple[str, ...]:
     return tuple(text.strip() for text in texts)
 
 
-def numbered(rows: Iterable[dict[str, Any]], name: str, where: str = "") -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(id, place for an error message, row) of each row; `where` is the table's name in messages, `name` that in ids."""
+def numbered(rows: Iterable[dict[str, Any]], name: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(id, place for an error message, row) of each row; ids count from 0, and places, for a person, from 1."""
     for index, row in enumerate(rows):
-        yield f"{name}/{index}", f"{where or name}, row {index}", row
+        yield f"{name}/{index}", f"{name}, row {index + 1}", row
 
 
 def labelled_examples(rows: Iterable[dict[str, Any]], name: str, columns: dict[str, str], n_labels: int) -> tuple[Example, ...]:
