@@ -136,7 +136,9 @@ class Plan(Spec):
     search: SearchPlan | None = Field(None, description="null: every method runs with its defaults")
     report: ReportPlan = ReportPlan()
     forgetting: ForgettingPlan | None = Field(None, description="null: only the plan's tasks are measured")
-    n_dev: int = Field(64, ge=0)
+    n_dev: int = Field(
+        64, ge=0, description="in total; as many of each label as can be: 13 over three labels are 5, 4 and 4. 0: no dev set"
+    )
     n_test: int | None = Field(None, ge=1)
     test_sets: tuple[str, ...] | None = Field(None, min_length=1, description="null: all; a task takes those that are its own")
     max_length: int | None = Field(None, ge=8)
