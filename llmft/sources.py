@@ -129,8 +129,7 @@ def resolve_sources(sources: Sequence[Source], directory: str | None) -> DataRef
         source.paths(DataRef(directory=directory))
     wanted = sorted({source.hub[::3] for source in sources if source not in local})
     try:
-        commits = tuple((name, revision, hub.pin(name, revision, "dataset")) for name, revision in wanted)
-        data = DataRef(directory=directory, commits=commits)
+        data = DataRef(directory=directory, commits=_pinned(wanted))
         hashes = [content_hash(source.paths(data)) for source in sources]
     except UserError as error:
         if directory is None:
@@ -138,6 +137,20 @@ def resolve_sources(sources: Sequence[Source], directory: str | None) -> DataRef
         missing = ", ".join(source.files[0] for source in sources if source not in local)
         raise UserError(f"data_dir: {directory} does not hold {missing}, and {str(error).removeprefix('data: ')}") from None
     return data.model_copy(update={"fingerprint": hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16]})
+
+
+def _pinned(wanted: Sequence[tuple[str, str]]) -> tuple[tuple[str, str, str], ...]:
+    """(repository, revision, commit) of each; if several cannot be had, the error names them all."""
+    commits, failed = [], {}
+    for name, revision in wanted:
+        try:
+            commits.append((name, revision, hub.pin(name, revision, "dataset")))
+        except UserError as error:
+            failed[f"{name}, revision {revision}"] = error
+    if failed:
+        first, *others = failed
+        raise UserError(f"{failed[first]}" + (f" Nor is there {' or '.join(others)}." if others else ""))
+    return tuple(commits)
 
 
 def content_hash(paths: Iterable[Path]) -> str:

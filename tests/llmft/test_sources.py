@@ -113,14 +113,14 @@ def load(folder: Path):
 
 @pytest.mark.parametrize(
     ("name", "edit", "said"),
-    [("rte_train.parquet", lambda rows: rows[7].update(label=2), "rte_train, row 7: label 2 is not one of the task's labels 0 to 1"),
-     ("rte_validation.parquet", lambda rows: rows[3].update(label=-1), "rte_validation, row 3: label -1"),
-     ("rte_validation.parquet", lambda rows: rows[3].update(label=None), "rte_validation, row 3: label None"),
-     ("rte_train.parquet", lambda rows: [row.pop("sentence2") for row in rows], "row 0: column 'sentence2' is missing"),
-     ("rte_train.parquet", lambda rows: rows[5].update(sentence1=None), "row 5: column 'sentence1' is missing or holds no text"),
-     ("rte_train.parquet", lambda rows: [row.pop("label") for row in rows], "row 0: label None"),
-     ("hans_regenerated.parquet", lambda rows: rows[9].update(heuristic="luck"), "hans, row 9: heuristic 'luck'"),
-     ("hans_regenerated.parquet", lambda rows: [row.pop("subcase") for row in rows], "row 0: column 'subcase' is missing")],
+    [("rte_train.parquet", lambda rows: rows[7].update(label=2), "rte_train, row 8: label 2 is not one of the task's labels 0 to 1"),
+     ("rte_validation.parquet", lambda rows: rows[3].update(label=-1), "rte_validation, row 4: label -1"),
+     ("rte_validation.parquet", lambda rows: rows[3].update(label=None), "rte_validation, row 4: label None"),
+     ("rte_train.parquet", lambda rows: [row.pop("sentence2") for row in rows], "row 1: column 'sentence2' is missing"),
+     ("rte_train.parquet", lambda rows: rows[5].update(sentence1=None), "row 6: column 'sentence1' is missing or holds no text"),
+     ("rte_train.parquet", lambda rows: [row.pop("label") for row in rows], "row 1: label None"),
+     ("hans_regenerated.parquet", lambda rows: rows[9].update(heuristic="luck"), "hans, row 10: heuristic 'luck'"),
+     ("hans_regenerated.parquet", lambda rows: [row.pop("subcase") for row in rows], "row 1: column 'subcase' is missing")],
 )  # fmt: skip
 def test_a_wrong_row_is_named(copied, name, edit, said):
     change(copied / name, edit)
