@@ -146,10 +146,10 @@ def _pinned(wanted: Sequence[tuple[str, str]]) -> tuple[tuple[str, str, str], ..
         try:
             commits.append((name, revision, hub.pin(name, revision, "dataset")))
         except UserError as error:
-            failed[f"{name}, revision {revision}"] = error
+            failed[f"{name} ({revision})"] = error
     if failed:
         first, *others = failed
-        raise UserError(f"{failed[first]}" + (f" Nor is there {' or '.join(others)}." if others else ""))
+        raise UserError(f"{failed[first]}" + (f" Nor can {' and '.join(others)} be had." if others else ""))
     return tuple(commits)
 
 

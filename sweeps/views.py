@@ -105,11 +105,10 @@ def _assumptions(outlook: Outlook) -> list[str]:
         else f"{CPU_HEADROOM - 1:.0%} head-room"
     )
     memories = [need.placement.memory for need in outlook.needs if need.placement.memory]
-    taught = ", and what a teacher has said" if any(memory.taught_bytes for memory in memories) else ""
-    lines = [
-        'memory: of each process, with the longest batch of the longest draw; "host" holds the base model, and the best weights on '
-        f"dev{taught}",
-    ]
+    held = ["the base model", "the best weights on dev"]
+    held += ["what a teacher has said"] if any(memory.taught_bytes for memory in memories) else []
+    held_text = ", ".join(held[:-1]) + f" and {held[-1]}"
+    lines = [f'memory: of each process, with the longest batch of the longest draw; "host" holds {held_text}']
     if any(memory.n_trainable and _scoring_is_worst(memory) for memory in memories):
         lines.append('gradients: "-" where scoring takes the most memory; those of training are not there then')
     lines += [

@@ -203,3 +203,11 @@ def test_a_hub_out_of_reach_is_told_at_once_in_one_line(tmp_path, environment):
     assert "data: cannot get nyu-mll/glue" in done.stdout and "--data-dir" in done.stdout and done.stdout.count("\n") == 1
     assert "Retrying" not in done.stderr
     assert time.monotonic() - began < 15  # two of them are imports; the hub's client alone would retry for 23
+
+
+def test_all_the_data_sets_that_cannot_be_had_are_named(new_cache, server):
+    new_cache()
+    server.stop()
+    with pytest.raises(UserError, match=r"cannot get jhu-cogsci/hans, .* Nor can nyu-mll/glue \(main\) be had\.$") as raised:
+        load_task("rte").resolve_data(None)
+    assert "\n" not in str(raised.value)
