@@ -7,7 +7,7 @@ holds the base model already (`record.cost.peak_memory_bytes`); estimated is `Me
 told to give freed memory back at once, or the resident set would hold blocks that nobody uses (--default-malloc: up to a third
 more was seen).
 
-On two cores, torch 2.13, MiB:
+On two cores, torch 2.13, MiB (the rows of in_context are from before its queries shared one prefix, and took more then):
 
     model        method     shots batch  estimated measured  MiB   ratio
     opt-125m     zero_shot      0     1        579      591        0.98

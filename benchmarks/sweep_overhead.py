@@ -2,9 +2,9 @@
 
     python benchmarks/sweep_overhead.py [--trials 5000] [--workers 2]
 
-Side by side: on Ray (class trainable, workers kept, records written by the workers), serially in one process, and the naive way of
-one new Ray actor a trial (a sample of 20). For each thousand of trials: trials per second, which
-must not fall with what has been done, and resident memory of the driver.
+Side by side: on Ray (class trainable, workers kept, records written by the workers), a bare class trainable of Ray Tune that does
+nothing and writes nothing, serially in one process, and the naive way of one new Ray actor a trial (a sample of 20). For each fifth of
+the trials: trials per second, which must not fall with what has been done, the driver's own CPU time, and its resident memory.
 
 One run, on two cores that other work kept busy (ever less towards its end): serially 53 to 195 trials/s and 261 to 294 MiB; on Ray 7 to 29
 trials/s and 574 to 766 MiB, which are 48 KiB for each trial that Tune keeps; a new actor for each trial 0.6 trials/s.
@@ -13,6 +13,8 @@ trials/s and 574 to 766 MiB, which are 48 KiB for each trial that Tune keeps; a 
 from __future__ import annotations
 
 import argparse
+import os
+import statistics
 import tempfile
 import time
 from functools import partial
@@ -30,7 +32,23 @@ from sweeps.cells import build_cells
 from sweeps.plan import parse_plan
 from sweeps.run import run_sweep
 
+Point = tuple[int, float, float, float]
 N_SEEDS, N_POINTS, N_SEARCH_SEEDS = 10, 20, 2
+
+
+class Stages:
+    """Notes for every fifth of `n_trials`: trials done, trials per second, CPU ms of this process a trial, its MiB."""
+
+    def __init__(self, n_trials: int):
+        self.every, self.points = max(1, n_trials // 5), []
+        self._last = 0, time.perf_counter(), time.process_time()
+
+    def note(self, n_done: int) -> None:
+        if n_done % self.every == 0:
+            here = n_done, time.perf_counter(), time.process_time()
+            n, wall, cpu = (now - before for now, before in zip(here, self._last, strict=True))
+            self.points.append((n_done, n / wall, 1000 * cpu / n, psutil.Process().memory_info().rss / 2**20))
+            self._last = here
 
 
 def no_op(spec, runtime) -> TrialResult:
@@ -68,21 +86,16 @@ def _data(task: str) -> DataRef:
     return DataRef(fingerprint="fake")
 
 
-def measure(n_trials: int, **how) -> list[tuple[int, float, float]]:
-    """(trials done, trials per second, MiB of the driver) for every thousand trials."""
+def measure(n_trials: int, **how) -> list[Point]:
+    """(trials done, trials per second, CPU ms of the driver a trial, its MiB) for every fifth of the trials."""
     from sweeps.run import Ledger
 
     plan, cells = make_cells(n_trials)
-    points: list[tuple[int, float, float]] = []
-    last = [0, time.perf_counter()]
-    ended = Ledger.ended
+    stages, ended = Stages(len(cells) * (N_SEEDS + N_POINTS * N_SEARCH_SEEDS)), Ledger.ended
 
     def noted(self, record):
         ended(self, record)
-        if self.n_new % 1000 == 0:
-            now = time.perf_counter()
-            points.append((self.n_new, (self.n_new - last[0]) / (now - last[1]), psutil.Process().memory_info().rss / 2**20))
-            last[:] = self.n_new, now
+        stages.note(self.n_new)
 
     Ledger.ended = noted
     try:
@@ -91,7 +104,51 @@ def measure(n_trials: int, **how) -> list[tuple[int, float, float]]:
             assert outcome.n_finished == len(cells) * (N_SEEDS + N_POINTS * N_SEARCH_SEEDS)
     finally:
         Ledger.ended = ended
-    return points
+    return stages.points
+
+
+def bare_tune(n_trials: int, workers: int) -> list[Point]:
+    """The same for the least that Ray Tune can do: a class trainable whose step returns at once, on workers that are kept."""
+    import sweeps.session  # isort: skip # noqa: F401 - sets the environment of a sweep, which Ray reads
+
+    import ray
+    from ray import tune
+
+    class Nothing(tune.Trainable):
+        def step(self):
+            return {"done": True}
+
+        def save_checkpoint(self, checkpoint_dir):
+            return None
+
+        def reset_config(self, new_config):
+            return True
+
+    class Count(tune.Callback):
+        def __init__(self):
+            self.stages, self.n = Stages(n_trials), 0
+
+        def on_trial_complete(self, iteration, trials, trial, **info):
+            self.n += 1
+            self.stages.note(self.n)
+
+    ray.init(address="local", num_cpus=workers, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            tune.Tuner(
+                Nothing,
+                tune_config=tune.TuneConfig(num_samples=n_trials, reuse_actors=True, max_concurrent_trials=workers),
+                run_config=tune.RunConfig(
+                    name="bare",
+                    storage_path=folder,
+                    verbose=0,
+                    callbacks=[count := Count()],
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                ),
+            ).fit()
+        return count.stages.points
+    finally:
+        ray.shutdown()
 
 
 def new_actors(n: int = 20) -> float:
@@ -121,12 +178,26 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=5000)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-    table = Table("way", "trials done", "trials/s", "driver MiB", title="what a sweep costs beside its trials")
-    for name, how in (("serial", {"serial": True}), (f"Ray, {arguments.workers} workers", {"workers": arguments.workers})):
-        for n_done, rate, mib in measure(arguments.trials, **how):
-            table.add_row(name, f"{n_done:,}", f"{rate:.1f}", f"{mib:,.0f}")
-    table.add_row("Ray, a new actor a trial", "20", f"{new_actors():.2f}", "")
-    Console().print(table)
+    n, workers = arguments.trials, arguments.workers
+    ways = {
+        "serial": measure(n, serial=True),
+        "bare Ray Tune": bare_tune(n, workers),
+        "a sweep on Ray": measure(n, workers=workers),
+    }
+    table = Table("way", "trials done", "trials/s", "ms/trial", "driver CPU ms/trial", "driver MiB", title="what a sweep costs beside its trials")  # fmt: skip
+    for name, points in ways.items():
+        for n_done, rate, cpu, mib in points:
+            table.add_row(name, f"{n_done:,}", f"{rate:.1f}", f"{1000 / rate:.1f}", f"{cpu:.1f}", f"{mib:,.0f}")
+    alone = new_actors()
+    table.add_row("a new actor a trial", "20", f"{alone:.2f}", f"{1000 / alone:.0f}", "", "")
+    Console(width=120).print(table)
+    (ours, our_cpu), (bare, bare_cpu) = (
+        (statistics.median(1 / point[1] for point in ways[name]), statistics.median(point[2] for point in ways[name]))
+        for name in ("a sweep on Ray", "bare Ray Tune")
+    )
+    print(
+        f"a sweep on Ray / bare Ray Tune: {ours / bare:.2f} of its wall time, {our_cpu / bare_cpu:.2f} of its driver's CPU time (load {os.getloadavg()[0]:.1f})"
+    )
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from llmft.batches import QueryBatch, encode_prefix
+from llmft.batches import QueryBatch
 from llmft.method import Method
 from llmft.model import BorrowedModel
 from llmft.scoring import all_logits
+from llmft.shared_prefix import encode_shared
 
 
 class Adapted(torch.nn.Module):
@@ -29,7 +30,7 @@ class Adapted(torch.nn.Module):
         its `logits` of all words at all places, or the encoded `prefix` of token ids."""
         with self.model.autocast():
             if what == "prefix":
-                return encode_prefix(self.model, given)
+                return encode_shared(self.model, given)
             if isinstance(given, QueryBatch):
                 given = self.method.condition(self.model, given)
             if what == "logits":

@@ -11,13 +11,19 @@ import torch
 from llmft.model import BorrowedModel
 from llmft.tokens import EncodedQueries, LabelWords
 
+SHARED_PASS = 2048  # tokens: what keeps a device busy
+
 
 @dataclass(frozen=True)
 class Prefix:
-    """The opening tokens of every prompt, encoded once: keys and values per layer, each [1, heads, length, size]."""
+    """The opening tokens of every prompt, encoded once: keys and values per layer, each [1, heads, length, size].
+
+    `is_shared`: whether all rows of a batch attend to these very tensors (`llmft.shared_prefix`), else each row gets a copy.
+    """
 
     layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
     length: int
+    is_shared: bool = False
 
     def cache(self, n_rows: int):
         """A cache for `n_rows` prompts; a forward pass may append to it without touching the prefix."""
@@ -26,15 +32,22 @@ class Prefix:
         return DynamicCache([(key.expand(n_rows, -1, -1, -1), value.expand(n_rows, -1, -1, -1)) for key, value in self.layers])
 
 
-@torch.no_grad()
 def encode_prefix(model: BorrowedModel, ids: Sequence[int]) -> Prefix:
     """Run the network over the tokens that all prompts share."""
+    return read_prefix(model, ids)[0]
+
+
+@torch.no_grad()
+def read_prefix(model: BorrowedModel, ids: Sequence[int]) -> tuple[Prefix, torch.Tensor]:
+    """The prefix, and the last hidden states of its tokens, [1, length, width]."""
     from transformers import DynamicCache
 
     cache = DynamicCache()  # one that forgets nothing, also where the network's own would keep a sliding window only
     with model.autocast():
-        model.network.base_model(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True)
-    return Prefix(tuple((layer.keys, layer.values) for layer in cache.layers), len(ids))
+        read = model.network.base_model(
+            input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True
+        )
+    return Prefix(tuple((layer.keys, layer.values) for layer in cache.layers), len(ids)), read.last_hidden_state
 
 
 @dataclass(frozen=True)
@@ -101,7 +114,9 @@ def with_soft_prompt(batch: QueryBatch, embeddings: torch.Tensor) -> QueryBatch:
 def with_prefix(batch: QueryBatch, prefix: Prefix) -> QueryBatch:
     """The batch with the keys and values of `prefix` in front of every row."""
     if batch.prefix is not None:
-        raise ValueError("learned keys and values open the text: they cannot stand behind a prefix that was encoded without them")
+        raise ValueError(
+            "learned keys and values open the text: they cannot stand behind a prefix that was encoded without them"
+        )
     return replace(batch, attention_mask=_opened(batch.attention_mask, prefix.length), prefix=prefix)
 
 
@@ -202,6 +217,17 @@ def smaller_budget(sets: Iterable[Sequence[int]], budget: int) -> int | None:
     )
     largest = max(passes, default=None)
     return largest and largest // 2
+
+
+def scoring_budget(budget: int, prefix: Prefix | None) -> tuple[int, int]:
+    """The tokens of a forward pass over queries, and how many of them each row has besides its own.
+
+    Rows that share the prefix hold nothing of it. Their passes then need not be larger than the one that encoded it, so that the
+    queries take no more memory than it did.
+    """
+    if prefix is None:
+        return budget, 0
+    return (min(budget, max(prefix.length, SHARED_PASS)), 0) if prefix.is_shared else (budget, prefix.length)
 
 
 def split_by_tokens(lengths: Sequence[int], budget: int, overhead: int = 0) -> list[list[int]]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from llmft.adapted import Adapted
-from llmft.batches import Prefix, QueryBatch, deal, make_batch, split_by_tokens
+from llmft.batches import Prefix, QueryBatch, deal, make_batch, scoring_budget, split_by_tokens
 from llmft.errors import Cause, TrialFailure
 from llmft.generate import Decoding, end_tokens
 from llmft.reasoning import Reasoning
@@ -187,9 +187,8 @@ class Evaluator:
             opening = ()
         before = len(opening) + self.encoded.n_virtual_tokens
         lengths = [before + len(ids) for ids in queries.suffixes]
-        groups = deal(
-            lengths, runtime.micro_batch_tokens, runtime.rank, runtime.world_size, overhead=prefix.length if prefix else 0
-        )
+        budget, overhead = scoring_budget(runtime.micro_batch_tokens, prefix)
+        groups = deal(lengths, budget, runtime.rank, runtime.world_size, overhead)
         for group, counts in groups:
             runtime.check_time()
             batch = make_batch(queries, group, self.words, self.adapted.model, prefix, opening)
@@ -244,7 +243,9 @@ class Evaluator:
         if (self.decoding or self.reasoning) and getattr(self.adapted.network.config, "sliding_window", None):
             return None  # padding between prefix and query would count as distance
         if self._prefix is None or self.adapted.method.trains:  # weights that move make another of it
-            self._prefix = self.adapted("prefix", self.encoded.prefix)
+            prefix = self.adapted("prefix", self.encoded.prefix)
+            in_all = not self.runtime.largest(not prefix.is_shared)  # or the processes would have unlike batches
+            self._prefix = replace(prefix, is_shared=in_all)
             self.n_tokens += len(self.encoded.prefix) * self.runtime.world_size
         return self._prefix
 

@@ -9,6 +9,7 @@ import torch
 
 from llmft.batches import QueryBatch
 from llmft.model import BorrowedModel
+from llmft.shared_prefix import shared_attention
 from llmft.task import NO_LABEL
 from llmft.tokens import LabelWords
 
@@ -27,14 +28,17 @@ class Scores:
     free: torch.Tensor | None = None
 
 
-def _inputs(model: BorrowedModel, batch: QueryBatch) -> dict[str, Any]:
-    return {
-        **text_inputs(model, batch),
-        "attention_mask": batch.attention_mask,
-        "position_ids": batch.position_ids,
-        "past_key_values": batch.prefix.cache(batch.input_ids.shape[0]) if batch.prefix else None,
-        "use_cache": batch.prefix is not None,
-    }
+def _run(model: BorrowedModel, module: torch.nn.Module, batch: QueryBatch) -> Any:
+    """What `module`, the network or its base, says about the rows of a batch."""
+    given, prefix = text_inputs(model, batch) | {"position_ids": batch.position_ids}, batch.prefix
+    if prefix is None:
+        return module(**given, attention_mask=batch.attention_mask, use_cache=False)
+    if prefix.is_shared:
+        with shared_attention(model.network, prefix) as cache:
+            mask = batch.attention_mask[:, prefix.length :]
+            return module(**given, attention_mask=mask, past_key_values=cache, use_cache=True)
+    cache = prefix.cache(batch.n_rows)
+    return module(**given, attention_mask=batch.attention_mask, past_key_values=cache, use_cache=True)
 
 
 def text_inputs(model: BorrowedModel, batch: QueryBatch) -> dict[str, torch.Tensor]:
@@ -61,7 +65,7 @@ def _encode(model: BorrowedModel, batch: QueryBatch) -> tuple[torch.Tensor, torc
 def hidden_states(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
     """The last layer's states (a decoder's, where there is one of its own), [rows, length, width]."""
     if batch.decoder_input_ids is None:
-        return model.network.base_model(**_inputs(model, batch)).last_hidden_state
+        return _run(model, model.network.base_model, batch).last_hidden_state
     encoded, mask = _encode(model, batch)
     decoder = model.network.get_decoder()
     return decoder(
@@ -72,7 +76,7 @@ def hidden_states(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
 def _own_logits(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
     """The logits of the network's own forward, [rows, length, vocabulary]."""
     if batch.decoder_input_ids is None:
-        return model.network(**_inputs(model, batch)).logits
+        return _run(model, model.network, batch).logits
     from transformers.modeling_outputs import BaseModelOutput
 
     encoded, mask = _encode(model, batch)
@@ -122,7 +126,7 @@ def word_log_probabilities(log_probabilities: torch.Tensor, words: LabelWords) -
 
 def all_logits(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
     """The logits of every word at every place of the rows, [rows, length, words], for what must be read beyond the answer."""
-    return model.network(**_inputs(model, batch)).logits[:, -batch.input_ids.shape[1] :]
+    return _run(model, model.network, batch).logits[:, -batch.input_ids.shape[1] :]
 
 
 def label_word_scores(model: BorrowedModel, batch: QueryBatch) -> Scores:

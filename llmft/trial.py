@@ -21,11 +21,11 @@ from llmft.method import Method
 from llmft.model import borrow_model, choose_device, load_tokenizer, n_parameters
 from llmft.optimizers import check_optimizer
 from llmft.quantised import check_bitsandbytes
-from llmft.record import Cost, Measure
+from llmft.record import Cost, Measure, Teacher
 from llmft.result import TrialResult, failed_record, finished_record, predictions_file
 from llmft.runtime import Runtime
 from llmft.seeds import derive
-from llmft.setting import DEV, encode_lessons, encode_prompts, settle
+from llmft.setting import DEV, Setting, encode_lessons, encode_prompts, settle
 from llmft.spec import TrialSpec
 from llmft.teacher import teach
 from llmft.tokens import EncodedTrial
@@ -111,20 +111,14 @@ def _check_machine(spec: TrialSpec, method: Method, device: torch.device) -> Non
 
 def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialResult:
     setting, device = settle(spec), choose_device(runtime.device)
-    _check_machine(spec, setting.method, device)
-    alone = runtime.world_size == 1  # a process of a group is started for one trial
-    if setting.method.base_weights == "nf4" and not alone:
-        raise UserError(f"method '{spec.method}': a base in 4 bits is not trained by several processes. Use one GPU a trial.")
-    check_alone(spec, runtime)
-    began, before = _base_measures(spec, setting.method, runtime, device, began)
-    encoded, lessons = encode_prompts(spec, setting), encode_lessons(spec, setting)
-    method, memory = setting.method, cost.PeakMemory(device)
+    method, alone = setting.method, runtime.world_size == 1  # a process of a group is started for one trial
+    _check_machine(spec, method, device)
+    _check_group(spec, method, runtime)
+    began, before = _base_measures(spec, method, runtime, device, began)
+    memory = cost.PeakMemory(device)
+    encoded, teacher, responses = _read_lessons(spec, setting, runtime)
     domains = {test.name: test.domain for test in setting.tests}
     dropout = spec.train.dropout if method.trains else None
-    with _smaller_passes(spec, [*lessons, encoded], runtime):
-        teacher, responses = teach(spec, setting, encoded, lessons, runtime)
-    if responses:
-        encoded = encode_prompts(spec, setting)  # which now hold what is to be said
     with borrow_model(
         spec.model, spec.precision, device, dropout, copied=method.trains, kept=alone, base_weights=method.base_weights
     ) as model:
@@ -145,7 +139,6 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
         if method.trains:
             method.fold(adapted)
             result.virtual_tokens = adapted("virtual_tokens", load_tokenizer(spec.model))
-        stored = [(p.numel(), p.element_size()) for p in model.network.parameters() if p.requires_grad]
         weights = gather_weights(model, runtime) if method.trains and runtime.keep_weights else None
         spent = Cost(
             wall_s=finished - began,
@@ -153,16 +146,11 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
             evaluate_s=0.0 if method.trains else finished - started,
             device=cost.device_name(device),
             peak_memory_bytes=int(runtime.largest(memory.n_bytes)),
-            tokens_trained=result.n_tokens,
-            tokens_evaluated=evaluator.n_tokens,
             n_parameters=n_in_all,
             n_trainable_parameters=n_trainable,
-            stored_bytes=sum(n * size for n, size in stored),
+            stored_bytes=sum(p.numel() * p.element_size() for p in model.network.parameters() if p.requires_grad),
             tokens_per_query=_tokens_per_query(encoded, domains),
-            tokens_teacher=teacher.n_tokens if teacher else 0,
-            flops=cost.flops(n_in_all, result.n_tokens, evaluator.n_tokens)
-            + (cost.flops(teacher.n_parameters, 0, teacher.n_tokens) if teacher else 0.0),
-            n_steps=result.n_steps,
+            **_work_done(result, evaluator, teacher, n_in_all),
             n_workers=runtime.world_size,
             micro_batch_tokens=runtime.micro_batch_tokens,
             n_out_of_memory=runtime.n_out_of_memory,
@@ -170,6 +158,33 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
     record = finished_record(spec, setting, encoded, result, spent, teacher)
     record = record.model_copy(update={"forgetting": pair(before, after)})
     return TrialResult(record, predictions_file(setting, result), weights, responses)
+
+
+def _check_group(spec: TrialSpec, method: Method, runtime: Runtime) -> None:
+    """Refuse what only one process can do."""
+    if method.base_weights == "nf4" and runtime.world_size > 1:
+        raise UserError(f"method '{spec.method}': a base in 4 bits is not trained by several processes. Use one GPU a trial.")
+    check_alone(spec, runtime)
+
+
+def _read_lessons(spec: TrialSpec, setting: Setting, runtime: Runtime) -> tuple[EncodedTrial, Teacher | None, bytes | None]:
+    """The trial's prompts, with what a teacher says where there is one: who it was, and its answers' file."""
+    encoded, lessons = encode_prompts(spec, setting), encode_lessons(spec, setting)
+    with _smaller_passes(spec, [*lessons, encoded], runtime):
+        teacher, responses = teach(spec, setting, encoded, lessons, runtime)
+    return encode_prompts(spec, setting) if responses else encoded, teacher, responses
+
+
+def _work_done(result: Fit, evaluator: Evaluator, teacher: Teacher | None, n_parameters: int) -> dict[str, float]:
+    """Fields of `Cost` about steps, tokens and arithmetic."""
+    of_teacher = cost.flops(teacher.n_parameters, 0, teacher.n_tokens) if teacher else 0.0
+    return {
+        "tokens_trained": result.n_tokens,
+        "tokens_evaluated": evaluator.n_tokens,
+        "tokens_teacher": teacher.n_tokens if teacher else 0,
+        "flops": cost.flops(n_parameters, result.n_tokens, evaluator.n_tokens) + of_teacher,
+        "n_steps": result.n_steps,
+    }
 
 
 def _base_measures(
@@ -207,12 +222,15 @@ def _smaller_passes(spec: TrialSpec, encoded: Sequence[EncodedTrial], runtime: R
 
 
 def _passes(spec: TrialSpec, encoded: EncodedTrial, runtime: Runtime) -> list[list[int]]:
-    """The lengths of the longest queries that one process gets at once, by set."""
+    """The lengths of the longest queries that one process gets at once, by set; without a prefix that is encoded once."""
     sets = []
     for name in encoded.sets:
-        n_new = 0 if name in encoded.trained else encoded.n_new_tokens
-        lengths = sorted((length + n_new for length in encoded.lengths(name)), reverse=True)
-        sets.append(lengths[: spec.train.batch_size if name in encoded.trained else None][:: runtime.world_size])
+        is_trained = name in encoded.trained
+        apart = encoded.shares_prefix and not is_trained and not encoded.n_new_tokens
+        n_new = 0 if is_trained else encoded.n_new_tokens
+        own = map(len, encoded.sets[name].suffixes) if apart else encoded.lengths(name)
+        lengths = sorted((length + n_new for length in own), reverse=True)
+        sets.append(lengths[: spec.train.batch_size if is_trained else None][:: runtime.world_size])
     return sets
 
 

@@ -15,6 +15,7 @@ from sweeps.commands.lists import methods, tasks
 from sweeps.commands.plans import fetch, plan, sweep
 from sweeps.commands.results import compare, report
 from sweeps.commands.trials import evaluate, export, trial
+from sweeps.stop import heed_sigterm
 
 # click's class or typer's own, depending on typer's version
 _UsageError: Any = next(cls for cls in reversed(typer.BadParameter.__mro__) if hasattr(cls, "format_message"))
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
+    heed_sigterm()
     sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
 
 

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llmft.adapted import Adapted
 from llmft.architecture import DROPOUT, language_model, last_states, own_logits
-from llmft.batches import Prefix, QueryBatch, make_batch, split_by_tokens
+from llmft.batches import Prefix, QueryBatch, encode_prefix, make_batch, scoring_budget, split_by_tokens
 from llmft.method import Method
 from llmft.model import BorrowedModel, load_config
 from llmft.optimizers import state_bytes
@@ -25,6 +25,7 @@ from llmft.registry import load_task
 from llmft.runtime import Runtime
 from llmft.scoring import encoder_outputs, text_inputs
 from llmft.setting import settle
+from llmft.shared_prefix import read_shared
 from llmft.spec import ModelRef, TrialSpec
 from llmft.teacher import Untouched
 from llmft.tokens import EncodedQueries
@@ -50,8 +51,8 @@ class Memory:
         prefix_bytes: of that, the keys and values of the shared prefix.
         base_bytes: the untouched model in fp32, in the host's memory.
         copying_bytes: its copy for the trial, in fp32 and in the host's memory until it is where and what it shall be.
-        start_bytes: a copy of the trained weights as they began, in the host's memory.
-        checkpoint_bytes: another of them, where one is selected on dev.
+        start_bytes: a copy of those of the base's weights that are trained, as they began, in the host's memory.
+        checkpoint_bytes: a copy of all trained weights, where one is selected on dev.
         n_workers: processes.
         n_teacher_parameters: of the teacher of a distillation.
         teacher_bytes: what it takes on the device, before the training and in place of it.
@@ -122,6 +123,7 @@ def estimate_memory(
     network = _build(spec, on_gpu)
     halved = max(map(_n_bytes, network.parameters())) // 2  # tensor by tensor
     n_parameters, base_bytes = sum(parameter.numel() for parameter in network.parameters()), _stored_bytes(network)
+    base_names = {name for name, _ in network.named_parameters()}
     if method.base_weights == "nf4":
         hold_in_4_bits(network)
         base_bytes = _stored_bytes(network)
@@ -132,6 +134,7 @@ def estimate_memory(
         network.to(dtype=HALF.get(spec.precision))
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     weights, gradients = _stored_bytes(network), sum(map(_n_bytes, trainable))
+    start = sum(_n_bytes(parameter) for name, parameter in network.named_parameters() if parameter.requires_grad and name in base_names)
     n_trainable, largest = sum(parameter.numel() for parameter in trainable), max(map(_n_bytes, trainable), default=0)
     gathered = 0
     if sharded:  # blocks are gathered in half; without, autocast casts the weights, and keeps the copies for the backward pass
@@ -166,7 +169,7 @@ def estimate_memory(
         prefix_bytes=prefix,
         base_bytes=base_bytes,
         copying_bytes=0 if itself else base_bytes + (halved if spec.precision in HALF and not method.trains else 0),
-        start_bytes=gradients // share,
+        start_bytes=start // share,
         checkpoint_bytes=gradients // share if "best_dev" in spec.selections else 0,
         n_workers=n_workers,
         **taught,
@@ -328,10 +331,13 @@ def _score(
     before, prefix_bytes = meter.now, 0
     meter.peak = before
     for reading in readings:
-        prefix = adapted("prefix", (0,) * reading.prefix) if reading.shared else None
+        prefix = _encode_prefix(adapted.model, reading.prefix) if reading.shared else None
+        if prefix and reading.n_new_tokens:  # rows that go on generating get copies
+            prefix = replace(prefix, is_shared=False)
         prefix_bytes = max(prefix_bytes, sum(_n_bytes(t) for layer in (prefix.layers if prefix else ()) for t in layer))
-        for n, length in reading.largest_batches(budget):
-            text = length - reading.n_virtual_tokens - reading.n_new_tokens - (reading.prefix if prefix else 0)
+        pass_budget, overhead = scoring_budget(budget, prefix)
+        for n, length in reading.largest_batches(pass_budget, overhead):
+            text = length - reading.n_virtual_tokens - reading.n_new_tokens - overhead
             if reading.n_new_tokens:
                 batch = _batch(replace(work, words=None), adapted.model, [text] * n, prefix)
                 with adapted.model.autocast():
@@ -339,6 +345,14 @@ def _score(
             if work.words:
                 adapted(what, _batch(work, adapted.model, [text + reading.n_new_tokens] * n, prefix))
     return prefix_bytes, meter.peak - before
+
+
+def _encode_prefix(model: BorrowedModel, length: int) -> Prefix:
+    """As `llmft.shared_prefix.encode_shared`, which compares numbers besides."""
+    with model.autocast():
+        prefix = encode_prefix(model, (0,) * length)
+        again = read_shared(model.network, torch.zeros(2, 4, dtype=torch.long), prefix)
+    return replace(prefix, is_shared=again is not None)
 
 
 def _teach(

@@ -31,6 +31,7 @@ import ray  # noqa: E402 - reads the environment when it is imported
 
 from llmft.errors import UserError  # noqa: E402
 from sweeps.devices import usable_cpus  # noqa: E402
+from sweeps.stop import heed_sigterm  # noqa: E402
 
 SCRATCH_PREFIX, SCRATCH_LOCK, RAY_FOLDER, SOCKET_PATH_ROOM = "llmft-ray-", "scratch.lock", "ray", 10
 CONNECT_S, HEAD_LOOK_S, HEAD_MISSES = 5.0, 2.0, 8
@@ -72,6 +73,7 @@ def ray_session(address: str | None, n_cpus: int, scratch: Path, verbose: bool, 
             (scratch / RAY_FOLDER / "ray_current_cluster").write_text(ray.get_runtime_context().gcs_address)
     except ConnectionError as error:
         raise UserError(f"--address: no Ray cluster answers at {address} ({' '.join(str(error).split())[:120]}).") from None
+    heed_sigterm()
     try:
         yield
     finally:

@@ -45,10 +45,14 @@ class Reading:
     n_virtual_tokens: int = 0
     n_new_tokens: int = 0
 
-    def largest_batches(self, budget: int) -> set[tuple[int, int]]:
-        """(prompts, tokens of each, prefix and what is generated included) of the batches that may need the most: the longest, and the
-        most prompts."""
-        opening = self.n_virtual_tokens + self.prefix + self.n_new_tokens
+    def largest_batches(self, budget: int, overhead: int) -> set[tuple[int, int]]:
+        """(prompts, tokens of each with its `overhead` and what is generated) of the batches that may need the most: the longest, and
+        the most prompts.
+
+        Args:
+            budget, overhead: from `llmft.batches.scoring_budget`.
+        """
+        opening = overhead + self.n_virtual_tokens + self.n_new_tokens + (0 if self.shared else self.prefix)
         shapes = [shape for lengths in self.sets for shape in lengths.batches(budget, opening)]
         return {max(shapes), max(shapes, key=lambda shape: shape[::-1]), max(shapes, key=lambda shape: shape[0] * shape[1])}
 
@@ -134,7 +138,10 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
     ]
 
     def weight(drawn: Draw) -> int:
-        shown = [*method.context(drawn.shots), *(example for lesson in lessons_of(drawn)[:1] for example in lesson.demonstrations)]
+        shown = [
+            *method.context(drawn.shots),
+            *(example for lesson in lessons_of(drawn)[:1] for example in lesson.demonstrations),
+        ]
         return sum(map(_n_characters, shown)) or max(map(_n_characters, drawn.shots), default=0)
 
     def lessons_of(drawn: Draw) -> tuple[Lesson, ...]:

@@ -267,6 +267,7 @@ PLANTED = {  # the simplest fault that must raise each code
     "teacher_no_better_than_zero_shot": lambda: findings.teacher_findings(
         Teacher(model="m", dev_score=0.8, zero_shot_dev_score=0.8), 2, 64
     ),
+    "poor_responses": lambda: findings.teacher_findings(Teacher(model="m", n_asked=10, n_empty=2, n_responses=8), 0, 64),
     "skipped_steps": lambda: training_findings(0.5, 0.4, 10, 1),
     "empty_outputs": lambda: text_codes(["", *VARIED[:9]]),
     "cut_outputs": lambda: text_codes(VARIED, finished=False),

@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from analysis.commands import trial_command
-from llmft.registry import METHODS
+from llmft.registry import METHODS, method_class
 from llmft.spec import TrialSpec
 from sweeps import cli, one_trial
 from sweeps.cells import build_cells
@@ -46,7 +46,8 @@ def spec_of(command: str, monkeypatch) -> TrialSpec:
 )
 def test_the_command_describes_the_trial(name, change, monkeypatch):
     train, entry = change.get("train", {}), {"mixture": ["toy_text"]} if name == "multi_task" else {}
-    plan = parse_plan({"models": ["toy"], "tasks": ["toy"], "methods": {name: entry}, **change, "train": train}, "plan")
+    task = "toy" if "classification" in method_class(name).kinds else "toy_text"
+    plan = parse_plan({"models": ["toy"], "tasks": [task], "methods": {name: entry}, **change, "train": train}, "plan")
     (cell,) = build_cells(plan)
     spec = cell.report_spec({}, 3)
     assert spec_of(trial_command(spec), monkeypatch).digest == spec.digest

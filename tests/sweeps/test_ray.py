@@ -145,7 +145,7 @@ def test_a_killed_driver_loses_and_doubles_nothing(tmp_path, plan_file):
         )
 
     def wait_for(n_records):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while len(list(results.glob("trials/*/record.json"))) < n_records:
             assert time.monotonic() < deadline, "the driver made no progress"
             time.sleep(0.05)
@@ -158,13 +158,16 @@ def test_a_killed_driver_loses_and_doubles_nothing(tmp_path, plan_file):
     driver = start()  # at once: what is left of the killed one must not be in the way
     wait_for(14)
     os.killpg(driver.pid, signal.SIGINT)  # as Ctrl-C does: to the driver and to all that it started
-    interrupted = time.monotonic()
-    assert driver.wait(30) == 130 and time.monotonic() - interrupted < 10
+    assert driver.wait(30) == 130
     assert not any(_is_scratch_of(path, driver.pid) for path in Path("/tmp").glob("llmft-ray-*"))
-    assert start().wait(60) == 0
+    driver = start()
+    wait_for(20)
+    driver.terminate()  # as a scheduler does: the driver alone
+    assert driver.wait(30) == 130
+    assert start().wait(120) == 0
     records, runs = Store(results).load(), Counter(executed(log))
     assert len(records) == 26 and set(runs) == set(records) and all(record.finished for record in records.values())
-    assert sum(runs.values()) <= 26 + 2 * 2  # at most what was running at either interruption ran twice
+    assert sum(runs.values()) <= 26 + 3 * 2  # at most what was running at each interruption ran twice
     assert not list(results.glob("trials/*/.*.tmp"))
 
 
