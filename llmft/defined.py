@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from llmft import hub
 from llmft.definition import Table, TaskDefinition, label_text
 from llmft.errors import UserError
 from llmft.prompts import FIELD, Pattern
-from llmft.sources import Source, checked_references, content_hash, numbered
+from llmft.sources import Source, checked_references, content_hash
 from llmft.spec import DataRef, GenerationSpec, error_lines
-from llmft.tables import read_rows
+from llmft.tables import Placed, placed_rows
 from llmft.task import Example, Task, TaskData, TestSet
 
 MOST_LABELS = 50  # so many values are rather texts or numbers than labels
+RARE = 3  # a label that so few rows hold may be a typo
 
 
 class DefinedTask(Task):
@@ -50,17 +52,28 @@ class DefinedTask(Task):
         return data.model_copy(update={"fingerprint": hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16]})
 
     def load(self, data: DataRef) -> TaskData:
+        tables = {name: _rows(table, data) for name, table in self.definition.tables.items()}
         sets = {
-            name: tuple(self._example(*row) for row in numbered(_rows(table, data), name, str(table)) if self._takes(row[2]))
-            for name, table in self.definition.tables.items()
+            name: tuple(
+                self._example(f"{name}/{index}", self.definition.tables[name], place, row)
+                for index, (place, row) in enumerate(rows)
+                if self._takes(row)
+            )
+            for name, rows in tables.items()
         }
         for name, examples in sets.items():
             if not examples:
                 raise UserError(f"{self.definition.tables[name]}: holds no rows.")
         tests = [TestSet(self.in_domain, "in", sets[self.in_domain])]
         tests += [TestSet(name, "out", sets[name]) for name in self.out_of_domain]
+        pool, n_of = sets["train"], Counter(example.label for example in sets["train"])
+        rare = [example.id for example in pool if self.labels and n_of[example.label] <= RARE]
         return TaskData(
-            sets["train"], tuple(tests), revision=_origin(self.definition.test.in_domain, data), dev_pool=sets.get("dev", ())
+            pool,
+            tuple(tests),
+            revision=_origin(self.definition.test.in_domain, data),
+            dev_pool=sets.get("dev", ()),
+            places={id_: f"{self.definition.train}, {tables['train'][int(id_.removeprefix('train/'))][0]}" for id_ in rare},
         )
 
     def _takes(self, row: dict[str, Any]) -> bool:
@@ -69,13 +82,13 @@ class DefinedTask(Task):
             return True
         return row[column] is not None and bool(row[column].strip() if isinstance(row[column], str) else row[column])
 
-    def _example(self, id_: str, where: str, row: dict[str, Any]) -> Example:
-        definition, optional = self.definition, self.definition.optional
+    def _example(self, id_: str, table: Table, place: str, row: dict[str, Any]) -> Example:
+        definition, optional, where = self.definition, self.definition.optional, f"{table}, {place}"
         answer = definition.references if definition.generates else definition.label
         needed = [column for field, column in definition.columns.items() if field not in optional]
         for column in (*needed, answer, *definition.groups, *filter(None, [definition.rationale])):
             if column not in row:
-                raise UserError(f"{where}: there is no column {column!r}. Columns: {', '.join(map(str, row))}.")
+                raise _no_column(table, place, column, row)
         fields = {field: row.get(column) for field, column in definition.columns.items()}
         for field, text in fields.items():
             if field in optional and (text is None or (isinstance(text, str) and not text.strip())):
@@ -109,7 +122,7 @@ def complete(definition: TaskDefinition, data: DataRef) -> TaskDefinition:
     columns = definition.columns or {field: field for field in fields}
     if definition.generates:
         return definition.model_copy(update={"columns": columns})
-    labels = definition.labels or _labels_in(_rows(definition.train, data), str(definition.train), definition.label)
+    labels = definition.labels or _labels_in(_rows(definition.train, data), definition.train, definition.label)
     verbalizers = definition.verbalizers or {"labels": tuple(labels)}
     first = next(iter(verbalizers))
     content = definition.model_dump(mode="json") | {"columns": columns, "labels": labels, "verbalizers": verbalizers}
@@ -121,15 +134,23 @@ def complete(definition: TaskDefinition, data: DataRef) -> TaskDefinition:
         raise UserError(error_lines(error, f"with the labels {', '.join(labels)}")) from None
 
 
-def _labels_in(rows: Iterable[dict[str, Any]], where: str, column: str) -> dict[str, str]:
+def _no_column(table: Table, place: str, column: str, row: dict[str, Any]) -> UserError:
+    """Every row of a file with a header lacks the column; each row of JSON has names of its own."""
+    kind = ".parquet" if table.hub else Path(table.file).suffix
+    where = f"{table}, {place}" if kind in (".json", ".jsonl") else str(table)
+    what = f"no column {column!r}" + (" in the header" if kind in (".csv", ".tsv", ".txt") else "")
+    return UserError(f"{where}: there is {what}. Columns: {', '.join(map(str, row))}.")
+
+
+def _labels_in(rows: Iterable[Placed], table: Table, column: str) -> dict[str, str]:
     found: set[str] = set()
-    for index, row in enumerate(rows):
+    for place, row in rows:
         if column not in row:
-            raise UserError(f"{where}, row {index}: there is no column {column!r}. Columns: {', '.join(map(str, row))}.")
-        found.add(_label(row[column], f"{where}, row {index}", column))
+            raise _no_column(table, place, column, row)
+        found.add(_label(row[column], f"{table}, {place}", column))
     if not 2 <= len(found) <= MOST_LABELS:
         raise UserError(
-            f"{where}: column {column!r} holds {len(found)} different values; name the task's labels if it is the right column."
+            f"{table}: column {column!r} holds {len(found)} different values; name the task's labels if it is the right column."
         )
     return {label: label for label in sorted(found, key=_numbers_first)}
 
@@ -163,5 +184,9 @@ def _origin(table: Table, data: DataRef) -> str:
     return f"{table.hub.repository}@{data.commit(table.hub.repository, table.hub.revision)}"
 
 
-def _rows(table: Table, data: DataRef) -> list[dict[str, Any]]:
-    return [row for path in _paths(table, data) for row in read_rows(path)]
+def _rows(table: Table, data: DataRef) -> list[Placed]:
+    """The rows; on the hub a table may be several files, each with rows from 1."""
+    paths = _paths(table, data)
+    if len(paths) == 1:
+        return placed_rows(paths[0])
+    return [(f"{path.name}, {place}", row) for path in paths for place, row in placed_rows(path)]

@@ -6,18 +6,19 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from llmft.prompts import Pattern
-from llmft.sources import Source, checked_fields, checked_references, numbered, resolve_sources
+from llmft.sources import Source, checked_fields, checked_references, numbered
 from llmft.spec import DataRef
 from llmft.task import Example, GenerationTask, TaskData, TestSet
 
 CONVERTED = "refs/convert/parquet"  # both lie on the hub as csv files
+HOLDS = "dialogue, summary (or summaries, a list of texts)"
 TRAIN = {
-    "samsum": Source(("samsum_train.parquet",), ("knkarthick/samsum", None, "train", CONVERTED)),
-    "dialogsum": Source(("dialogsum_train.parquet",), ("knkarthick/dialogsum", None, "train", CONVERTED)),
+    "samsum": Source(("samsum_train.parquet",), ("knkarthick/samsum", None, "train", CONVERTED), holds=HOLDS),
+    "dialogsum": Source(("dialogsum_train.parquet",), ("knkarthick/dialogsum", None, "train", CONVERTED), holds=HOLDS),
 }
 TEST = {
-    "samsum": Source(("samsum_test.parquet",), ("knkarthick/samsum", None, "test", CONVERTED)),
-    "dialogsum": Source(("dialogsum_test.parquet",), ("knkarthick/dialogsum", None, "test", CONVERTED)),
+    "samsum": Source(("samsum_test.parquet",), ("knkarthick/samsum", None, "test", CONVERTED), holds=HOLDS),
+    "dialogsum": Source(("dialogsum_test.parquet",), ("knkarthick/dialogsum", None, "test", CONVERTED), holds=HOLDS),
 }
 DIALOGUE_PATTERNS: Mapping[str, Pattern] = MappingProxyType(
     {
@@ -56,8 +57,9 @@ class DialogueTask(GenerationTask):
     metric = "rougeL"
     generation_defaults = {"max_new_tokens": 64}
 
-    def resolve_data(self, directory: str | None) -> DataRef:
-        return resolve_sources((TRAIN[self.in_domain], TEST[self.in_domain], TEST[self.out_of_domain[0]]), directory)
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return TRAIN[self.in_domain], TEST[self.in_domain], TEST[self.out_of_domain[0]]
 
     def load(self, data: DataRef) -> TaskData:
         tests = tuple(

@@ -67,7 +67,8 @@ def _read(file: Path) -> str:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"text: {file} cannot be read ({error}). Give a file of plain UTF-8 text.") from None
+        why = (error.strerror if isinstance(error, OSError) else None) or error
+        raise UserError(f"text: {file} cannot be read ({why}). Give a file of plain UTF-8 text.") from None
     if not text.strip():
         raise UserError(f"text: {file} holds no text.")
     return text

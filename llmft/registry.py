@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from llmft.errors import UserError, unknown_name
-from llmft.spec import error_lines
+from llmft.spec import TrainSpec, error_lines
 
 if TYPE_CHECKING:
     from llmft.definition import TaskDefinition
@@ -51,7 +51,10 @@ def build_method(name: str, settings: dict) -> Method:
     try:
         return cls(cls.Settings.model_validate_json(json.dumps(settings)))  # JSON's rules: a list is a tuple
     except ValidationError as error:
-        raise UserError(error_lines(error, f"method '{name}'", {"": cls.Settings.model_fields})) from None
+        known = {"": cls.Settings.model_fields}
+        raise UserError(
+            error_lines(error, f"method '{name}'", known, lambda _, key: "train" if key in TrainSpec.model_fields else "")
+        ) from None
 
 
 def complete_settings(name: str, settings: dict) -> dict:

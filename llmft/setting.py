@@ -61,7 +61,7 @@ def draw(spec: TrialSpec, task: Task, data: TaskData, method: Method) -> Draw:
         UserError: as `draw_examples` and `draw_unlabelled`.
     """
     n_shots, fixed = (spec.n_shots, spec.demonstrations) if method.uses_shots else (0, ())
-    drawn = draw_examples(data, len(task.labels), n_shots, spec.shots_unit, spec.n_dev, spec.data_seed, spec.draw, fixed)
+    drawn = draw_examples(data, len(task.labels), n_shots, spec.shots_unit, spec.n_dev, spec.data_seed, spec.draw, fixed, task.labels)
     return draw_unlabelled(data, drawn, method.n_unlabelled, spec.data_seed)
 
 

@@ -31,6 +31,7 @@ class Source:
         columns: the names of the columns where a text file has no header.
         hub_columns: of the hub's files, those that are read, where others are large (whole books); a dot leads into a structure.
         obtain: where a file that is not on the hub is to be had.
+        holds: the columns that the task reads, with the values of its labels, for a person.
     """
 
     files: tuple[str, ...]
@@ -38,6 +39,7 @@ class Source:
     columns: tuple[str, ...] = ()
     hub_columns: tuple[str, ...] = ()
     obtain: str = ""
+    holds: str = ""
 
     def find(self, directory: str | None) -> Path:
         """The local file.
@@ -127,8 +129,7 @@ def resolve_sources(sources: Sequence[Source], directory: str | None) -> DataRef
         source.paths(DataRef(directory=directory))
     wanted = sorted({source.hub[::3] for source in sources if source not in local})
     try:
-        commits = tuple((name, revision, hub.pin(name, revision, "dataset")) for name, revision in wanted)
-        data = DataRef(directory=directory, commits=commits)
+        data = DataRef(directory=directory, commits=_pinned(wanted))
         hashes = [content_hash(source.paths(data)) for source in sources]
     except UserError as error:
         if directory is None:
@@ -136,6 +137,20 @@ def resolve_sources(sources: Sequence[Source], directory: str | None) -> DataRef
         missing = ", ".join(source.files[0] for source in sources if source not in local)
         raise UserError(f"data_dir: {directory} does not hold {missing}, and {str(error).removeprefix('data: ')}") from None
     return data.model_copy(update={"fingerprint": hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16]})
+
+
+def _pinned(wanted: Sequence[tuple[str, str]]) -> tuple[tuple[str, str, str], ...]:
+    """(repository, revision, commit) of each; if several cannot be had, the error names them all."""
+    commits, failed = [], {}
+    for name, revision in wanted:
+        try:
+            commits.append((name, revision, hub.pin(name, revision, "dataset")))
+        except UserError as error:
+            failed[f"{name} ({revision})"] = error
+    if failed:
+        first, *others = failed
+        raise UserError(f"{failed[first]}" + (f" Nor can {' and '.join(others)} be had." if others else ""))
+    return tuple(commits)
 
 
 def content_hash(paths: Iterable[Path]) -> str:
@@ -189,10 +204,10 @@ def checked_references(texts: Any, where: str) -> tuple[str, ...]:
     return tuple(text.strip() for text in texts)
 
 
-def numbered(rows: Iterable[dict[str, Any]], name: str, where: str = "") -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(id, place for an error message, row) of each row; `where` is the table's name in messages, `name` that in ids."""
+def numbered(rows: Iterable[dict[str, Any]], name: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(id, place for an error message, row) of each row; ids count from 0, and places, for a person, from 1."""
     for index, row in enumerate(rows):
-        yield f"{name}/{index}", f"{where or name}, row {index}", row
+        yield f"{name}/{index}", f"{name}, row {index + 1}", row
 
 
 def labelled_examples(rows: Iterable[dict[str, Any]], name: str, columns: dict[str, str], n_labels: int) -> tuple[Example, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -228,13 +228,16 @@ class TrialSpec(Spec):
         return self.model_copy(update={f"{name}_seed": seed for name in streams})
 
 
-def error_lines(error, where: str, allowed: dict[str, Any] | None = None) -> str:
+def error_lines(
+    error, where: str, allowed: dict[str, Any] | None = None, belongs: Callable[[str, str], str] | None = None
+) -> str:
     """One line for a pydantic ValidationError: where, what was got, what is allowed.
 
     Args:
         error: the `pydantic.ValidationError`.
         where: file or option that holds the value.
         allowed: per section ("" for the top) the names that are known there, for the nearest one.
+        belongs: section and key -> the section where an unknown key is known, or "".
     """
     import difflib
 
@@ -244,6 +247,9 @@ def error_lines(error, where: str, allowed: dict[str, Any] | None = None) -> str
         if problem["type"] == "extra_forbidden":
             section, key = ".".join(str(part) for part in problem["loc"][:-1]), str(problem["loc"][-1])
             names = sorted((allowed or {}).get(section, ()))
+            if belongs and (other := belongs(section, key)):
+                lines.append(f"unknown key '{path}'. {key} belongs under '{other}'.")
+                continue
             near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
             lines.append(
                 f"unknown key '{path}'."

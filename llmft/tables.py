@@ -18,7 +18,16 @@ csv.field_size_limit(2**31 - 1)  # a cell may hold a whole document
 FORMATS = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet")
 
 
+Placed = tuple[str, dict[str, Any]]
+"""Where a row stands, for an error message: its (first) line of a text file, else its number from 1; and the row."""
+
+
 def read_rows(path: Path, columns: Sequence[str] = (), parts: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Every row of a file, without its place; the arguments and errors are those of `placed_rows`."""
+    return [row for _, row in placed_rows(path, columns, parts)]
+
+
+def placed_rows(path: Path, columns: Sequence[str] = (), parts: Sequence[str] = ()) -> list[Placed]:
     """Every row of a file; what it is follows from its ending.
 
     A `.csv` has commas, a `.tsv` tabs; both may quote with `"`. A `.txt` has tabs, and a quote is a character like any other.
@@ -33,7 +42,7 @@ def read_rows(path: Path, columns: Sequence[str] = (), parts: Sequence[str] = ()
     try:
         match path.suffix:
             case ".parquet":
-                return _parquet_rows(path, parts)
+                return _by_number(_parquet_rows(path, parts))
             case ".csv":
                 return list(_delimited_rows(path, ",", columns, csv.QUOTE_MINIMAL))
             case ".tsv" | ".txt":
@@ -46,6 +55,10 @@ def read_rows(path: Path, columns: Sequence[str] = (), parts: Sequence[str] = ()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
     raise UserError(f"{path}: is no kind of file that holds rows. Kinds: {', '.join(FORMATS)}.")
+
+
+def _by_number(rows: Sequence[dict[str, Any]]) -> list[Placed]:
+    return [(f"row {number}", row) for number, row in enumerate(rows, 1)]
 
 
 def _damaged(where: str, problem: object, kind: str) -> UserError:
@@ -77,7 +90,7 @@ def _text(path: Path) -> str:
         ) from None
 
 
-def _delimited_rows(path: Path, delimiter: str, columns: Sequence[str], quoting: int) -> Iterator[dict[str, Any]]:
+def _delimited_rows(path: Path, delimiter: str, columns: Sequence[str], quoting: int) -> Iterator[Placed]:
     text, kind = io.StringIO(_text(path), newline=""), path.suffix[1:]  # newline "": line ends inside quotes stay as they are
     reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)
     try:
@@ -86,28 +99,30 @@ def _delimited_rows(path: Path, delimiter: str, columns: Sequence[str], quoting:
             raise _damaged(str(path), "it is empty", kind)
         if twice := {name for name in header if header.count(name) > 1}:
             raise UserError(f"{path}: the header names the column {min(twice)!r} twice.")
+        end = reader.line_num
         for cells in reader:
+            begin, end = end + 1, reader.line_num  # a cell in quotes may go over several lines
             if not cells:
                 continue  # an empty line
             if len(cells) != len(header):
                 problem = f"{len(cells)} cells where there are {len(header)} columns"
-                raise _damaged(f"{path}, line {reader.line_num}", problem, kind)
-            yield dict(zip(header, cells, strict=True))
+                raise _damaged(f"{path}, line {begin}", problem, kind)
+            yield f"line {begin}", dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise _damaged(f"{path}, line {reader.line_num}", error, kind) from None
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def _json_lines(path: Path) -> Iterator[Placed]:
     for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip():
             try:
                 row = json.loads(line)
             except ValueError as error:
                 raise _damaged(f"{path}, line {number}", error, "jsonl") from None
-            yield _checked_row(row, f"{path}, line {number}")
+            yield f"line {number}", _checked_row(row, f"{path}, line {number}")
 
 
-def _json_rows(path: Path) -> list[dict[str, Any]]:
+def _json_rows(path: Path) -> list[Placed]:
     text = _text(path)
     try:
         rows = json.loads(text)
@@ -117,7 +132,7 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
         return list(_json_lines(path))  # many write one object a line under this ending
     if not isinstance(rows, list):
         rows = [rows]
-    return [_checked_row(row, f"{path}, row {index}") for index, row in enumerate(rows)]
+    return _by_number([_checked_row(row, f"{path}, row {number}") for number, row in enumerate(rows, 1)])
 
 
 def _checked_row(row: Any, where: str) -> dict[str, Any]:

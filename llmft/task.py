@@ -54,13 +54,15 @@ class TestSet:
 class TaskData:
     """A task's rows: the pool that shots and dev come from, and the reported sets. `revision` says which copy it is.
 
-    `dev_pool` is where dev comes from if the task keeps examples apart for it; empty: from `pool`.
+    `dev_pool` is where dev comes from if the task keeps examples apart for it; empty: from `pool`. `places` says of the pool's
+    examples with a rare label in which line of the user's file each stands, by id.
     """
 
     pool: tuple[Example, ...]
     tests: tuple[TestSet, ...]
     revision: str = ""
     dev_pool: tuple[Example, ...] = ()
+    places: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     @cached_property
     def pool_by_label(self) -> dict[int | None, list[Example]]:
@@ -191,6 +193,7 @@ def draw_examples(
     seed: int,
     kind: str = "balanced",
     fixed: Sequence[str] = (),
+    names: Sequence[str] = (),
 ) -> Draw:
     """Draw shots and dev. Dev is balanced over the labels; where there are none (`n_labels` 0), all come from the pool as a whole.
 
@@ -201,6 +204,7 @@ def draw_examples(
     Args:
         kind: "balanced", or "random": shots come from the whole pool but dev, with its shares of the labels.
         fixed: ids of examples of the pool that are the shots instead, whatever the seed.
+        names: of the labels, for messages; empty: their indices.
 
     Raises:
         UserError: the pool has too few examples of a label, or none with such an id.
@@ -216,15 +220,12 @@ def draw_examples(
     balanced, dev = [], []
     for place, label in enumerate(labels):
         k_dev = n_dev // len(labels) + (place < n_dev % len(labels))
-        of_label = "" if label is None else f" of label {label}"
+        of_label = "" if label is None else f" of label {names[label]!r}" if names else f" of label {label}"
         rows = [row for row in data.pool_by_label.get(label, []) if row.id not in named]
         order = _shuffled(rows, seed, f"pool/{label}")
         dev_order = _shuffled(data.dev_pool_by_label.get(label, []), seed, f"dev/{label}") if data.dev_pool else order
         if len(order) < k_shots + (0 if data.dev_pool else k_dev):
-            raise UserError(
-                f"n_shots: {k_shots} shots and {k_dev} dev examples{of_label} are more than "
-                f"the {len(rows)} that the training pool holds. Use fewer shots or a smaller n_dev."
-            )
+            raise _too_few(k_shots, 0 if data.dev_pool else k_dev, of_label, rows, data.places)
         if len(dev_order) < k_dev:
             raise UserError(
                 f"n_dev: {k_dev} examples{of_label} are more than the {len(dev_order)} that dev holds. Use a smaller n_dev."
@@ -240,6 +241,17 @@ def draw_examples(
     if n_shots > len(rest):
         raise UserError(f"n_shots: {n_shots} are more than the {len(rest)} examples that the training pool holds beside dev.")
     return Draw(tuple(_shuffled(rest, seed, "pool")[:n_shots]), tuple(dev))
+
+
+def _too_few(k_shots: int, k_dev: int, of_label: str, rows: Sequence[Example], places: Mapping[str, str]) -> UserError:
+    wanted = {"n_shots": (k_shots, "shots", "fewer shots"), "n_dev": (k_dev, "dev examples", "a smaller n_dev")}
+    wanted = {key: each for key, each in wanted.items() if each[0]}
+    asked, advice = " and ".join(f"{n} {what}" for n, what, _ in wanted.values()), " or ".join(fix for *_, fix in wanted.values())
+    known = [places[row.id] for row in rows if row.id in places]
+    typo = f" If the label is a typo, correct it: it stands in {', '.join(known)}." if known else ""
+    return UserError(
+        f"{next(iter(wanted))}: {asked}{of_label} are more than the {len(rows)} that the training pool holds. Use {advice}.{typo}"
+    )
 
 
 def draw_unlabelled(data: TaskData, drawn: Draw, n: int, seed: int) -> Draw:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from llmft.errors import UserError
 from llmft.registry import METHODS, TASKS, load_task, method_class
+from llmft.sources import Source
 from llmft.spec import DataRef
 from llmft.task import Example, Task, TaskData
 from sweeps.views import range_text
@@ -83,23 +84,30 @@ def task_page(name: str, directory: str | None = None) -> Group:
     task = load_task(name)
     parts = [Text(" ".join(_description(type(task)).split()) + "\n"), terminal_table(TASK_COLUMNS, task_rows([name]))]
     if task.sources:
-        places = [
-            (source.files[0], "-" if source.hub is None else _place(source.hub), source.obtain) for source in task.sources
-        ]
-        parts += [Text(), terminal_table(("file", "on the hub", "else"), places)]
+        parts += [Text(), _files_table(task.sources)]
     data = _data_here(task, directory)
     if data is None:
         parts.append(Text("\nIts rows are not on this machine: give --data-dir, or fetch a plan with it (llmft fetch)."))
-        example = Example("", {field: f"<{field}>" for pattern in task.patterns.values() for field in pattern.fields}, 0)
+        fields = {field: f"<{field}>" for pattern in task.patterns.values() for field in pattern.fields}
+        example = Example("", fields, 0) if task.labels else Example("", fields, None, references=("<answer>",))
     else:
         example = data.pool[0]
         parts += [Text(f"\nRows ({data.revision}):"), terminal_table(("set", "rows", *task.labels), _counts(task, data))]
     for pattern_name, pattern in task.patterns.items():
-        word = task.verbalizers[pattern.verbalizer][example.label]
-        words = ", ".join(map(repr, task.verbalizers[pattern.verbalizer]))
-        parts.append(Text(f"\npattern {pattern_name}, label words {words}:", style="bold"))
-        parts.append(Text(pattern.render_labelled(example.fields, word)))
+        words = task.verbalizers[pattern.verbalizer] if task.labels else ()
+        named = f", label words {', '.join(map(repr, words))}" if words else ""
+        parts.append(Text(f"\npattern {pattern_name}{named}:", style="bold"))
+        parts.append(Text(pattern.render_labelled(example.fields, words[example.label] if words else example.references[0])))
     return Group(*parts)
+
+
+def _files_table(sources: Sequence[Source]) -> Table:
+    """Of each file its name in a local folder, what its rows must hold, and where it is to be had."""
+    columns = ["file", "columns", "on the hub", "to be had elsewhere"]
+    rows = [[each.files[0], each.holds, "-" if each.hub is None else _place(each.hub), each.obtain] for each in sources]
+    if not any(each.obtain for each in sources):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    return terminal_table(columns, rows)
 
 
 def _place(hub: tuple[str, str | None, str, str]) -> str:

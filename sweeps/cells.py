@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from llmft.errors import UserError, unknown_name
 from llmft.method import Method, Range
-from llmft.registry import build_method, check_kinds, complete_settings, load_task, method_class
+from llmft.registry import METHODS, build_method, check_kinds, complete_settings, load_task, method_class
 from llmft.spec import STREAMS, DataRef, ForgettingSpec, GenerationSpec, ModelRef, TaskRef, TrainSpec, TrialSpec, error_lines
 from llmft.task import Task
 from sweeps.plan import MethodEntry, ModelEntry, Plan, SearchPlan
@@ -93,11 +93,17 @@ def _with_params(spec: TrialSpec, params: Params) -> TrialSpec:
     )
 
 
-def _train_spec(where: str, values: Params) -> TrainSpec:
+def _train_spec(where: str, values: Params, methods: Mapping[str, str]) -> TrainSpec:
+    """A plan's `train`, of all methods or of one entry; `methods` are those that it holds for, by their entries' names."""
+
+    def belongs(_: str, key: str) -> str:
+        entries = (name for name, method in methods.items() if key in method_class(method).Settings.model_fields)
+        return next((f"methods.{name}.settings" for name in entries), "")
+
     try:
         return TrainSpec.model_validate(values)
     except ValidationError as error:
-        raise UserError(error_lines(error, where, {"": TrainSpec.model_fields})) from None
+        raise UserError(error_lines(error, where, {"": TrainSpec.model_fields}, belongs)) from None
 
 
 def _generation_spec(where: str, task: Task, values: Params) -> GenerationSpec | None:
@@ -211,7 +217,7 @@ def _entry_cells(
         check_kinds(method, subject["task"], task.kind)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    _train_spec(f"{where}.train", entry.train)
+    _train_spec(f"{where}.train", entry.train, {name: method})
     train = TrainSpec.model_validate({**cls.train_defaults, **plan.train, **entry.train}) if cls.trains else TrainSpec()
     ranges = _ranges(where, plan, entry, cls, _values(train, settings)) if cls.trains and plan.search else {}
     generation = _generation_spec(f"{where.split(': ')[0]}: generation", task, plan.generation)
@@ -258,7 +264,8 @@ def build_cells(
     """
     if resolve_model is None:
         from llmft.model import resolve_model  # imports torch
-    _train_spec(f"{where}: train", plan.train)
+    methods = {name: entry.method or name for name, entry in plan.methods.items()}
+    _train_spec(f"{where}: train", plan.train, {name: method for name, method in methods.items() if method in METHODS})
     resolve_data = resolve_data or resolve_named
     try:
         subjects = resolve_tasks(plan, resolve_data)

@@ -12,7 +12,6 @@ from llmft.errors import UserError
 from llmft.files import Place, reason, write_atomically
 from llmft.record import (
     EVALUATION_FILE,
-    RECORD_FILE,
     WEIGHTS_FILE,
     Change,
     Evaluation,
@@ -21,7 +20,7 @@ from llmft.record import (
     read_evaluation,
 )
 from llmft.registry import build_method
-from sweeps.store import TRIALS, Store
+from sweeps.store import Store
 
 
 def evaluate_trial(
@@ -89,17 +88,10 @@ def evaluate_trial(
 
 
 def _finished(store: Store, digest: str) -> TrialRecord:
-    try:
-        names = sorted({path.parent.name for path in (store.root / TRIALS).rglob(RECORD_FILE)})
-    except OSError as error:
-        raise UserError(f"{store.root}: results cannot be read ({reason(error)}).") from None
-    folders = [name for name in names if name.startswith(digest)]
-    if len(folders) != 1:
-        found = f"{len(folders)} trials begin so; write more of it" if folders else "analysis.load lists the digests"
-        raise UserError(f"{store.root}: no trial {digest!r}: {found}.")
-    record = store.get(folders[0])
+    found = store.find(digest)
+    record = store.get(found)
     if record is None or not record.finished:
-        raise UserError(f"{store.root}: the trial {folders[0]} has not finished{f' ({record.cause})' if record else ''}.")
+        raise UserError(f"{store.root}: the trial {found} has not finished{f' ({record.cause})' if record else ''}.")
     return record
 
 

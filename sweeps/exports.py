@@ -22,10 +22,10 @@ def export_trial(root: Place | str, beginning: str, folder: Path, merge: bool) -
         UserError: there is no such trial, it kept no weights, or it cannot be written so.
     """
     store = Store(root)
-    found = [record for digest, record in sorted(store.load().items()) if digest.startswith(beginning)]
-    if len(found) != 1:
-        raise UserError(f"{store.root}: {len(found)} trials begin with {beginning!r}. Give the digest of one.")
-    (record,) = found
+    digest = store.find(beginning)
+    record = store.get(digest)
+    if record is None:
+        raise UserError(f"{store.root}: the trial {digest} has not finished.")
     if record.weights_sha256 is None:
         raise UserError(
             f"{store.root}: trial {record.digest} ({record.spec.method}) kept no weights. Run its plan with keep_weights: true into "

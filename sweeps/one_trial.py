@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -78,8 +79,17 @@ def trial_spec(plan: Plan, seed: int) -> TrialSpec:
     return cell.report_spec({}, seed)
 
 
-def run_one(content: dict[str, Any], seed: int, device: str | None, root: Place | str | None) -> TrialRecord:
+def run_one(
+    content: dict[str, Any],
+    seed: int,
+    device: str | None,
+    root: Place | str | None,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> TrialRecord:
     """Run the trial, or read its record where `root` holds a finished one.
+
+    Args:
+        report: as of `llmft.runtime.Runtime`.
 
     Raises:
         UserError: a name or value is not known or not allowed.
@@ -93,9 +103,10 @@ def run_one(content: dict[str, Any], seed: int, device: str | None, root: Place 
     from llmft.trial import check_spec, run_trial
 
     check_spec(spec)
+    runtime = Runtime(device=device) if report is None else Runtime(device=device, report=report)
     if store is None:
-        return run_trial(spec, Runtime(device=device)).record
+        return run_trial(spec, runtime).record
     with store.locked():
-        result = run_trial(spec, Runtime(device=device, keep_weights=plan.keep_weights))
+        result = run_trial(spec, replace(runtime, keep_weights=plan.keep_weights))
         store.put(result.record, result.predictions, result.weights, result.responses)
     return result.record

@@ -17,8 +17,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from llmft.definition import TaskDefinition, TaskEntry, definition_keys
 from llmft.errors import UserError, unknown_name
-from llmft.registry import TASKS
-from llmft.spec import ORACLES, STREAMS, Selection, Spec, error_lines
+from llmft.registry import METHODS, TASKS, method_class
+from llmft.spec import ORACLES, STREAMS, GenerationSpec, Selection, Spec, TrainSpec, error_lines
 from sweeps.plan_files import read_files
 from sweeps.plan_search import PrunePlan, RangeEntry, SearchPlan
 from sweeps.yaml_file import read_yaml
@@ -136,7 +136,9 @@ class Plan(Spec):
     search: SearchPlan | None = Field(None, description="null: every method runs with its defaults")
     report: ReportPlan = ReportPlan()
     forgetting: ForgettingPlan | None = Field(None, description="null: only the plan's tasks are measured")
-    n_dev: int = Field(64, ge=0)
+    n_dev: int = Field(
+        64, ge=0, description="in total; as many of each label as can be: 13 over three labels are 5, 4 and 4. 0: no dev set"
+    )
     n_test: int | None = Field(None, ge=1)
     test_sets: tuple[str, ...] | None = Field(None, min_length=1, description="null: all; a task takes those that are its own")
     max_length: int | None = Field(None, ge=8)
@@ -201,6 +203,19 @@ def _known_keys(content: dict[str, Any]) -> dict[str, Any]:
     return known
 
 
+def _belongs(content: dict[str, Any], section: str, key: str) -> str:
+    """The section of a plan for a hyper-parameter that stands at the top, or directly in a method's entry."""
+    if section == "":
+        return "train" if key in TrainSpec.model_fields else "generation" if key in GenerationSpec.model_fields else ""
+    parent, _, name = section.partition(".")
+    if parent != "methods" or name not in content["methods"]:
+        return ""
+    method = content["methods"][name].get("method") or name
+    if method in METHODS and key in method_class(method).Settings.model_fields:
+        return f"{section}.settings"
+    return f"{section}.train" if key in TrainSpec.model_fields else ""
+
+
 def _written_out(content: dict[str, Any]) -> dict[str, Any]:
     """A model or teacher that is only a name becomes a mapping, and so does a method without overrides."""
     content = dict(content)
@@ -225,7 +240,9 @@ def parse_plan(content: dict[str, Any], where: str) -> Plan:
     try:
         return Plan.model_validate_json(json.dumps(_written_out(content), default=str))
     except (ValidationError, TypeError) as error:
-        text = error_lines(error, where, _known_keys(content)) if isinstance(error, ValidationError) else f"{where}: {error}"
+        text = f"{where}: {error}"
+        if isinstance(error, ValidationError):
+            text = error_lines(error, where, _known_keys(content), lambda section, key: _belongs(content, section, key))
         raise UserError(text) from None
 
 

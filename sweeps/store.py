@@ -10,6 +10,7 @@ RESULTS is a folder or a URL, as in `llmft.files`, where it also says how the pr
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -69,6 +70,22 @@ class Store:
                 return _patiently(lambda: read_record(self.folder(digest)), WAITS_S if self._lock else ())
             except FileNotFoundError:
                 return None
+
+    def find(self, beginning: str) -> str:
+        """The digest of the only trial whose digest begins so.
+
+        Raises:
+            UserError: there is none, or there are several; the storage cannot be read.
+        """
+        with self._reading():
+            known = sorted({path.parent.name for path in (self.root / TRIALS).rglob(RECORD_FILE)})
+        found = [digest for digest in known if digest.startswith(beginning)]
+        if len(found) == 1:
+            return found[0]
+        wrong = f"{len(found)} trials begin with {beginning!r}; write more of the digest" if found else f"no trial begins with {beginning!r}"
+        near = found or difflib.get_close_matches(beginning, known, cutoff=0.5)
+        hint = f" Nearest: {', '.join(near[:3])}{', ...' if len(near) > 3 else ''}." if near else ""
+        raise UserError(f"{self.root}: {wrong}.{hint} The digests are the names of the folders in {self.root / TRIALS}.")
 
     def put(self, record: TrialRecord, *files: bytes | None) -> None:
         """Write one trial, all of it or nothing; `files` as for `llmft.record.write_record`.

@@ -15,6 +15,7 @@ from sweeps.cell_plan import CellState, Planned, Records
 from sweeps.prune import failed
 
 if TYPE_CHECKING:
+    from sweeps.memory import Memory
     from sweeps.outlook import Outlook
     from sweeps.resources import Placement
 
@@ -76,7 +77,7 @@ def outlook_view(outlook: Outlook) -> RenderableType:
 def _sizes(placement: Placement) -> list[str]:
     """For each process: all of what limits it (its GPU's memory, or the host's), the parts, and the host's where there is a GPU."""
     memory = placement.memory
-    in_training = bool(memory.n_trainable) and memory.gradient_bytes + memory.training_bytes >= memory.scoring_bytes
+    in_training = bool(memory.n_trainable) and not _scoring_is_worst(memory)
     parts = [
         memory.weight_bytes + memory.gathered_bytes, memory.gradient_bytes if in_training else 0, memory.optimizer_bytes,
         memory.training_bytes if in_training else memory.scoring_bytes,
@@ -85,6 +86,10 @@ def _sizes(placement: Placement) -> list[str]:
     if not placement.slot.gpus:
         total, host = memory.cpu_bytes, memory.cpu_bytes - sum(parts)
     return [size_text(size) if size else "-" for size in (total, *parts, host)]
+
+
+def _scoring_is_worst(memory: Memory) -> bool:
+    return memory.scoring_bytes > memory.gradient_bytes + memory.training_bytes
 
 
 def _assumptions(outlook: Outlook) -> list[str]:
@@ -99,8 +104,14 @@ def _assumptions(outlook: Outlook) -> list[str]:
         if on_gpu
         else f"{CPU_HEADROOM - 1:.0%} head-room"
     )
-    lines = [
-        'memory: of each process, with the longest batch of the longest draw; "host" holds the base model, and the best weights on dev',
+    memories = [need.placement.memory for need in outlook.needs if need.placement.memory]
+    held = ["the base model", "the best weights on dev"]
+    held += ["what a teacher has said"] if any(memory.taught_bytes for memory in memories) else []
+    held_text = ", ".join(held[:-1]) + f" and {held[-1]}"
+    lines = [f'memory: of each process, with the longest batch of the longest draw; "host" holds {held_text}']
+    if any(memory.n_trainable and _scoring_is_worst(memory) for memory in memories):
+        lines.append('gradients: "-" where scoring takes the most memory; those of training are not there then')
+    lines += [
         f"assumed on top: {headroom}, and {PROCESS_BYTES / GIB:g} GiB of the host's memory for the process; nothing else runs here",
     ]
     time, disk = outlook.time, outlook.disk
@@ -159,14 +170,7 @@ def record_summary(record: TrialRecord) -> RenderableType:
         parts.append(Text(f"trained on {mixed}"))
     if record.forgetting:
         parts.append(changes_table(record.forgetting))
-    for finding in record.findings:
-        where = f" [{finding.set}{', ' + finding.selection if finding.selection else ''}]" if finding.set else ""
-        parts.append(
-            Text(
-                f"{finding.severity}: {finding.code}{where}: {finding.message}",
-                style="yellow" if finding.severity != "note" else "dim",
-            )
-        )
+    parts += _findings(record)
     if record.content_free:
         shares = ", ".join(f"{label} {share:.3f}" for label, share in record.content_free.items())
         parts.append(Text(f"calibrated by what the prompt alone makes the model say: {shares}"))
@@ -184,6 +188,19 @@ def record_summary(record: TrialRecord) -> RenderableType:
             )
         )
     return Group(*parts)
+
+
+def _findings(record: TrialRecord) -> list[Text]:
+    """Each finding once, with the checkpoints that it holds for."""
+    selections: dict[tuple[str, str, str | None, str], list[str]] = {}
+    for finding in record.findings:
+        of = selections.setdefault((finding.severity, finding.code, finding.set, finding.message), [])
+        of += [finding.selection] if finding.selection else []
+    lines = []
+    for (severity, code, name, message), of in selections.items():
+        where = f" [{', '.join([name, *of])}]" if name else ""
+        lines.append(Text(f"{severity}: {code}{where}: {message}", style="yellow" if severity != "note" else "dim"))
+    return lines
 
 
 PERCENT, PLAIN = {"majority_share": "majority", "bleu": "BLEU"}, {"macro_f1": "macro-F1", "mcc": "MCC"}

@@ -68,5 +68,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         problem = (getattr(error, "problem", None) or str(error).splitlines()[0]).strip()
         raise UserError(f"{where}: not readable as YAML: {problem}.") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no keys. A plan needs at least models, tasks and methods.")
+        got = "a list" if isinstance(content, list) else "nothing" if content is None else f"one value, {content!r}"
+        raise UserError(
+            f"{path}: holds {str(got)[:80]} in place of keys with values (key: value). A plan needs at least models, tasks and methods."
+        )
     return content

@@ -14,6 +14,7 @@ from llmft.task import Example, TestSet
 HANS = Source(
     ("hans.parquet", "hans_validation.parquet", "heuristics_evaluation_set.txt", "hans_regenerated.parquet"),
     ("jhu-cogsci/hans", None, "validation", "refs/convert/parquet"),
+    holds="premise, hypothesis, label (0 entailment, 1 not_entailment), heuristic, subcase",
 )
 HEURISTICS = {"hans": "lexical_overlap", "hans_subsequence": "subsequence", "hans_constituent": "constituent"}
 ORIGINAL_COLUMNS = {"sentence1": "premise", "sentence2": "hypothesis", "gold_label": "label"}  # of the authors' text file

@@ -14,14 +14,16 @@ from llmft.spec import DataRef
 from llmft.task import Example, Task, TaskData, TestSet
 
 GLUE = ("nyu-mll/glue", "cola")
-TRAIN = Source(("cola_train.parquet",), (*GLUE, "train", "main"))
-VALIDATION = Source(("cola_validation.parquet",), (*GLUE, "validation", "main"))
+HOLDS = "sentence, label (0 unacceptable, 1 acceptable)"
+TRAIN = Source(("cola_train.parquet",), (*GLUE, "train", "main"), holds=HOLDS)
+VALIDATION = Source(("cola_validation.parquet",), (*GLUE, "validation", "main"), holds=HOLDS)
 OOD = Source(
     ("cola_ood.tsv", "cola_ood/dev.tsv"),
     None,
     columns=("source", "label", "mark", "sentence"),
     obtain="data/cola_ood/dev.tsv of github.com/uds-lsv/llmft, the out_of_domain_dev.tsv of cola_public 1.1, "
     "sha256 201b9c57b2a20f1282242eec0ed8995729e3be19c29a46c047b3727338836c05",
+    holds="without a header: source, label (0 unacceptable, 1 acceptable), the authors' mark, sentence",
 )
 N_VALIDATION, N_IN_DOMAIN = 1043, 527
 

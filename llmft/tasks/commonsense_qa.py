@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from llmft.errors import UserError
 from llmft.prompts import Pattern
-from llmft.sources import Source, checked_fields, numbered, resolve_sources
+from llmft.sources import Source, checked_fields, numbered
 from llmft.spec import DataRef
 from llmft.task import Example, Task, TaskData, TestSet
 
 HUB = "tau/commonsense_qa"
-TRAIN = Source(("commonsenseqa_train.parquet", "train.parquet"), (HUB, None, "train", "main"))
-VALIDATION = Source(("commonsenseqa_validation.parquet", "validation.parquet"), (HUB, None, "validation", "main"))
+HOLDS = "question, choices {label, text} (or choice_labels and choice_texts), answerKey (A to E)"
+TRAIN = Source(("commonsenseqa_train.parquet", "train.parquet"), (HUB, None, "train", "main"), holds=HOLDS)
+VALIDATION = Source(("commonsenseqa_validation.parquet", "validation.parquet"), (HUB, None, "validation", "main"), holds=HOLDS)
 LETTERS = ("A", "B", "C", "D", "E")
 CHOICES = "".join(f"\n{letter}. {{{letter}}}" for letter in LETTERS)
 
@@ -45,9 +46,7 @@ class CommonsenseQa(Task):
     }
     verbalizers = {"letters": LETTERS}
     in_domain = "commonsense_qa"
-
-    def resolve_data(self, directory: str | None) -> DataRef:
-        return resolve_sources((TRAIN, VALIDATION), directory)
+    sources = (TRAIN, VALIDATION)
 
     def load(self, data: DataRef) -> TaskData:
         test = TestSet("commonsense_qa", "in", _examples(VALIDATION, data, "commonsenseqa_validation"))

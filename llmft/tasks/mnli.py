@@ -16,9 +16,10 @@ from llmft.task import Example, Task, TaskData, TestSet
 from llmft.tasks._hans import HANS, HEURISTICS, hans_tests
 
 GLUE = ("nyu-mll/glue", "mnli")
-TRAIN = Source(("mnli_train.parquet",), (*GLUE, "train", "main"))
-MATCHED = Source(("mnli_validation_matched.parquet",), (*GLUE, "validation_matched", "main"))
-MISMATCHED = Source(("mnli_validation_mismatched.parquet",), (*GLUE, "validation_mismatched", "main"))
+HOLDS = "premise, hypothesis, label (0 entailment, 1 neutral, 2 contradiction)"
+TRAIN = Source(("mnli_train.parquet",), (*GLUE, "train", "main"), holds=HOLDS)
+MATCHED = Source(("mnli_validation_matched.parquet",), (*GLUE, "validation_matched", "main"), holds=HOLDS)
+MISMATCHED = Source(("mnli_validation_mismatched.parquet",), (*GLUE, "validation_mismatched", "main"), holds=HOLDS)
 FIELDS = {"premise": "premise", "hypothesis": "hypothesis"}
 
 

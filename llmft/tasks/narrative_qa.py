@@ -10,14 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 from llmft.prompts import Pattern
-from llmft.sources import Source, checked_fields, checked_references, numbered, resolve_sources
+from llmft.sources import Source, checked_fields, checked_references, numbered
 from llmft.spec import DataRef
 from llmft.task import Example, GenerationTask, TaskData, TestSet
 
 HUB = "deepmind/narrativeqa"
 COLUMNS = ("document.summary.text", "question.text", "answers")  # without the books
-TRAIN = Source(("narrativeqa_train.parquet",), (HUB, None, "train", "main"), hub_columns=COLUMNS)
-VALIDATION = Source(("narrativeqa_validation.parquet",), (HUB, None, "validation", "main"), hub_columns=COLUMNS)
+HOLDS = "summary, question, answers (a list of texts)"
+TRAIN = Source(("narrativeqa_train.parquet",), (HUB, None, "train", "main"), hub_columns=COLUMNS, holds=HOLDS)
+VALIDATION = Source(("narrativeqa_validation.parquet",), (HUB, None, "validation", "main"), hub_columns=COLUMNS, holds=HOLDS)
 ASKED = "Answer the question as concisely as you can, using a single phrase if possible. Do not provide any explanation."
 
 
@@ -49,9 +50,7 @@ class NarrativeQa(GenerationTask):
     metric = "token_f1"
     generation_defaults = {"max_new_tokens": 32}
     in_domain = "narrative_qa"
-
-    def resolve_data(self, directory: str | None) -> DataRef:
-        return resolve_sources((TRAIN, VALIDATION), directory)
+    sources = (TRAIN, VALIDATION)
 
     def load(self, data: DataRef) -> TaskData:
         test = TestSet("narrative_qa", "in", _examples(VALIDATION, data, "narrativeqa_validation"))

@@ -19,13 +19,15 @@ from llmft.spec import DataRef
 from llmft.task import Example, Task, TaskData, TestSet
 
 GLUE = ("nyu-mll/glue", "qqp")
-TRAIN = Source(("qqp_train.parquet",), (*GLUE, "train", "main"))
-VALIDATION = Source(("qqp_validation.parquet",), (*GLUE, "validation", "main"))
+LABEL = "label (0 not_duplicate, 1 duplicate)"
+TRAIN = Source(("qqp_train.parquet",), (*GLUE, "train", "main"), holds=f"question1, question2, {LABEL}")
+VALIDATION = Source(("qqp_validation.parquet",), (*GLUE, "validation", "main"), holds=f"question1, question2, {LABEL}")
 PAWS = Source(
     ("paws_qqp.tsv", "paws_qqp/dev_and_test.tsv", "paws_qqp.parquet", "paws_qqp_clean.parquet"),
     None,
     obtain="data/paws_qqp/dev_and_test.tsv of github.com/uds-lsv/llmft, "
     "sha256 f65890ccffd7a6432520c009dd3e5c03a96205c80a8f89b04bb58f44c1f35c8f",
+    holds=f"sentence1, sentence2, {LABEL}",
 )
 SEED, N_ROWS = 123, 1000
 

@@ -14,8 +14,9 @@ from llmft.task import Example, Task, TaskData, TestSet
 from llmft.tasks._hans import HANS, HEURISTICS, hans_tests
 
 GLUE = ("nyu-mll/glue", "rte")
-TRAIN = Source(("rte_train.parquet", "train.parquet"), (*GLUE, "train", "main"))
-VALIDATION = Source(("rte_validation.parquet", "validation.parquet"), (*GLUE, "validation", "main"))
+HOLDS = "sentence1, sentence2, label (0 entailment, 1 not_entailment)"
+TRAIN = Source(("rte_train.parquet", "train.parquet"), (*GLUE, "train", "main"), holds=HOLDS)
+VALIDATION = Source(("rte_validation.parquet", "validation.parquet"), (*GLUE, "validation", "main"), holds=HOLDS)
 
 
 class Rte(Task):

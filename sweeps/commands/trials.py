@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -57,7 +58,8 @@ def trial(
         model=model, revision=revision, pattern=pattern, verbalizer=verbalizer, n_dev=n_dev, n_test=n_test, max_length=max_length,
         precision=precision, data_dir=data_dir, keep_weights=keep_weights, teacher=teacher, mixture=mixture or (),
     )  # fmt: skip
-    record = run_one(content, seed, device, out)
+    watched = sys.stderr.isatty() and not as_json
+    record = run_one(content, seed, device, out, _say_progress if watched else None)
     if as_json:
         print(record.model_dump_json(indent=1))
     else:
@@ -65,6 +67,12 @@ def trial(
 
         terminal().print(record_summary(record))
     return 0 if record.finished else FAILED
+
+
+def _say_progress(progress: dict[str, Any]) -> None:
+    """One line for each look at dev."""
+    dev = "" if progress["dev_score"] is None else f", dev score {progress['dev_score']:.1%}"
+    print(f"epoch {progress['epoch']}: training loss {progress['train_loss']:.4f}{dev}", file=sys.stderr)
 
 
 def export(

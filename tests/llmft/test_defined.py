@@ -119,16 +119,16 @@ def edit(path, old: str, new: str) -> None:
 
 @pytest.mark.parametrize(
     ("file", "old", "new", "said"),
-    [("train.csv", "doctor 3,nurse 3,yes", "doctor 3,nurse 3,maybe", "train.csv, row 3: label 'maybe' in column 'gold' is not one of yes, no"),
-     ("test.csv", "doctor 4,nurse 4 saw", "doctor 4,", "test.csv, row 4: column 's2' holds no text (got '')"),
-     ("test.csv", "doctor 4,", "  ,", "test.csv, row 4: column 's1' holds no text (got '  ')"),
-     ("test.csv", "doctor 4,nurse 4 saw,no", "doctor 4,nurse 4 saw,", "test.csv, row 4: column 'gold' holds no label (got '')"),
-     ("other.jsonl", '"s1": "DOCTOR 5"', '"s1": 5', "other.jsonl, row 5: column 's1' holds no text (got 5)"),
-     ("other.jsonl", '"s1": "DOCTOR 5"', '"s1": null', "other.jsonl, row 5: column 's1' holds no text (got None)"),
-     ("other.jsonl", '"DOCTOR 5", "s2": "nurse 5", "gold": "yes"', '"D", "s2": "n", "gold": null', "row 5: column 'gold' holds no label"),
-     ("train.csv", "s1,s2", "sentence,s2", "train.csv, row 0: there is no column 's1'. Columns: sentence, s2, gold, from"),
-     ("train.csv", "gold", "label", "train.csv, row 0: there is no column 'gold'"),
-     ("other.jsonl", '"from"', '"source"', "other.jsonl, row 0: there is no column 'from'"),
+    [("train.csv", "doctor 3,nurse 3,yes", "doctor 3,nurse 3,maybe", "train.csv, line 5: label 'maybe' in column 'gold' is not one of yes, no"),
+     ("test.csv", "doctor 4,nurse 4 saw", "doctor 4,", "test.csv, line 6: column 's2' holds no text (got '')"),
+     ("test.csv", "doctor 4,", "  ,", "test.csv, line 6: column 's1' holds no text (got '  ')"),
+     ("test.csv", "doctor 4,nurse 4 saw,no", "doctor 4,nurse 4 saw,", "test.csv, line 6: column 'gold' holds no label (got '')"),
+     ("other.jsonl", '"s1": "DOCTOR 5"', '"s1": 5', "other.jsonl, line 6: column 's1' holds no text (got 5)"),
+     ("other.jsonl", '"s1": "DOCTOR 5"', '"s1": null', "other.jsonl, line 6: column 's1' holds no text (got None)"),
+     ("other.jsonl", '"DOCTOR 5", "s2": "nurse 5", "gold": "yes"', '"D", "s2": "n", "gold": null', "line 6: column 'gold' holds no label"),
+     ("train.csv", "s1,s2", "sentence,s2", "train.csv: there is no column 's1' in the header. Columns: sentence, s2, gold, from"),
+     ("train.csv", "gold", "label", "train.csv: there is no column 'gold' in the header"),
+     ("other.jsonl", '"from"', '"source"', "other.jsonl, line 1: there is no column 'from'"),
      ("train.csv", "doctor 7,", "doctor, 7,", "train.csv, line 9: cannot be read (5 cells where there are 4 columns)")],
 )  # fmt: skip
 def test_a_wrong_row_is_named_with_its_file(folder, file, old, new, said):
@@ -254,7 +254,17 @@ def test_dev_of_its_own_and_rows_that_stand_in_training_and_test(own_spec, folde
 
 def test_too_few_examples_are_told_in_one_line(own_spec):
     record = run_trial(own_spec("in_context", n_shots=42), CPU).record
-    assert record.cause == "user_error" and "21 shots and 2 dev examples of label 0 are more than the 20" in record.message
+    assert record.cause == "user_error" and "21 shots and 2 dev examples of label 'entailment' are more than the 20" in record.message
+
+
+def test_a_label_that_is_a_typo_is_named_with_its_line(own_spec, folder):
+    edit(folder / "train.csv", "doctor 7,nurse 7,yes", "doctor 7,nurse 7,yse")
+    inferred = {"labels": None, "verbalizers": None}
+    record = run_trial(own_spec("zero_shot", inferred, n_shots=0, n_dev=9), CPU).record
+    assert "n_dev: 3 dev examples of label 'yse' are more than the 1 that the training pool holds" in record.message
+    assert "Use a smaller n_dev. If the label is a typo, correct it: it stands in" in record.message and "shots" not in record.message
+    assert record.message.endswith("train.csv, line 9.")
+    assert "yse" in (folder / "train.csv").read_text().splitlines()[8]
 
 
 def test_rows_of_the_hub(server, new_cache, folder, tmp_path):
@@ -347,11 +357,11 @@ def test_what_a_format_stands_for_can_be_said_otherwise(texts):
 
 @pytest.mark.parametrize(
     ("file", "old", "new", "said"),
-    [("pairs.jsonl", '["Doctor 4", "Nurse 4"]', "[]", "pairs.jsonl, row 4, column 'answers': the references [] must be texts"),
-     ("pairs.jsonl", '["Doctor 4", "Nurse 4"]', '["a", " "]', "row 4, column 'answers': the references ['a', ' '] must be texts"),
-     ("pairs.jsonl", '["Doctor 4", "Nurse 4"]', "4", "row 4, column 'answers': the references 4 must be texts"),
-     ("pairs.jsonl", '"Who is 4?"', '""', "pairs.jsonl, row 4: column 'question' holds no text"),
-     ("pairs.jsonl", '"answers"', '"answer"', "pairs.jsonl, row 0: there is no column 'answers'")],
+    [("pairs.jsonl", '["Doctor 4", "Nurse 4"]', "[]", "pairs.jsonl, line 5, column 'answers': the references [] must be texts"),
+     ("pairs.jsonl", '["Doctor 4", "Nurse 4"]', '["a", " "]', "line 5, column 'answers': the references ['a', ' '] must be texts"),
+     ("pairs.jsonl", '["Doctor 4", "Nurse 4"]', "4", "line 5, column 'answers': the references 4 must be texts"),
+     ("pairs.jsonl", '"Who is 4?"', '""', "pairs.jsonl, line 5: column 'question' holds no text"),
+     ("pairs.jsonl", '"answers"', '"answer"', "pairs.jsonl, line 1: there is no column 'answers'")],
 )  # fmt: skip
 def test_a_wrong_row_of_texts_is_named_with_its_file(texts, file, old, new, said):
     edit(texts / file, old, new)
@@ -362,7 +372,7 @@ def test_a_wrong_row_of_texts_is_named_with_its_file(texts, file, old, new, said
 
 def test_rows_without_a_reference_are_left_out_where_one_says_so(texts):
     edit(texts / "alpaca.jsonl", '"output": "number 4"', '"output": " "')
-    with pytest.raises(UserError, match="alpaca.jsonl, row 4, column 'output': the references .* must be texts"):
+    with pytest.raises(UserError, match="alpaca.jsonl, line 5, column 'output': the references .* must be texts"):
         whole(define_texts(alpaca(texts)))
     _, data, _ = whole(define_texts(alpaca(texts, drop_empty=True)))
     assert [example.id for example in data.pool] == [f"train/{i}" for i in range(30) if i != 4]

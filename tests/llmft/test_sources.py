@@ -113,14 +113,14 @@ def load(folder: Path):
 
 @pytest.mark.parametrize(
     ("name", "edit", "said"),
-    [("rte_train.parquet", lambda rows: rows[7].update(label=2), "rte_train, row 7: label 2 is not one of the task's labels 0 to 1"),
-     ("rte_validation.parquet", lambda rows: rows[3].update(label=-1), "rte_validation, row 3: label -1"),
-     ("rte_validation.parquet", lambda rows: rows[3].update(label=None), "rte_validation, row 3: label None"),
-     ("rte_train.parquet", lambda rows: [row.pop("sentence2") for row in rows], "row 0: column 'sentence2' is missing"),
-     ("rte_train.parquet", lambda rows: rows[5].update(sentence1=None), "row 5: column 'sentence1' is missing or holds no text"),
-     ("rte_train.parquet", lambda rows: [row.pop("label") for row in rows], "row 0: label None"),
-     ("hans_regenerated.parquet", lambda rows: rows[9].update(heuristic="luck"), "hans, row 9: heuristic 'luck'"),
-     ("hans_regenerated.parquet", lambda rows: [row.pop("subcase") for row in rows], "row 0: column 'subcase' is missing")],
+    [("rte_train.parquet", lambda rows: rows[7].update(label=2), "rte_train, row 8: label 2 is not one of the task's labels 0 to 1"),
+     ("rte_validation.parquet", lambda rows: rows[3].update(label=-1), "rte_validation, row 4: label -1"),
+     ("rte_validation.parquet", lambda rows: rows[3].update(label=None), "rte_validation, row 4: label None"),
+     ("rte_train.parquet", lambda rows: [row.pop("sentence2") for row in rows], "row 1: column 'sentence2' is missing"),
+     ("rte_train.parquet", lambda rows: rows[5].update(sentence1=None), "row 6: column 'sentence1' is missing or holds no text"),
+     ("rte_train.parquet", lambda rows: [row.pop("label") for row in rows], "row 1: label None"),
+     ("hans_regenerated.parquet", lambda rows: rows[9].update(heuristic="luck"), "hans, row 10: heuristic 'luck'"),
+     ("hans_regenerated.parquet", lambda rows: [row.pop("subcase") for row in rows], "row 1: column 'subcase' is missing")],
 )  # fmt: skip
 def test_a_wrong_row_is_named(copied, name, edit, said):
     change(copied / name, edit)
@@ -203,3 +203,11 @@ def test_a_hub_out_of_reach_is_told_at_once_in_one_line(tmp_path, environment):
     assert "data: cannot get nyu-mll/glue" in done.stdout and "--data-dir" in done.stdout and done.stdout.count("\n") == 1
     assert "Retrying" not in done.stderr
     assert time.monotonic() - began < 15  # two of them are imports; the hub's client alone would retry for 23
+
+
+def test_all_the_data_sets_that_cannot_be_had_are_named(new_cache, server):
+    new_cache()
+    server.stop()
+    with pytest.raises(UserError, match=r"cannot get jhu-cogsci/hans, .* Nor can nyu-mll/glue \(main\) be had\.$") as raised:
+        load_task("rte").resolve_data(None)
+    assert "\n" not in str(raised.value)

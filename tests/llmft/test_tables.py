@@ -7,7 +7,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from llmft.errors import UserError
-from llmft.tables import read_rows
+from llmft.tables import placed_rows, read_rows
 
 ROWS = [{"text": 'say "it", twice', "label": "0"}, {"text": "l'été\tchaud 中\nand more", "label": "1"}]
 
@@ -72,7 +72,7 @@ def test_a_cell_may_hold_a_document(tmp_path):
      ("a.csv", "a\nb\nétat\n".encode("latin-1"), "a.csv, line 3: is not in UTF-8 (byte 0xe9)"),
      ("a.jsonl", '{"a": 1}\n{"a": \n', "a.jsonl, line 2: cannot be read"),
      ("a.jsonl", '{"a": 1}\n[1]\n', "a.jsonl, line 2: is no object with named values (got list)"),
-     ("a.json", '[{"a": 1}, 3]', "a.json, row 1: is no object with named values (got int)"),
+     ("a.json", '[{"a": 1}, 3]', "a.json, row 2: is no object with named values (got int)"),
      ("a.json", "[", "cannot be read"),
      ("a.xlsx", "x", "is no kind of file that holds rows. Kinds: .csv")],
 )  # fmt: skip
@@ -80,6 +80,15 @@ def test_a_file_that_is_not_what_it_should_be(tmp_path, name, content, said):
     with pytest.raises(UserError) as raised:
         read_rows(written(tmp_path, name, content))
     assert said in str(raised.value) and str(tmp_path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "places"),
+    [("a.csv", 'a,b\r\n1,"two\r\nlines"\r\n\r\n3,4\r\n', ["line 2", "line 5"]), ("a.tsv", "a\tb\n1\t2\n3\t4\n", ["line 2", "line 3"]),
+     ("a.jsonl", '{"a": 1}\n\n{"a": 2}\n', ["line 1", "line 3"]), ("a.json", '[{"a": 1},\n{"a": 2}]', ["row 1", "row 2"])],
+)  # fmt: skip
+def test_a_row_knows_its_line_in_an_editor(tmp_path, name, content, places):
+    assert [place for place, _ in placed_rows(written(tmp_path, name, content))] == places
 
 
 def test_a_file_that_is_not_there(tmp_path):

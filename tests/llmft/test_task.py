@@ -123,6 +123,14 @@ def test_more_than_the_pool_holds_is_refused():
     draw_examples(pool(2, 10), 2, 6, "per_class", 8, seed=0)
     with pytest.raises(UserError, match="7 shots and 4 dev examples of label 0 are more than the 10"):
         draw_examples(pool(2, 10), 2, 7, "per_class", 8, seed=0)
+    with pytest.raises(UserError, match="^n_shots: 11 shots of label 'no' are more than the 10 .* holds. Use fewer shots.$"):
+        draw_examples(pool(2, 10), 2, 11, "per_class", 0, seed=0, names=("no", "yes"))
+    with pytest.raises(UserError, match="^n_dev: 11 dev examples of label 'no' are more .* holds. Use a smaller n_dev.$"):
+        draw_examples(pool(2, 10), 2, 0, "per_class", 22, seed=0, names=("no", "yes"))
+
+
+def test_dev_is_as_balanced_as_can_be():
+    assert by_label(draw_examples(pool(3), 3, 0, "total", 13, seed=0).dev, 3) == [5, 4, 4]
 
 
 def test_an_absent_label_is_refused():

@@ -179,12 +179,12 @@ def test_the_hubs_rows_of_commonsense_qa_are_the_same_examples(folder, server, n
 
 @pytest.mark.parametrize(
     ("task", "name", "change", "said"),
-    [("dialogsum", "dialogsum_train", {"summary": " "}, "dialogsum_train, row 3: the references [' '] must be texts"),
-     ("dialogsum", "dialogsum_test", {"summaries": ["a", ""]}, "dialogsum_test, row 3: the references ['a', '']"),
-     ("narrative_qa", "narrativeqa_train", {"answers": []}, "narrativeqa_train, row 3: the references []"),
-     ("narrative_qa", "narrativeqa_train", {"question": None}, "row 3: column 'question' is missing"),
-     ("commonsense_qa", "commonsenseqa_validation", {"answerKey": "F"}, "commonsenseqa_validation, row 3: choices"),
-     ("commonsense_qa", "commonsenseqa_validation", {"choice_texts": ["a"] * 4}, "commonsenseqa_validation, row 3: choices")],
+    [("dialogsum", "dialogsum_train", {"summary": " "}, "dialogsum_train, row 4: the references [' '] must be texts"),
+     ("dialogsum", "dialogsum_test", {"summaries": ["a", ""]}, "dialogsum_test, row 4: the references ['a', '']"),
+     ("narrative_qa", "narrativeqa_train", {"answers": []}, "narrativeqa_train, row 4: the references []"),
+     ("narrative_qa", "narrativeqa_train", {"question": None}, "row 4: column 'question' is missing"),
+     ("commonsense_qa", "commonsenseqa_validation", {"answerKey": "F"}, "commonsenseqa_validation, row 4: choices"),
+     ("commonsense_qa", "commonsenseqa_validation", {"choice_texts": ["a"] * 4}, "commonsenseqa_validation, row 4: choices")],
 )  # fmt: skip
 def test_a_wrong_row_is_named(folder, task, name, change, said):
     rows = parquet.read_table(folder / f"{name}.parquet").slice(0, 6).to_pylist()

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from llmft import sources
+from llmft.registry import TASKS, load_task
+from llmft.spec import DataRef
 from sweeps.catalogue import markdown_table, readmes
 from sweeps.plan import parse_plan
 
@@ -43,7 +46,10 @@ def test_the_readme_of_the_project_names_both():
 RUN_BOTH = """
     import json
     from llmft.registry import METHODS, TASKS
-    from sweeps.catalogue import method_rows, task_rows
+    from llmft import sources
+from llmft.registry import TASKS, load_task
+from llmft.spec import DataRef
+from sweeps.catalogue import method_rows, task_rows
     from sweeps.one_trial import run_one, trial_plan
 
     assert "layer_norm" in METHODS and "parity" in TASKS
@@ -143,6 +149,35 @@ def test_a_task_is_shown_with_its_rows_and_patterns(task_data, capsys):
         assert part in text
     assert "Question: " in text
     assert "jhu-cogsci/hans" in text and "RTE (GLUE) in domain" in text
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_has_a_page_without_its_rows(name, capsys, monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    text, task = shown("tasks", name, capsys=capsys), load_task(name)
+    assert all(f"pattern {pattern}" in text for pattern in task.patterns)
+    assert ("Its rows are not on this machine" in text) == task.needs_data == bool(task.sources)
+    assert all(source.holds for source in task.sources)
+    assert ("to be had elsewhere" in text) == any(source.hub is None for source in task.sources)
+    assert ("<answer>" in text) == (task.needs_data and not task.labels)
+
+
+@pytest.mark.parametrize("name", ["rte", "mnli", "mnli_3way", "qqp", "cola"])
+def test_a_task_needs_the_columns_that_its_page_names_and_no_others(name, task_data, monkeypatch):
+    task, read = load_task(name), sources.read_rows
+
+    def cut(path, columns=(), parts=()):
+        holds = next(source.holds for source in task.sources if path.name in source.files)
+        plain, values = re.sub(r"\(.*?\)", "", holds), re.findall(r"(\d) \w+", holds)
+        wanted = [column.strip() for column in plain.removeprefix("without a header:").split(",")]
+        rows = read(path, columns, parts)
+        assert {str(row["label"]) for row in rows} <= set(values)
+        return [{column: row[column] for column in wanted if not column.startswith("the ")} for row in rows]
+
+    monkeypatch.setattr(sources, "read_rows", cut)
+    assert len(task.load(DataRef(directory=task_data)).pool) > 100
 
 
 def test_a_task_whose_rows_are_elsewhere_is_shown_without_them(capsys, monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 """The command line as a person meets it: in a process of its own."""
 
+import io
 import json
 import subprocess
 import sys
@@ -133,6 +134,37 @@ def test_one_trial_is_printed_and_kept(tmp_path, tiny_model, llmft_here):
     record = json.loads(shown)
     assert code == 0 and record["spec"]["settings"]["r"] == 2 and record["spec"]["train"]["learning_rate"] == 1e-3
     assert (tmp_path / "r" / "trials" / record["digest"] / "record.json").exists()
+
+
+def test_a_trial_tells_a_terminal_of_each_look_at_dev(tiny_model, capsys, monkeypatch):
+    import sys
+
+    from sweeps.cli import _run
+
+    for watched, options, n_lines in ((True, (), 4), (False, (), 0), (True, ("--json",), 0)):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda watched=watched: watched)
+        assert _run([*TRIAL, "lora", "--model", str(tiny_model), *options]) == 0
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch ")]
+        assert len(lines) == n_lines
+        if lines:
+            assert lines[0].startswith("epoch 1: training loss ") and lines[-1].startswith("epoch 4: ") and "dev score" in lines[-1]
+
+
+def test_a_finding_is_shown_once_with_its_checkpoints(tiny_model):
+    from rich.console import Console
+
+    from llmft.record import Finding
+    from sweeps.one_trial import run_one, trial_plan
+    from sweeps.views import record_summary
+
+    content = trial_plan("zero_shot", [], {}, n_shots=None, task="toy", model=str(tiny_model), revision="main", n_dev=4, n_test=4)
+    twice = [Finding(code="x", severity="note", message="same", set="toy", selection=name) for name in ("last", "best_dev")]
+    other = Finding(code="x", severity="note", message="another", set="toy", selection="last")
+    record = run_one(content, 0, "cpu", None).model_copy(update={"findings": [twice[0], other, twice[1]]})
+    console = Console(width=160, file=io.StringIO())
+    console.print(record_summary(record))
+    shown = console.file.getvalue()
+    assert "note: x [toy, last, best_dev]: same\n" in shown and "note: x [toy, last]: another\n" in shown and shown.count("same") == 1
 
 
 def test_a_failed_trial_is_exit_code_1(tiny_model, llmft_here):

@@ -63,8 +63,9 @@ def test_a_sweep_measures_forgetting_and_evaluate_measures_more(tmp_path, plan_f
     assert code == 2 and "'vanilla' answers with a head of its own" in err
     for arguments, said in (
         ([of["lora"]], "nothing to measure"),
-        (["nowhere", "--tasks", "toy"], "no trial 'nowhere'"),
-        (["", "--tasks", "toy"], "4 trials begin so"),
+        (["nowhere", "--tasks", "toy"], "no trial begins with 'nowhere'"),
+        (["", "--tasks", "toy"], "4 trials begin with"),
+        ([of["lora"], "--text", "nofile.txt"], "nofile.txt cannot be read (No such file or directory)"),
         ([of["lora"], "--tasks", "tay"], "Did you mean 'toy'"),
     ):
         code, _, err = call("evaluate", results, *arguments)

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
@@ -40,13 +42,19 @@ def test_a_kept_trial_is_written_for_peft_and_for_transformers(results, tiny_mod
     AutoModelForCausalLM.from_pretrained(tmp_path / "model")
 
 
-def test_what_is_not_there_is_said(results, tmp_path):
+def test_what_is_not_there_is_said(results, tmp_path, capsys):
     without = next(iter(set(digests(results, "record.json")) - set(digests(results, "weights.safetensors"))))
     with pytest.raises(UserError, match="kept no weights. Run its plan with keep_weights: true"):
         export_trial(results, without, tmp_path / "new", merge=False)
-    for beginning in ("zzz", ""):
-        with pytest.raises(UserError, match="trials begin with .* Give the digest of one"):
+    for beginning, said in (
+        ("zzz", "no trial begins with 'zzz'. The digests are the names of the folders in .*/trials.$"),
+        (without[:-1] + "!", f"no trial begins with .* Nearest: {without}"),
+        ("", "trials begin with ''; write more of the digest. Nearest: .*, ..."),
+    ):
+        with pytest.raises(UserError, match=said):
             export_trial(results, beginning, tmp_path / "new", merge=False)
+        assert _run(["evaluate", str(results), beginning, "--tasks", "toy"]) == 2
+        assert re.search(said, capsys.readouterr().err.strip())
 
 
 def test_one_trial_keeps_its_weights_where_it_is_asked_to(tiny_model, tmp_path):

@@ -82,7 +82,7 @@ def test_the_same_rows_give_the_same_numbers_as_the_task_in_python(own_plan, tin
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [("data/train.csv", "data/trian.csv", ["plan.yaml: tasks.mine: ", "data/trian.csv: there is no such file"]),
-     ("label: gold", "label: golden", ["plan.yaml: tasks.mine: ", "data/train.csv, row 0: there is no column 'golden'"]),
+     ("label: gold", "label: golden", ["plan.yaml: tasks.mine: ", "data/train.csv: there is no column 'golden' in the header"]),
      ("not_entailment: 1", "not_entailment: 2", ["plan.yaml: tasks.mine: ", "label '1' in column 'gold' is not one of 0, 2"]),
      ("{premise} {hypothesis} ?", "{premise} {hypo} ?", ["plan.yaml: tasks.0: patterns.minimal: {hypo} is no field of the task"]),
      ("    label: gold", "    lable: gold", ["unknown key 'tasks.0.lable'. Did you mean 'label'?"]),

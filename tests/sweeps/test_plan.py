@@ -27,6 +27,10 @@ def error_of(path):
         ("round_size: 2", "rounds: 2", ["unknown key 'search.rounds'", "round_size"]),
         ("in_context: {", "in_context: {pattren: minimal, ", ["methods.in_context.pattren", "'pattern'"]),
         ("{choices: [2, 4]}", "{choices: [2, 4], hgih: 3}", ["methods.lora.search.r.hgih", "'high'"]),
+        ("lora: {", "lora: {learning_rate: 1e-3, ", ["'methods.lora.learning_rate'. learning_rate belongs under 'methods.lora.train'."]),
+        ("lora: {", "lora: {alpha: 2, ", ["unknown key 'methods.lora.alpha'. alpha belongs under 'methods.lora.settings'."]),
+        ("n_dev: 4", "n_dev: 4\nbatch_size: 4", ["unknown key 'batch_size'. batch_size belongs under 'train'."]),
+        ("n_dev: 4", "n_dev: 4\nmax_new_tokens: 4", ["unknown key 'max_new_tokens'. max_new_tokens belongs under 'generation'."]),
         ("name: small", "name: a/b", ["name", "pattern"]),
         ("models: [fake]", "models: [{name: fake, gpu: 1}]", ["unknown key 'models.0.gpu'", "'gpus'"]),
         ("models: [fake]", "models: [{name: fake, gpus: 2.5}]", ["models.0: gpus: 2.5 is neither", "use 2 or 3"]),
@@ -83,6 +87,9 @@ def error_of(path):
             ["methods.lora.search: r: never searched, for what it asks of alpha and loss never holds"],
         ),
         ("epochs: 2", "epoch: 2", ["train: unknown key 'epoch'", "'epochs'"]),
+        ("epochs: 2", "r: 2", ["train: unknown key 'r'. r belongs under 'methods.lora.settings'."]),
+        ("lora: {search", "lora: {settings: {learning_rate: 1e-3}, search", ["methods.lora", "learning_rate belongs under 'train'."]),
+        ("lora: {search", "lora: {train: {alpha: 2}, search", ["lora.train", "alpha belongs under 'methods.lora.settings'."]),
         ("epochs: 2", "epochs: 0", ["train: epochs", "got 0"]),
         ("zero_shot:", "zero_shot: {n_shots: [2]}", ["uses no shots"]),
         ("zero_shot:", "zero_shot: {train: {epochs: 3}}", ["trains nothing"]),
@@ -112,8 +119,8 @@ def test_a_mistake_is_one_line_with_file_and_key(plan_file, old, new, said):
 
 def test_files_that_are_no_plans(tmp_path):
     for name, content, said in [
-        ("a.yaml", b"", "holds no keys"),
-        ("b.yaml", b"- x", "holds no keys"),
+        ("a.yaml", b"", "a.yaml: holds nothing in place of keys with values"),
+        ("b.yaml", b"- x", "b.yaml: holds a list in place of keys with values"),
         ("c.yaml", b"\xff\xfe\x00", "UTF-8"),
     ]:
         (tmp_path / name).write_bytes(content)
