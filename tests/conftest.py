@@ -12,12 +12,18 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One Ray at a time: they are all started in the same process, where the tests go by processes."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """One Ray at a time: the files that start one all go to the same process, every other test to whichever is free."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    starts_ray = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("tests/**/test_*.py") if "mark.ray" in path.read_text()}
+
+    class OneRay(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "ray" if nodeid.partition("::")[0] in starts_ray else nodeid
+
+    return OneRay(config, log)
 
 
 @pytest.fixture(scope="session")
