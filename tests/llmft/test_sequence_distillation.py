@@ -147,6 +147,7 @@ def test_the_responses_lie_beside_the_record(spec, tmp_path):
 
 def test_the_teacher_is_gone_before_the_training(spec, teacher, monkeypatch):
     networks, real = [], models._load_base
+    monkeypatch.setattr(models, "_BASE", {})  # other tests may have left the teacher there
 
     def load(ref, dropout, base_weights):
         found = real(ref, dropout, base_weights)

