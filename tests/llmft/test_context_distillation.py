@@ -308,6 +308,7 @@ def test_a_larger_teacher_is_asked_and_gone_before_the_training(tmp_path, spec_o
     larger = resolve_model(save_model(tmp_path / "larger", "opt", tokenizer, seed=5, width=64, std=0.2))
     spec = spec_of(DISTILLED, {**FEW, "over": "vocabulary"}, teacher=larger, n_shots=4)
     networks, real = [], models._load_base
+    monkeypatch.setattr(models, "_BASE", {})  # other tests may have left the teacher there
 
     def load(ref, dropout, base_weights):
         found = real(ref, dropout, base_weights)
