@@ -68,8 +68,10 @@ def compare(folder: str, record, rows, raw) -> None:
     )
 
 
-@pytest.mark.parametrize("pattern", FORMATS)
-@pytest.mark.parametrize("n_shots", [2, 16])
+@pytest.mark.parametrize(
+    ("n_shots", "pattern"),
+    [*((2, name) for name in FORMATS), (16, "gpt-3"), *(pytest.param(16, name, marks=pytest.mark.long) for name in FORMATS if name != "gpt-3")],
+)
 def test_in_context_on_real_rte_and_hans_equals_one_prompt_at_a_time(rte, rte_opt, raw, n_shots, pattern):
     spec = {**IN_CONTEXT, "model": rte_opt, "data": rte, "n_shots": n_shots, "pattern": pattern}
     record, whole = run(TrialSpec(**spec, test_sets=("rte",)))

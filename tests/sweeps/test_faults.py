@@ -118,7 +118,8 @@ def test_a_trial_that_hangs_is_ended(tmp_path, plan_file):
     assert hung.cause is Cause.TIMEOUT and hung.spec.train.learning_rate == 1e-2 and "it hung" in hung.message
 
 
-@pytest.mark.parametrize("n_kills", [2, pytest.param(10, marks=pytest.mark.long)])
+@pytest.mark.long  # by default test_ray kills one, with fewer trials
+@pytest.mark.parametrize("n_kills", [2, 10])
 @pytest.mark.timeout(600)
 def test_the_driver_is_killed_at_random_moments(tmp_path, undisturbed, n_kills):
     plan, expected, manifest = undisturbed(*SIXTY)

@@ -51,6 +51,7 @@ except UserError as error:
 """
 
 
+@pytest.mark.long  # test_hub has the same for processes of one machine
 @pytest.mark.ray
 def test_every_node_fetches_once_before_the_first_trial(tmp_path, plan_file, tiny_model):
     cells = (
