@@ -87,7 +87,8 @@ def test_a_node_is_killed_in_a_cluster_of_three(tmp_path, undisturbed):
     assert "its machine was lost" in said
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 4])
+@pytest.mark.long  # by default test_ray compares two workers with none
+@pytest.mark.parametrize("workers", [1, 4])
 def test_the_number_of_workers_changes_no_trial(tmp_path, undisturbed, workers):
     plan, expected, manifest = undisturbed()
     code, outcome, said = run(plan=plan, root=str(tmp_path / "r"), workers=workers)

@@ -66,7 +66,9 @@ def log_probabilities(content: bytes) -> np.ndarray:
     return np.array(parquet.read_table(io.BytesIO(content))["label_log_probabilities"].to_pylist())
 
 
-@pytest.mark.parametrize(("strategy", "method"), [("ddp", "pattern"), ("fsdp", "lora")])
+@pytest.mark.parametrize(
+    ("strategy", "method"), [pytest.param("ddp", "pattern", marks=pytest.mark.long), ("fsdp", "lora")]  # both: test_distributed
+)
 def test_a_group_gives_the_record_of_one_process(job_of, strategy, method):
     spec, job = job_of(method, strategy=strategy, keep_weights=True, micro_batch_tokens=100)
     expected = run_trial(spec, Runtime(device="cpu"))

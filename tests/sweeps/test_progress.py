@@ -324,6 +324,7 @@ run_sweep(plan, build_cells(plan, where, fake_model, fake_data), sys.argv[2], wo
 """
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_ray_itself_is_not_heard(plan_file, tmp_path):
     plan = plan_file(

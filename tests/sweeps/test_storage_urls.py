@@ -502,6 +502,7 @@ def _comparable(record):
     return record.model_dump(exclude={"cost", "provenance"})
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_sweep_on_ray_and_a_url_is_that_of_one_process_and_a_folder(
     s3, url, prefix, tmp_path, plan_file, tiny_model, capsys, one_thread
