@@ -44,12 +44,8 @@ def test_the_readme_of_the_project_names_both():
 
 
 RUN_BOTH = """
-    import json
     from llmft.registry import METHODS, TASKS
-    from llmft import sources
-from llmft.registry import TASKS, load_task
-from llmft.spec import DataRef
-from sweeps.catalogue import method_rows, task_rows
+    from sweeps.catalogue import method_rows, task_rows
     from sweeps.one_trial import run_one, trial_plan
 
     assert "layer_norm" in METHODS and "parity" in TASKS
