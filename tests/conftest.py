@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,16 +16,26 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log):
-    """One Ray at a time: the files that start one all go to the same process, every other test to whichever is free."""
+    """One Ray at a time: the tests that start one all go to the same process, every other test to whichever is free."""
     from xdist.scheduler import LoadScopeScheduling
-
-    starts_ray = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("tests/**/test_*.py") if "mark.ray" in path.read_text()}
 
     class OneRay(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "ray" if nodeid.partition("::")[0] in starts_ray else nodeid
+            return "ray" if _starts_ray(nodeid) else nodeid
 
     return OneRay(config, log)
+
+
+def _starts_ray(nodeid: str) -> bool:
+    """Whether a test, or its whole file, has the mark; the scheduler knows no more of tests than their names."""
+    file, _, name = nodeid.partition("[")[0].partition("::")
+    text = _read(file)
+    return "pytestmark = pytest.mark.ray" in text or re.search(rf"@pytest\.mark\.ray\n(@.*\n)*def {name}\(", text) is not None
+
+
+@cache
+def _read(file: str) -> str:
+    return (ROOT / file).read_text()
 
 
 @pytest.fixture(scope="session")
