@@ -77,9 +77,7 @@ def shots_figure(frame: pd.DataFrame, table: pd.DataFrame) -> str:
 
     def paint(axes: Axes, content: tuple[str, pd.DataFrame]) -> None:
         domain, cells = content
-        majority = _majority(table, cells, domain)
-        if not math.isnan(majority):
-            axes.axhline(100 * majority, color=INK, alpha=0.45, linewidth=1, linestyle="--", zorder=0)
+        _draw_majority(axes, table, cells, domain)
         for name, line in cells.groupby("name"):
             line = line.sort_values("n_shots")
             if line["n_shots"].max() == 0:
@@ -108,9 +106,7 @@ def sizes_figure(frame: pd.DataFrame, table: pd.DataFrame) -> str:
 
     def paint(axes: Axes, content: tuple[str, pd.DataFrame]) -> None:
         domain, cells = content
-        majority = _majority(table, cells, domain)
-        if not math.isnan(majority):
-            axes.axhline(100 * majority, color=INK, alpha=0.45, linewidth=1, linestyle="--", zorder=0)
+        _draw_majority(axes, table, cells, domain)
         for name, line in cells.groupby("name"):
             line = line.sort_values("size")
             draw_line(axes, look, name, line["size"], line[f"{domain}_mean"], line[f"{domain}_half_width"])
@@ -196,6 +192,12 @@ def _of(trials: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
 
 def _majority_handle() -> Line2D:
     return handle("majority class", INK, line="--", linewidth=1, alpha=0.6)
+
+
+def _draw_majority(axes: Axes, table: pd.DataFrame, cells: pd.DataFrame, domain: str) -> None:
+    majority = _majority(table, cells, domain)
+    if not math.isnan(majority):
+        axes.axhline(100 * majority, color=INK, alpha=0.45, linewidth=1, linestyle="--", zorder=0)
 
 
 def _majority(table: pd.DataFrame, cells: pd.DataFrame, domain: str) -> float:

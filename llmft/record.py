@@ -298,13 +298,7 @@ def read_record(folder: str | Place) -> TrialRecord:
     """
     path = open_folder(folder) / RECORD_FILE
     content = path.read_bytes()
-    try:
-        record = TrialRecord.model_validate_json(content)
-    except ValidationError as error:
-        raise RecordError(f"{path}: {_why_unreadable(content, error)}") from error
-    if record.schema_version > SCHEMA_VERSION:
-        raise RecordError(f"{path}: {NEWER.format(record.schema_version)}")
-    return record
+    return _parse(TrialRecord, content, path)
 
 
 def read_evaluation(folder: str | Place) -> Evaluation | None:
@@ -319,16 +313,20 @@ def read_evaluation(folder: str | Place) -> Evaluation | None:
         content = path.read_bytes()
     except FileNotFoundError:
         return None
-    try:
-        evaluation = Evaluation.model_validate_json(content)
-    except ValidationError as error:
-        raise RecordError(f"{path}: {_why_unreadable(content, error)}") from error
-    if evaluation.schema_version > SCHEMA_VERSION:
-        raise RecordError(f"{path}: {NEWER.format(evaluation.schema_version)}")
-    return evaluation
+    return _parse(Evaluation, content, path)
 
 
 NEWER = f"schema version {{}} is newer than this program's ({SCHEMA_VERSION}); upgrade llmft."
+
+
+def _parse(kind: type[TrialRecord | Evaluation], content: bytes, path: Place):
+    try:
+        kept = kind.model_validate_json(content)
+    except ValidationError as error:
+        raise RecordError(f"{path}: {_why_unreadable(content, error)}") from error
+    if kept.schema_version > SCHEMA_VERSION:
+        raise RecordError(f"{path}: {NEWER.format(kept.schema_version)}")
+    return kept
 
 
 def _why_unreadable(content: bytes, error: ValidationError) -> str:

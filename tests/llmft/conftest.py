@@ -3,7 +3,7 @@ from __future__ import annotations
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from small_models import byte_level_tokenizer, save_model, toy_text
+from small_models import ENCODER_DECODERS, byte_level_tokenizer, save_model, t5_tokenizer, toy_text
 
 from llmft.model import resolve_model
 from llmft.registry import complete_settings, load_task, method_class
@@ -46,6 +46,17 @@ def rte_opt(tmp_path_factory, rte_tokenizer) -> ModelRef:
 def wide_opt(tmp_path_factory, tokenizer) -> ModelRef:
     """The same, 64 wide: the least that can be held in 4 bits."""
     return resolve_model(save_model(tmp_path_factory.mktemp("models") / "wide-opt", "opt", tokenizer, width=64, std=0.2))
+
+
+@pytest.fixture(scope="session")
+def refs(tmp_path_factory):
+    """Small models with an encoder, by family."""
+    folder, t5 = tmp_path_factory.mktemp("models"), t5_tokenizer(toy_text())
+    tokenizers = {"t5": t5, "flan": t5, "bart": byte_level_tokenizer(toy_text(), template="<s> $A </s>")}
+    return {
+        family: resolve_model(save_model(folder / family, architecture, tokenizers[family], **changed))
+        for family, (architecture, changed) in ENCODER_DECODERS.items()
+    }
 
 
 @pytest.fixture(scope="session")

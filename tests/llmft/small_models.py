@@ -162,3 +162,7 @@ def save_model(folder: Path, architecture: str, tokenizer, seed: int = 0, **chan
         saved.pop("scale_decoder_outputs", None)
         path.write_text(json.dumps(saved))
     return str(folder)
+
+
+ENCODER_DECODERS = {"t5": ("t5", {}), "flan": ("t5", FLAN), "bart": ("bart", {})}
+"""family: (architecture, changes)"""

@@ -8,7 +8,7 @@ import io
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from small_models import CPU, FLAN, byte_level_tokenizer, save_model, t5_tokenizer, toy_text
+from small_models import CPU, ENCODER_DECODERS, save_model, t5_tokenizer, toy_text
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from llmft.adapted import Adapted
@@ -23,20 +23,9 @@ from llmft.setting import encode_prompts, settle
 from llmft.tokens import EncodedQueries, LabelWords, decoder_start, encode, resolve_label_words
 from llmft.trial import run_trial
 
-FAMILIES = {"t5": ("t5", {}), "flan": ("t5", FLAN), "bart": ("bart", {})}
-each_family = pytest.mark.parametrize("family", FAMILIES)
+each_family = pytest.mark.parametrize("family", ENCODER_DECODERS)
 TEXTS = ["Today doctors saw lawyers.", "Soon a doctor will see the lawyers who saw a judge ?", "Yes", "doctors saw Yes or No?"]
 WORDS = {"single": ("Yes", "No"), "several": ("Yes No", "doctors saw lawyers", "Yes")}
-
-
-@pytest.fixture(scope="module")
-def refs(tmp_path_factory):
-    folder, t5 = tmp_path_factory.mktemp("models"), t5_tokenizer(toy_text())
-    tokenizers = {"t5": t5, "flan": t5, "bart": byte_level_tokenizer(toy_text(), template="<s> $A </s>")}
-    return {
-        family: resolve_model(save_model(folder / family, architecture, tokenizers[family], **changed))
-        for family, (architecture, changed) in FAMILIES.items()
-    }
 
 
 @pytest.fixture

@@ -9,32 +9,21 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from small_models import CPU, FLAN, byte_level_tokenizer, save_model, t5_tokenizer, toy_text
+from small_models import CPU, ENCODER_DECODERS
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 from llmft.adapted import Adapted
 from llmft.batches import make_batch
 from llmft.errors import TrialFailure, UserError
-from llmft.model import borrow_model, resolve_model
+from llmft.model import borrow_model
 from llmft.registry import METHODS, method_class
 from llmft.setting import encode_prompts, settle
 from llmft.spec import GenerationSpec
 from llmft.trial import check_spec, run_trial
 
-FAMILIES = {"t5": ("t5", {}), "flan": ("t5", FLAN), "bart": ("bart", {})}
-each_family = pytest.mark.parametrize("family", FAMILIES)
+each_family = pytest.mark.parametrize("family", ENCODER_DECODERS)
 SMALL_PASSES = dataclasses.replace(CPU, micro_batch_tokens=1)
 SERVES = [name for name in METHODS if "generation" in method_class(name).kinds and name not in ("qlora", "prefix_tuning")]
-
-
-@pytest.fixture(scope="module")
-def refs(tmp_path_factory):
-    folder, t5 = tmp_path_factory.mktemp("models"), t5_tokenizer(toy_text())
-    tokenizers = {"t5": t5, "flan": t5, "bart": byte_level_tokenizer(toy_text(), template="<s> $A </s>")}
-    return {
-        family: resolve_model(save_model(folder / family, architecture, tokenizers[family], **changed))
-        for family, (architecture, changed) in FAMILIES.items()
-    }
 
 
 @pytest.fixture
