@@ -12,7 +12,8 @@ temperature of both distributions in D (w = 0 and T = 1: pure distillation). The
 Recursive distillation (Snell et al. 2022): in each of the `rounds` after the first, the student as the last epoch left it is the
 next teacher. It reads the same context, and goes on from its own weights towards its own new answers, since teacher and student are
 one model at the start of every distillation. A round is `epochs` long and has an optimiser, a warm-up and a schedule of its own;
-checkpoints are selected over all rounds. The record says how good the teacher of each round is on dev.
+checkpoints are selected over all rounds. The record says how good the teacher of each round is on dev: a student that was trained
+on queries alone may read demonstrations worse than before, a whole model more so than one with lora or a soft prompt.
 
 Selective distillation (`select`): all answers of the teacher are learned from; or, of the labelled inputs, only those whose label
 the teacher finds best (correct, Meng et al. 2019, conditional teacher-student learning: the others have their cross-entropy
