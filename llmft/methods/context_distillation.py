@@ -15,11 +15,11 @@ one model at the start of every distillation. A round is `epochs` long and has a
 checkpoints are selected over all rounds. The record says how good the teacher of each round is on dev: a student that was trained
 on queries alone may read demonstrations worse than before, a whole model more so than one with lora or a soft prompt.
 
-Selective distillation (`select`): all answers of the teacher are learned from; or, of the labelled inputs, only those whose label
-the teacher finds best (correct, Meng et al. 2019, conditional teacher-student learning: the others have their cross-entropy
-alone; nothing is known of unlabelled inputs, which all count); or those for which the teacher's best label has at least the
-probability `min_confidence` among the labels (confident, as pseudo-labels are chosen in Sohn et al. 2020, FixMatch). The choice
-is made anew in each round.
+Selective distillation: not every answer of the teacher need be learned from. With `only_correct`, of the labelled inputs only those
+are whose label the teacher finds best, and the others have their cross-entropy alone (Meng et al. 2019, conditional
+teacher-student learning); unlabelled inputs all are, since nothing is known of them. With `min_confidence`, only those are for which
+the teacher's best label has at least this probability among the labels (0.95 in Sohn et al. 2020, FixMatch). The choice is made
+anew in each round, and the record counts it.
 
 What it is trained on: `n_unlabelled` examples of the training pool, whose labels are never read; other methods do not see these
 texts, which a comparison should say. With `distil_shots` the labelled shots as well. No shot stands in the prompt in which the
@@ -52,9 +52,6 @@ from llmft.method import Lesson, Range
 from llmft.methods._student import ByStudent, StudentSettings
 from llmft.registry import method_class
 
-MIN_CONFIDENCE = 0.95
-"""Sohn et al. 2020."""
-
 
 class DistillationSettings(StudentSettings):
     teacher_context: Literal["demonstrations", "instruction", "shuffled_labels", "none"] = "demonstrations"
@@ -67,8 +64,8 @@ class DistillationSettings(StudentSettings):
     temperature: float = Field(1.0, gt=0)
     cross_entropy_weight: float = Field(0.0, ge=0, le=1)
     rounds: int = Field(1, ge=1, description="after each but the last, the student is the next teacher")
-    select: Literal["all", "correct", "confident"] = Field("all", description="which of the teacher's answers are learned from")
-    min_confidence: float = Field(MIN_CONFIDENCE, gt=0, le=1, description="select: confident; the least probability of the best label")
+    only_correct: bool = Field(False, description="of labelled inputs, learn only from answers in which the right label is best")
+    min_confidence: float = Field(0.0, ge=0, le=1, description="learn only from answers whose best label has this probability")
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -85,10 +82,8 @@ class DistillationSettings(StudentSettings):
                 f"rounds: the student {self.student!r} has a head of its own, which cannot say what a teacher says in words: use 1, "
                 "or a student such as pattern"
             )
-        if self.select == "correct" and not self.distil_shots:
-            raise ValueError("select: correct is about labelled inputs: set distil_shots to true, or select to all or confident")
-        if self.min_confidence != MIN_CONFIDENCE and self.select != "confident":
-            raise ValueError("min_confidence: is for select: confident; set select to that, or leave min_confidence out")
+        if self.only_correct and not self.distil_shots:
+            raise ValueError("only_correct needs labelled inputs: set distil_shots to true, or only_correct to false")
         if self.student_settings.get("penalty") == "kl_to_base":
             raise ValueError("student_settings.penalty: kl_to_base is part of the loss that distillation replaces: use l2_sp")
         if self.distance == "pseudo_labels" and self.over == "top_k":
@@ -116,16 +111,10 @@ class ContextDistillation(ByStudent):
 
     def read(self, spec, tokenizer, words):
         self.student.read(spec, tokenizer, words)
-        settings, n_labels = self.settings, len(words.words)
-        if settings.rounds > 1 and spec.teacher not in (None, spec.model):
+        if self.settings.rounds > 1 and spec.teacher not in (None, spec.model):
             raise UserError(
                 f"rounds: after the first the student is the teacher, and this one has another, {spec.teacher.name}. Remove the teacher, "
                 "or set rounds to 1."
-            )
-        if settings.select == "confident" and settings.min_confidence <= 1 / n_labels:
-            raise UserError(
-                f"min_confidence: {settings.min_confidence:g} is reached by every answer, since the best of {n_labels} labels has a "
-                f"probability of {1 / n_labels:.3g} or more. Give more, or set select to all."
             )
 
     def inputs(self, draw):
@@ -180,22 +169,19 @@ class ContextDistillation(ByStudent):
             scores: the teacher's log-probabilities of the label words, up to a constant, [queries, labels].
             labels: the right ones, [queries]; below 0 where there is none.
         """
-        import torch
-
-        selected = torch.ones_like(scores[:, 0])
-        if self.settings.select == "correct":
-            selected = ((labels < 0) | (scores.argmax(-1) == labels)).float()
-        elif self.settings.select == "confident":
-            selected = (scores.softmax(-1).amax(-1) >= self.settings.min_confidence).float()
-        return {"is_labelled": (labels >= 0).float(), "selected": selected}
+        is_labelled, selected = labels >= 0, scores.softmax(-1).amax(-1) >= self.settings.min_confidence
+        if self.settings.only_correct:
+            selected &= ~is_labelled | (scores.argmax(-1) == labels)
+        return {"is_labelled": is_labelled.float(), "selected": selected.float()}
 
     def n_trusted(self):
         selected = self.taught["selected"]
         if not (n := int(selected.sum())):
-            fix = "lower min_confidence" if self.settings.select == "confident" else "give the teacher more shots"
+            wanted = [f"min_confidence {self.settings.min_confidence:g}"] if self.settings.min_confidence else []
+            wanted += ["only_correct"] if self.settings.only_correct else []
             raise UserError(
-                f"select: the teacher has {len(selected)} answers, and none is {self.settings.select}, so there is nothing to learn. Set "
-                f"select to all, or {fix}."
+                f"{' and '.join(wanted)}: none of the teacher's {len(selected)} answers is so good, and there is nothing to learn. Ask for "
+                "less, or give the teacher more shots or another context."
             )
         return n
 

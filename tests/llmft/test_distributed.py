@@ -23,7 +23,7 @@ from llmft.trial import run_trial
 FEW_AT_ONCE = {"micro_batch_tokens": 40}
 DISTILLED = {"n_unlabelled": 9, "distil_shots": True, "cross_entropy_weight": 0.5, "over": "top_k", "k": 9}
 
-RECURSIVE = {"n_unlabelled": 9, "distil_shots": True, "cross_entropy_weight": 0.5, "rounds": 2, "select": "correct", "student": "lora"}
+RECURSIVE = {"n_unlabelled": 9, "distil_shots": True, "cross_entropy_weight": 0.5, "rounds": 2, "only_correct": True, "student": "lora"}
 
 
 def table(result) -> dict[tuple, np.ndarray]:

@@ -32,6 +32,7 @@ def one_thread():
 
 CPU = torch.device("cpu")
 DISTILLED = {"over": "vocabulary", "n_unlabelled": 300, "student": "lora"}  # the targets and the teacher weigh more than the training
+RECURSIVE = {"rounds": 2, "n_unlabelled": 64, "student": "prompt_tuning"}  # which reads its lessons without a shared prefix
 
 
 def cells_of(model, method, resolve_model=None, train=None, **changes):
@@ -63,7 +64,8 @@ def peak_of_trial(spec):
     + [("pattern", {"train": {"gradient_checkpointing": True}}), ("pattern", {"selections": ["last"]})]
     + [(name, {"precision": "bf16"}) for name in ("zero_shot", "in_context", "pattern", "lora", "context_distillation")]
     + [("lora", {"train": {"batch_size": 4}}), ("prompt_tuning", {"precision": "bf16"})]
-    + [("context_distillation", {"methods": {"context_distillation": {"settings": DISTILLED}}})],
+    + [("context_distillation", {"methods": {"context_distillation": {"settings": DISTILLED}}})]
+    + [("context_distillation", {"methods": {"context_distillation": {"settings": RECURSIVE, "n_shots": [4]}}})],
 )
 def test_an_estimate_is_what_a_real_trial_takes(tiny_model, method, changes):
     (cell,) = cells_of(tiny_model, method, **changes)
@@ -75,6 +77,20 @@ def test_an_estimate_is_what_a_real_trial_takes(tiny_model, method, changes):
     assert beside_base <= 1.03 * max(peaks) + estimated.checkpoint_bytes  # which is not there where the last epoch is the best
     assert (estimated.n_parameters, estimated.n_trainable) == (cost[0].n_parameters, cost[0].n_trainable_parameters)
     assert estimated.checkpoint_bytes in (0, 4 * cost[0].n_trainable_parameters)
+
+
+def test_every_round_is_counted(tiny_model):
+    work, cost = {}, {}
+    for rounds in (1, 3):
+        methods = {"context_distillation": {"settings": RECURSIVE | {"rounds": rounds}, "n_shots": [4]}}
+        (cell,) = cells_of(tiny_model, "context_distillation", methods=methods, report={"seeds": [0]})
+        work[rounds], cost[rounds] = heaviest([cell]), run_trial(cell.report_spec({}, 0), Runtime(device="cpu")).record.cost
+    for rounds, found in work.items():
+        assert (found.tokens_trained, found.tokens_taught) == (cost[rounds].tokens_trained, cost[rounds].tokens_teacher)
+    assert work[3].tokens_evaluated(with_tests=False) == 3 * work[1].tokens_evaluated(with_tests=False)
+    assert work[3].tokens_trained == 3 * work[1].tokens_trained and work[3].tokens_taught > 3 * work[1].tokens_taught
+    first, third = (estimate_memory(work[rounds], on_gpu=False) for rounds in (1, 3))
+    assert third.scoring_bytes > first.scoring_bytes and third.training_bytes == first.training_bytes
 
 
 @pytest.fixture(scope="module")
