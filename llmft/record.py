@@ -165,7 +165,7 @@ class Cost(Data):
     """What the trial took. Times in seconds, memory in bytes."""
 
     wall_s: float
-    train_s: float = 0.0
+    train_s: float = Field(0.0, description="with the looks at dev, and what a student reads between its rounds")
     evaluate_s: float = 0.0
     device: str = "cpu"
     peak_memory_bytes: int = Field(

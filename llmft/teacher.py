@@ -1,7 +1,8 @@
 """What a model says about the training inputs before it is trained on: the targets of a distillation, or texts.
 
 They are constant, so they are computed once, by a model that nothing was added to, and this model is gone before the training
-begins. Where there are several rounds the student itself, as it was trained until then, computes them anew for each. A shared opening is encoded once for each lesson, as in evaluation, and the inputs are shared out over the processes.
+begins. Where there are several rounds, the student itself computes them anew for each but the first. A shared opening is encoded
+once for each lesson, as in evaluation, and the inputs are shared out over the processes.
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ def teach(
         reader = Evaluator(adapted, alone, setting.words, runtime, decoding)
         reads_alone = DEV in encoded.sets and (is_told or not decoding)  # else a tuned teacher would be compared with itself
         zero_shot = reader.predict(DEV).score if reads_alone else None
+        n_alone = reader.n_tokens
+        del reader  # its prefix goes
         untouched = [replace(prompts, n_virtual_tokens=0) for prompts in lessons]
         dev_score, texts, n_tokens = _read(adapted, setting, untouched, runtime, decoding)
         responses, counts = _answer(setting, texts, ref.name) if decoding else (None, {"rounds": [_round(method, dev_score)]})
@@ -85,7 +88,7 @@ def teach(
             demonstrations=[example.id for example in lessons[0].demonstrations],
             n_demonstrations_dropped=max(lesson.n_dropped for lesson in lessons),
             n_parameters=sum(parameter.numel() for parameter in model.network.parameters()),
-            n_tokens=reader.n_tokens + n_tokens,
+            n_tokens=n_alone + n_tokens,
             wall_s=time.perf_counter() - began,
             **counts,
         )
