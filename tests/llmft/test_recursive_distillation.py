@@ -18,7 +18,7 @@ from llmft import trial as trials
 from llmft.errors import Cause, UserError
 from llmft.evaluate import Evaluator
 from llmft.model import load_tokenizer, resolve_model
-from llmft.registry import build_method, complete_settings, load_task
+from llmft.registry import METHODS, build_method, complete_settings, load_task, method_class
 from llmft.setting import DEV, encode_lessons, encode_prompts, settle
 from llmft.spec import TrainSpec, TrialSpec
 from llmft.teacher import teach_again
@@ -230,6 +230,21 @@ def test_what_cannot_teach_itself_is_refused(spec_of):
         trials.check_spec(spec)
     assert "\n" not in str(raised.value)
     settle(spec_of(DISTILLED, FEW | {"rounds": 2}, teacher=spec_of("pattern").model))  # itself
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("student", [name for name in METHODS if method_class(name).trains])
+def test_every_student_with_words_teaches_itself(spec_of, wide_opt, student):
+    try:
+        spec = spec_of(DISTILLED, FEW | {"rounds": 2, "student": student}, n_shots=4, model=wide_opt, precision="bf16")
+    except UserError as error:
+        assert method_class(student).has_own_head or "student" in str(error)
+        return
+    if method_class(student).base_weights != "fp32":
+        pytest.importorskip("bitsandbytes")
+    record = run_trial(spec, CPU).record
+    assert record.finished, record.message
+    assert len(record.teacher.rounds) == 2 and not method_class(student).has_own_head
 
 
 # --- the toy task
