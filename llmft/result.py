@@ -60,6 +60,7 @@ def finished_record(
         found += findings.teacher_findings(teacher, len(labels), len(setting.draw.dev))
     if setting.method.trains:
         found += findings.training_findings(result.first_loss, result.last_loss, result.n_steps, result.n_skipped_steps)
+        found += findings.patience_findings(result.curve, spec.train.patience)
     content_free = dict(zip(labels, result.content_free or (), strict=bool(result.content_free)))
     found += findings.bias_findings(content_free)
     found += findings.coverage_findings(setting.tests, setting.data)

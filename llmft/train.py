@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from llmft.batches import deal, make_batch
+from llmft.depth import rate_factors
 from llmft.distributed import shard_of
 from llmft.errors import Cause, TrialFailure
 from llmft.evaluate import Evaluator, Generated, Predictions
@@ -91,7 +92,7 @@ def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: M
     steps_per_epoch = math.ceil(len(training) / train.batch_size)
     n_steps = steps_per_epoch * train.epochs
     n_warmup = n_warmup_steps(train.warmup_ratio, n_steps)
-    optimizer = build_optimizer(train, trainable.values())
+    optimizer = build_optimizer(train, trainable.values(), rate_factors(model, train.layer_decay))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, n_steps, n_warmup, train.schedule)
     )
@@ -130,7 +131,7 @@ def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: M
                 scaler.update()
                 result.n_skipped_steps += scaler.is_enabled() and scaler.get_scale() < scale  # fp16 overflow: no step was taken
                 optimizer.zero_grad(set_to_none=True)
-                rate = schedule.get_last_lr()[0]
+                rate = train.learning_rate * learning_rate_factor(result.n_steps, n_steps, n_warmup, train.schedule)
                 schedule.step()
                 result.n_steps += 1
                 losses.append(loss)
@@ -150,7 +151,7 @@ def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: M
                     }
                 )
                 _prune(result.curve, runtime.stop_below)
-            if stopped:
+            if stopped or keeper.is_out_of_patience:
                 break
     keeper.finish()
 
@@ -215,6 +216,13 @@ class _Keeper:
         self.in_domain = next((name for name, domain in tests.items() if domain == "in"), None)
         self.out_of_domain = next((name for name, domain in tests.items() if domain == "out"), None)
         self.best: dict[Selection, tuple] = {}
+        self.n_since_best = 0  # looks at dev
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether dev was no better than before for as many looks in a row as `train.patience` allows."""
+        patience = self.spec.train.patience
+        return patience is not None and self.n_since_best >= patience
 
     def look(self, epoch: int, train_loss: float, rate: float, last: bool) -> None:
         """Score dev, note a point of the curve, and keep this state for every selection that it wins."""
@@ -232,7 +240,9 @@ class _Keeper:
             )
         )
         here = result.checkpoints["last"] = Checkpoint(result.n_steps, score, loss)
-        if "best_dev" in self.spec.selections and self._wins("best_dev", dev.rank):
+        is_best = dev is not None and self._wins("best_dev", dev.rank)
+        self.n_since_best = 0 if is_best else self.n_since_best + 1
+        if is_best and "best_dev" in self.spec.selections:
             weights = None if last else {name: shard_of(p).to("cpu", copy=True) for name, p in self.trainable.items()}
             result.checkpoints["best_dev"] = here if last else Checkpoint(here.step, score, loss, weights)
         wanted = [oracle for oracle in ORACLES if oracle in self.spec.selections]
