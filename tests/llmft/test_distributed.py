@@ -74,6 +74,9 @@ def runs(spec_of, tmp_path_factory):
         "many passes in context": run("in_context", {"micro_batch_tokens": 600}),
         "checkpointed": run("pattern", gradient_checkpointing=True),
         "best is early": run("pattern", {"keep_weights": True}, **early),
+        "patience": run("pattern", patience=2, **early),
+        "discriminative": run("pattern", layer_decay=0.3),
+        "untied": run("pattern", {"keep_weights": True}, of_method={"untie_embeddings": True}),
         "oracles": run("lora", selections=every),
         "texts": run("pattern", FEW_AT_ONCE, task="toy_text", generation=GenerationSpec(max_new_tokens=12)),
         "texts in context": run("in_context", task="toy_text", generation=GenerationSpec(max_new_tokens=12, stop=())),
@@ -123,6 +126,7 @@ def test_two_processes_predict_what_one_does(together, alone, runs):
             assert_same(got[name], alone[name])
             assert got[name].record.cost.n_workers == 2
     assert alone["best is early"].record.selected_step["best_dev"] < alone["best is early"].record.selected_step["last"]
+    assert len(alone["patience"].record.curve) < len(alone["best is early"].record.curve)
 
 
 def test_half_precision_is_near(together, alone):

@@ -63,6 +63,7 @@ def peak_of_trial(spec):
     + [("pattern", {"train": {"gradient_checkpointing": True}}), ("pattern", {"selections": ["last"]})]
     + [(name, {"precision": "bf16"}) for name in ("zero_shot", "in_context", "pattern", "lora", "context_distillation")]
     + [("lora", {"train": {"batch_size": 4}}), ("prompt_tuning", {"precision": "bf16"})]
+    + [("pattern", {"methods": {"pattern": {"settings": {"untie_embeddings": True}}}})]
     + [("context_distillation", {"methods": {"context_distillation": {"settings": DISTILLED}}})],
 )
 def test_an_estimate_is_what_a_real_trial_takes(tiny_model, method, changes):
@@ -75,6 +76,17 @@ def test_an_estimate_is_what_a_real_trial_takes(tiny_model, method, changes):
     assert beside_base <= 1.03 * max(peaks) + estimated.checkpoint_bytes  # which is not there where the last epoch is the best
     assert (estimated.n_parameters, estimated.n_trainable) == (cost[0].n_parameters, cost[0].n_trainable_parameters)
     assert estimated.checkpoint_bytes in (0, 4 * cost[0].n_trainable_parameters)
+
+
+def test_a_switch_that_is_searched_counts_as_on(tiny_model):
+    entry = {"n_shots": [16], "search": {"untie_embeddings": {"choices": [False, True]}}}
+    search = {"n_trials": 2, "seeds": [100]}
+    (searched,) = cells_of(tiny_model, "pattern", methods={"pattern": entry}, search=search)
+    (fixed,) = cells_of(tiny_model, "pattern", methods={"pattern": {"n_shots": [16], "settings": {"untie_embeddings": True}}})
+    (plain,) = cells_of(tiny_model, "pattern")
+    searched, fixed, plain = (estimate_memory(heaviest([cell]), on_gpu=False) for cell in (searched, fixed, plain))
+    assert searched == fixed and fixed.n_trainable > plain.n_trainable == plain.n_parameters == fixed.n_parameters
+    assert fixed.start_bytes == 4 * fixed.n_trainable
 
 
 @pytest.fixture(scope="module")
