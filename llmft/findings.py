@@ -245,7 +245,7 @@ def patience_findings(curve: Sequence[CurvePoint], patience: int | None) -> list
         f"patience ended the training after {curve[-1].epoch} epochs, and dev was best at its first look, after {curve[0].epoch}: "
         "is the learning rate too high, or the warm-up longer than the patience?"
     )
-    return [Finding(code="never_better_on_dev", severity="warning", message=message, value=curve[-1].epoch)]
+    return [Finding(code="never_better_on_dev", severity="note", message=message, value=curve[-1].epoch)]
 
 
 def teacher_findings(teacher: Teacher, n_labels: int, n_dev: int) -> list[Finding]:

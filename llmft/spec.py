@@ -102,10 +102,10 @@ class TrainSpec(Spec):
     gradient_checkpointing: bool = False
     eval_every_epochs: int = Field(1, ge=1, description="how often the dev set is scored")
     patience: int | None = Field(
-        None, ge=1, description="looks at dev in a row without a better one that end the training; the schedule is that of all epochs"
+        None, ge=1, description="so many looks at dev in a row without a better one end the training; the schedule is that of all epochs"
     )
     layer_decay: float = Field(
-        1.0, gt=0, le=1, description="from each block to the one below, the learning rate is multiplied by it (llmft.depth)"
+        1.0, gt=0, le=1, description="factor of the learning rate from each block to the one below it (llmft.depth)"
     )
 
 

@@ -71,6 +71,7 @@ def learning_rate_factor(step: int, n_steps: int, n_warmup: int, schedule: str) 
 def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: Mapping[str, str], result: Fit) -> None:
     """Train in place on the shots (and on what else is among `EncodedTrial.trained`), and pick the checkpoints that `spec.selections` names.
 
+    The last is the state after all epochs, or where `train.patience` or the runtime ends them, but the learning rates are laid out over all.
     Every process computes its share of each batch; weights, loss and looks at the dev set are the same in all of them. Dropout
     has a stream of its own in each.
 

@@ -188,7 +188,7 @@ def points(*scores_and_losses: tuple[float, float | None]) -> list[CurvePoint]:
 
 def test_patience_for_nothing():
     (finding,) = findings.patience_findings(points((0.5, 0.6), (0.5, 0.7), (0.4, 0.1)), 2)
-    assert (finding.code, finding.severity, finding.value) == ("never_better_on_dev", "warning", 6)
+    assert (finding.code, finding.severity, finding.value) == ("never_better_on_dev", "note", 6)
     assert "after 6 epochs" in finding.message and "first look, after 2" in finding.message
     (finding,) = findings.patience_findings(points((0.5, None), (0.5, None)), 1)  # texts have no loss
     fine = [
