@@ -9,6 +9,7 @@ from functools import lru_cache
 from llmft import registry
 from llmft.architecture import decoder_start_token, shares_prefix
 from llmft.definition import TaskDefinition
+from llmft.depth import check_blocks
 from llmft.errors import UserError, unknown_name
 from llmft.generate import Decoding
 from llmft.method import Lesson, Method
@@ -101,6 +102,8 @@ def settle(spec: TrialSpec) -> Setting:
     tests = tuple(subsample(test, spec.n_test) for test in data.tests if spec.test_sets is None or test.name in spec.test_sets)
     if method.trains:
         _check_selections(spec, {test.domain for test in tests})
+        if spec.train.layer_decay < 1:
+            check_blocks(spec.model)
     drawn = draw(spec, task, data, method)
     lessons = method.lessons(drawn, stream(spec.data_seed, "lessons"))
     config = load_config(spec.model)

@@ -113,6 +113,7 @@ class Workload:
 
     @property
     def tokens_trained(self) -> int:
+        """In all epochs of all rounds; `train.patience` may end them earlier."""
         return self.n_rounds * self.spec.train.epochs * sum(self.shots)
 
     def tokens_evaluated(self, with_tests: bool) -> float:
@@ -214,11 +215,12 @@ def _reading(encoded: EncodedTrial, n_dev: int) -> Reading:
 
 
 def _largest(cell: Cell) -> Params:
-    """The largest value that the search may give to each hyper-parameter that is a number."""
+    """The largest value that the search may give to each hyper-parameter that is a number; a method's switches are on."""
     largest: Params = {}
     for name, span in cell.ranges.items():
         ends = span.choices or (int(span.high) if span.integer else span.high,)
-        if all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends):
+        numbers = [end for end in ends if isinstance(end, int | float) and (name in cell.base.settings or not isinstance(end, bool))]
+        if len(numbers) == len(ends):
             largest[name] = max(ends)
     return largest
 

@@ -12,15 +12,15 @@ from typing import Literal
 from pydantic import Field
 
 from llmft.method import Range
-from llmft.methods.pattern import PatternBased, PatternSettings, label_word_loss
+from llmft.methods.pattern import WholeModel, WholeModelSettings, label_word_loss
 
 
-class RegularisedSettings(PatternSettings):
+class RegularisedSettings(WholeModelSettings):
     penalty: Literal["l2_sp", "kl_to_base"] = "l2_sp"
     strength: float = Field(0.1, ge=0)
 
 
-class Regularised(PatternBased):
+class Regularised(WholeModel):
     kinds = ("classification",)
     Settings = RegularisedSettings
     search = {"learning_rate": Range(1e-6, 1e-4, log=True), "strength": Range(1e-3, 10.0, log=True)}
