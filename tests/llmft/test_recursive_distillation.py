@@ -233,7 +233,7 @@ def test_patience_ends_a_round_and_the_next_one_has_its_own(spec_of):
     first, second = [epoch for epoch in epochs if epoch <= 8], [epoch for epoch in epochs if epoch > 8]
     assert first == list(range(1, ended + 1)) and ended < 8, "else another seed shows it"
     assert second == list(range(9, 9 + len(second))) and len(second) >= 2
-    assert len(record.teacher.rounds) == 2 and record.cost.n_steps == record.curve[-1].step == len(epochs)
+    assert len(record.teacher.rounds) == 2 and record.cost.n_steps == record.curve[-1].step == 2 * len(epochs)
 
 
 def test_what_cannot_teach_itself_is_refused(spec_of):
