@@ -15,12 +15,13 @@ from llmft.generate import Decoding
 from llmft.method import Lesson, Method
 from llmft.mixture import Part, draw_mixture, with_mixture
 from llmft.model import context_length, load_config, load_tokenizer, tuned_from
+from llmft.opening import encode
 from llmft.prompts import Pattern
 from llmft.reasoning import Reasoning
 from llmft.seeds import derive, stream
 from llmft.spec import DataRef, GenerationSpec, ModelRef, TrialSpec
 from llmft.task import Draw, Example, Task, TaskData, TestSet, draw_examples, draw_unlabelled, subsample
-from llmft.tokens import EncodedTrial, LabelWords, decoder_start, encode, encode_trial, resolve_label_words
+from llmft.tokens import EncodedTrial, LabelWords, decoder_start, encode_trial, resolve_label_words
 
 SHOTS, DEV = "shots", "dev"  # names of these sets among a trial's encoded sets
 CONTENT_FREE, INPUTS = "content_free", "inputs"  # queries without content; what a lesson asks about
