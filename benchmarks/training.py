@@ -7,17 +7,23 @@ of the label word among all words at the answer's place. The way of uds-lsv/llmf
 `Trainer` of transformers pads to the longest of the batch; in its plain form it takes the network's logits of all places, in its
 careful form those of the answer's place (`logits_to_keep` of a model with padding on the left). All must move the weights alike:
 key biases aside, whose gradient is zero but for rounding, which AdamW makes steps of.
+
+What is compared is the median time from one step of the optimiser to the next, so that neither loading a model nor what a trial does
+beside its training counts. A repeat of the first side takes `--epochs` epochs, as the others do.
 """
 
 from __future__ import annotations
 
+import statistics
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from pairs import Side, measure
+from pairs import Timed, measure
 from rte import data_parser, save_opt, spec_of
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 BATCH, PADDED, RATE = 32, 256, 1e-4
 
@@ -125,14 +131,14 @@ def compare(folder: Path, data_dir: str, n_shots: int, epochs: int, repeats: int
         assert result.record.finished and result.record.cost.n_steps == n_steps, result.record.message
         return result.weights
 
-    mine = Side("llmft (a whole trial)", ours)
+    mine = Timed("llmft", a_step(ours))
     others = [
-        Side("uds-lsv/llmft", of_the_original),
-        Side("Trainer", of_trainer(loss_of_all_places, "right")),
-        Side("Trainer, careful", of_trainer(loss_of_the_answer, "left")),
+        Timed("uds-lsv/llmft", a_step(of_the_original)),
+        Timed("Trainer", a_step(of_trainer(loss_of_all_places, "right"))),
+        Timed("Trainer, careful", a_step(of_trainer(loss_of_the_answer, "left"))),
     ]
     ours()
-    measure(mine, others, repeats, f"pattern, {n_shots} shots, batches of {BATCH}, {n_steps} steps")
+    measure(mine, others, repeats, f"a step of pattern, {n_shots} shots, batches of {BATCH}, the median of {n_steps - 1}")
     start = load().state_dict()
     trained = ours_tensors(mine.found)
     trained = {name: tensor for name, tensor in trained.items() if not name.endswith("k_proj.bias")}
@@ -141,6 +147,25 @@ def compare(folder: Path, data_dir: str, n_shots: int, epochs: int, repeats: int
         away = norm(tensor - side.found[name] for name, tensor in trained.items()) / moved
         print(f"{side.name}: its step through the weights differs from ours by {away:.1e} of its length")
         assert away < 0.02
+
+
+def a_step(train: Callable[[], object]) -> Callable[[], tuple[object, float, float]]:
+    """`train`, and the median wall and CPU seconds between two steps of its optimiser."""
+
+    def work():
+        stamps = []
+        hook = register_optimizer_step_post_hook(
+            lambda *_: stamps.append((time.perf_counter(), time.process_time()))
+        )
+        try:
+            found = train()
+        finally:
+            hook.remove()
+        between = [[now - before for now, before in zip(*pair, strict=True)] for pair in zip(stamps[1:], stamps, strict=False)]
+        wall, cpu = (statistics.median(seconds) for seconds in zip(*between, strict=True))
+        return found, wall, cpu
+
+    return work
 
 
 def norm(tensors: Iterable[torch.Tensor]) -> float:

@@ -1,27 +1,27 @@
 """A sweep of many short trials on two workers that stay, against starting something for each trial.
 
-    python benchmarks/trials.py [--trials 64] [--sample 6] [--groups 4]
+    python benchmarks/trials.py [--trials 64] [--sample 8] [--groups 4] [--repeats 3]
 
 Pattern-based fine-tuning of the toy model, 16 shots, 2 epochs. The other sides run a sample and are scaled up, since each of their
 trials costs the same: one process a trial, two at a time (the shell loop of uds-lsv/llmft), and one Ray Train worker group a trial,
-two at a time, in a Ray that runs already. All must give the same accuracies. Whole commands are timed, the start of Ray included.
+two at a time, in a Ray that runs already. All must give the same accuracies. Whole commands are timed; of ours, the start of Ray and
+the report count too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import yaml
-from rich.console import Console
-from rich.table import Table
+from pairs import Side, Timed, measure
 
 TRAIN = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3}
 TOY = {
@@ -51,28 +51,35 @@ def accuracies(folder: Path) -> dict[int, list]:
     return {record["spec"]["data_seed"]: [record["dev_score"], record["metrics"]] for record in records}
 
 
-def sweep(scratch: Path, n: int) -> dict[int, list]:
-    plan = scratch / "short.yaml"
-    plan.write_text(yaml.safe_dump({**TOY, "name": "short", "report": {"seeds": list(range(n))}}))
-    _llmft("sweep", str(plan), "--workers", str(AT_A_TIME), "--out", str(scratch / "swept"))
-    return accuracies(scratch / "swept")
+def sweep(n: int) -> dict[int, list]:
+    with tempfile.TemporaryDirectory() as folder:
+        plan = Path(folder) / "short.yaml"
+        plan.write_text(yaml.safe_dump({**TOY, "name": "short", "report": {"seeds": list(range(n))}}))
+        _llmft("sweep", str(plan), "--workers", str(AT_A_TIME), "--out", str(Path(folder) / "swept"))
+        return accuracies(Path(folder) / "swept")
 
 
-def processes(scratch: Path, n: int) -> dict[int, list]:
-    def one(seed: int) -> None:
+def processes(n: int) -> dict[int, list]:
+    def one(scratch: Path, seed: int) -> None:
         sets = [text for name, value in TRAIN.items() for text in ("--set", f"{name}={value}")]
         _llmft(
             "trial", "--method", "pattern", "--model", "toy", "--task", "toy", "--shots", "16", "--seed", str(seed), *sets,
-            "--n-dev", "8", "--n-test", "16", "--out", str(scratch / "alone" / str(seed)),  # a folder has one writer
+            "--n-dev", "8", "--n-test", "16", "--out", str(scratch / str(seed)),  # a folder has one writer
         )  # fmt: skip
 
-    with ThreadPoolExecutor(AT_A_TIME) as pool:
-        list(pool.map(one, range(n)))
-    return {seed: found for folder in (scratch / "alone").iterdir() for seed, found in accuracies(folder).items()}
+    with tempfile.TemporaryDirectory() as folder:
+        with ThreadPoolExecutor(AT_A_TIME) as pool:
+            list(pool.map(partial(one, Path(folder)), range(n)))
+        return {seed: found for part in Path(folder).iterdir() for seed, found in accuracies(part).items()}
 
 
-def groups(scratch: Path, n: int) -> tuple[dict[int, list], float]:
+def groups(n: int) -> tuple[dict[int, list], float, float]:
     """The same in worker groups of one process; and how long the trials took, without the start of Ray."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _groups(Path(folder), n)
+
+
+def _groups(scratch: Path, n: int) -> tuple[dict[int, list], float, float]:
     from dataclasses import asdict
 
     from sweeps.session import ray_session  # isort: skip - before Ray
@@ -109,7 +116,7 @@ def groups(scratch: Path, n: int) -> tuple[dict[int, list], float]:
                 pending.append(one.remote(job))
             done, pending = ray.wait(pending)
             ray.get(done)
-        return accuracies(root), time.perf_counter() - began
+        return accuracies(root), time.perf_counter() - began, 0.0
 
 
 def _llmft(*arguments: str) -> None:
@@ -121,28 +128,20 @@ def _llmft(*arguments: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=64)
-    parser.add_argument("--sample", type=int, default=6)
+    parser.add_argument("--sample", type=int, default=8)
     parser.add_argument("--groups", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     n = arguments.trials
-    table = Table("side", "trials run", "s", f"s for {n}", "ratio", title=f"{n} short trials, {AT_A_TIME} at a time")
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        began = time.perf_counter()
-        ours = sweep(scratch, n)
-        whole_s = time.perf_counter() - began
-        table.add_row("llmft sweep", str(n), f"{whole_s:.1f}", f"{whole_s:.0f}", "1.0")
-        began = time.perf_counter()
-        alone = processes(scratch, arguments.sample)
-        sides = [("one process a trial", arguments.sample, alone, time.perf_counter() - began)]
-        grouped, grouped_s = groups(scratch, arguments.groups)
-        sides.append(("one Ray Train worker group a trial", arguments.groups, grouped, grouped_s))
-        for name, n_run, found, seconds in sides:
-            scaled = seconds * n / n_run
-            table.add_row(name, str(n_run), f"{seconds:.1f}", f"{scaled:.0f}", f"{scaled / whole_s:.1f}")
-            assert len(found) == n_run and all(found[seed] == ours[seed] for seed in found), name
-    Console(width=110).print(table)
-    print(f"the same scores on every set for every seed on all sides; load {os.getloadavg()[0]:.1f}")
+    ours = Side("llmft sweep", partial(sweep, n))
+    others = [
+        Side("one process a trial", partial(processes, arguments.sample), n / arguments.sample),
+        Timed("one Ray Train worker group a trial", partial(groups, arguments.groups), n / arguments.groups),
+    ]
+    measure(ours, others, arguments.repeats, f"{n} short trials, {AT_A_TIME} at a time", in_process=False)
+    for side in others:
+        assert side.found and all(side.found[seed] == ours.found[seed] for seed in side.found), side.name
+    print("the same scores on every set for every seed on all sides")
 
 
 if __name__ == "__main__":

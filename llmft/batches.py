@@ -11,7 +11,11 @@ import torch
 from llmft.model import BorrowedModel
 from llmft.tokens import EncodedQueries, LabelWords
 
-SHARED_PASS = 2048  # tokens: what keeps a device busy
+BUSY_PASS = 2048  # tokens: what keeps a device busy
+PASS_TOKENS = {"cpu": 64}
+"""How many tokens a training pass costs besides its own, by the kind of device; `PASS_TOKENS_ELSEWHERE` on others. An estimate: a pass
+of a GPU takes the time of so many tokens, at least, to be launched, layer by layer."""
+PASS_TOKENS_ELSEWHERE = 1024
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,48 @@ def _pad(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     return ids, mask
 
 
+def split_for_training(lengths: Sequence[int], budget: int, device: torch.device) -> list[list[int]]:
+    """Group the examples of one step so that padding and passes together cost least.
+
+    Batches of text are mostly padding: the longest of 32 premises is often four times as long as most. Where the groups begin is found
+    by dynamic programming over the examples in order of length; a pass costs its padded tokens and `PASS_TOKENS`.
+
+    Args:
+        lengths, budget: as for `split_by_tokens`.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    sizes, per_pass = np.array([lengths[i] for i in order]), PASS_TOKENS.get(device.type, PASS_TOKENS_ELSEWHERE)
+    cost, begins = np.zeros(len(order) + 1), [0] * (len(order) + 1)  # of the first n examples; where the last of their groups begins
+    for end in range(1, len(order) + 1):
+        n_rows = end - np.arange(end)
+        tokens = sizes[:end] * n_rows
+        whole = np.where((tokens <= budget) | (n_rows == 1), cost[:end] + tokens + per_pass, np.inf)
+        begins[end] = int(whole.argmin())
+        cost[end] = whole[begins[end]]
+    groups, end = [], len(order)
+    while end:
+        groups.append(order[begins[end] : end])
+        end = begins[end]
+    return groups[::-1]
+
+
+def hardest_step(lengths: Sequence[int], batch_size: int, budget: int, device: torch.device) -> list[list[int]]:
+    """The groups of the step that has the largest pass, among steps of examples much alike, which are padded together.
+
+    Args:
+        lengths: tokens of all that is trained on, the longest first.
+        budget, device: as for `split_for_training`.
+
+    Returns:
+        Places in `lengths`.
+    """
+    steps = []
+    for start in range(0, max(1, len(lengths) - batch_size + 1), max(1, batch_size // 4)):
+        groups = split_for_training(lengths[start : start + batch_size], budget, device)
+        steps.append([[start + i for i in group] for group in groups])
+    return max(steps, key=lambda groups: max(lengths[group[0]] * len(group) for group in groups))
+
+
 def deal(
     lengths: Sequence[int], budget: int, rank: int = 0, world_size: int = 1, overhead: int = 0
 ) -> list[tuple[list[int], bool]]:
@@ -200,22 +246,16 @@ def deal(
     return [(group, True) for group in groups[rank]] + [(order[-1:], False)] * n_missing
 
 
-def smaller_budget(sets: Iterable[Sequence[int]], budget: int) -> int | None:
-    """Half of the tokens in the largest forward pass of several queries that `budget` allows.
+def smaller_budget(passes: Iterable[Sequence[int]]) -> int | None:
+    """Half of the tokens in the largest forward pass of several queries.
 
     Args:
-        sets: the lengths of the queries of each set.
+        passes: the lengths of the queries of each.
 
     Returns:
         None where every pass is a single query already.
     """
-    passes = (
-        max(lengths[i] for i in group) * len(group)
-        for lengths in sets
-        for group in split_by_tokens(lengths, budget)
-        if len(group) > 1
-    )
-    largest = max(passes, default=None)
+    largest = max((max(lengths) * len(lengths) for lengths in passes if len(lengths) > 1), default=None)
     return largest and largest // 2
 
 
@@ -223,11 +263,11 @@ def scoring_budget(budget: int, prefix: Prefix | None) -> tuple[int, int]:
     """The tokens of a forward pass over queries, and how many of them each row has besides its own.
 
     Rows that share the prefix hold nothing of it. Their passes then need not be larger than the one that encoded it, so that the
-    queries take no more memory than it did.
+    queries take no more memory than it did. Neither do they where there is none: larger ones would only hold more padding.
     """
-    if prefix is None:
-        return budget, 0
-    return (min(budget, max(prefix.length, SHARED_PASS)), 0) if prefix.is_shared else (budget, prefix.length)
+    if prefix is not None and not prefix.is_shared:
+        return budget, prefix.length
+    return min(budget, max(prefix.length if prefix else 0, BUSY_PASS)), 0
 
 
 def split_by_tokens(lengths: Sequence[int], budget: int, overhead: int = 0) -> list[list[int]]:

@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from llmft.batches import deal, make_batch
+from llmft.batches import deal, make_batch, split_for_training
 from llmft.checkpoints import Fit, Keeper
 from llmft.depth import rate_factors
 from llmft.errors import Cause, TrialFailure
@@ -188,7 +188,10 @@ def _add_gradients(
     passes: list[tuple[str, list[int], bool]] = []
     for name in dict.fromkeys(name for name, _ in rows):
         places, sizes = zip(*((place, n) for (of, place), n in zip(rows, lengths, strict=True) if of == name), strict=True)
-        groups = deal(sizes, runtime.micro_batch_tokens, runtime.rank, runtime.world_size)
+        if runtime.world_size == 1:
+            groups = [(group, True) for group in split_for_training(sizes, runtime.micro_batch_tokens, evaluator.adapted.model.device)]
+        else:  # all must take part in every pass, and what they exchange costs more than padding
+            groups = deal(sizes, runtime.micro_batch_tokens, runtime.rank, runtime.world_size)
         passes += [(name, [places[i] for i in group], counts) for group, counts in groups]
     for number, (name, group, counts) in enumerate(passes, 1):
         queries = encoded.sets[name]

@@ -13,7 +13,7 @@ import torch
 
 from llmft import cost
 from llmft.adapted import Adapted
-from llmft.batches import smaller_budget
+from llmft.batches import BUSY_PASS, hardest_step, smaller_budget, split_by_tokens
 from llmft.checkpoints import Checkpoint, Fit
 from llmft.distributed import is_lost_peer
 from llmft.errors import Cause, OutOfMemory, TrialFailure, UserError
@@ -224,20 +224,27 @@ def _smaller_passes(spec: TrialSpec, encoded: Sequence[EncodedTrial], runtime: R
         if not _is_out_of_memory(error):
             raise
         passes = [lengths for prompts in encoded for lengths in _passes(spec, prompts, runtime)]
-        raise OutOfMemory(_reason(error)[1], smaller_budget(passes, runtime.micro_batch_tokens)) from error
+        raise OutOfMemory(_reason(error)[1], smaller_budget(passes)) from error
 
 
-def _passes(spec: TrialSpec, encoded: EncodedTrial, runtime: Runtime) -> list[list[int]]:
-    """The lengths of the longest queries that one process gets at once, by set; without a prefix that is encoded once."""
-    sets = []
+def _passes(spec: TrialSpec, encoded: EncodedTrial, runtime: Runtime) -> Iterator[list[int]]:
+    """The lengths of what one process gets in its largest forward passes, pass by pass; without a prefix that is encoded once."""
+    budget, n_processes = runtime.micro_batch_tokens, runtime.world_size
     for name in encoded.sets:
-        is_trained = name in encoded.trained
-        apart = encoded.shares_prefix and not is_trained and not encoded.n_new_tokens
-        n_new = 0 if is_trained else encoded.n_new_tokens
-        own = map(len, encoded.sets[name].suffixes) if apart else encoded.lengths(name)
-        lengths = sorted((length + n_new for length in own), reverse=True)
-        sets.append(lengths[: spec.train.batch_size if is_trained else None][:: runtime.world_size])
-    return sets
+        if name in encoded.trained:
+            own = sorted(encoded.lengths(name), reverse=True)
+            if n_processes == 1:
+                groups = hardest_step(own, spec.train.batch_size, budget, choose_device(runtime.device))
+            else:
+                own = own[: spec.train.batch_size : n_processes]
+                groups = split_by_tokens(own, budget)
+        else:
+            apart = encoded.shares_prefix and not encoded.n_new_tokens
+            read = map(len, encoded.sets[name].suffixes) if apart else encoded.lengths(name)
+            own = sorted((length + encoded.n_new_tokens for length in read), reverse=True)[::n_processes]
+            largest = budget if encoded.n_new_tokens else min(budget, max(len(encoded.prefix) * apart, BUSY_PASS))
+            groups = split_by_tokens(own, largest)
+        yield from ([own[i] for i in group] for group in groups)
 
 
 def _tokens_per_query(encoded: EncodedTrial, names: Mapping[str, str]) -> float:

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llmft.adapted import Adapted
 from llmft.architecture import DROPOUT, language_model, last_states, own_logits
-from llmft.batches import Prefix, QueryBatch, encode_prefix, make_batch, scoring_budget, split_by_tokens
+from llmft.batches import Prefix, QueryBatch, encode_prefix, hardest_step, make_batch, scoring_budget, split_by_tokens
 from llmft.blocks import find_blocks
 from llmft.method import Method
 from llmft.model import BorrowedModel, load_config
@@ -148,7 +148,7 @@ def estimate_memory(
         _fake(network)
         model = BorrowedModel(network, torch.device("cpu"), spec.precision, _has_plain_head(network))
         adapted = Adapted(method, model)
-        training = _train(work, adapted, meter, budget, n_workers)
+        training = _train(work, adapted, meter, budget, n_workers, torch.device("cuda" if on_gpu else "cpu"))
         prefix, scoring = _score(work, adapted, "scores", [work.scored], meter, budget)
         if work.lessons_again:
             scoring = max(scoring, _score(work, adapted, "targets", _longest(work.lessons_again), meter, budget)[1])
@@ -295,8 +295,8 @@ def _grow(cache: Any, n: int) -> None:
         layer.keys, layer.values = (torch.cat([old, old.new_zeros(grown)], 2) for old in (layer.keys, layer.values))
 
 
-def _train(work: Workload, adapted: Adapted, meter: Meter, budget: int, n_workers: int) -> int:
-    """Forward and backward on the longest batch that a process may get, as in `llmft.train`; gives what is alive at the worst
+def _train(work: Workload, adapted: Adapted, meter: Meter, budget: int, n_workers: int, device: torch.device) -> int:
+    """Forward and backward on the largest passes that a process may get, as in `llmft.train`; gives what is alive at the worst
     moment beyond weights and gradients. The optimiser's step is not run."""
     method, model = adapted.method, adapted.model
     if not method.trains:
@@ -307,12 +307,11 @@ def _train(work: Workload, adapted: Adapted, meter: Meter, budget: int, n_worker
     if work.spec.train.gradient_checkpointing:
         model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.network.train()
-    mine = sorted(work.shots, reverse=True)[: work.spec.train.batch_size][::n_workers]
-    completions = work.completions[::-1][::n_workers]
+    longest, completions = work.shots[::-1], work.completions[::-1]
     before = meter.peak = meter.now
-    for group in split_by_tokens(mine, budget)[:2]:  # in the second pass the gradients are there already
+    for group in _largest_passes(longest, work.spec.train.batch_size, budget, n_workers, device):
         ends = [completions[i] for i in group if completions]
-        batch = _batch(work, model, [mine[i] - work.n_virtual_tokens for i in group], completions=ends)
+        batch = _batch(work, model, [longest[i] - work.n_virtual_tokens for i in group], completions=ends)
         loss = adapted("loss", batch)
         loss.backward()
         del loss, batch
@@ -321,6 +320,24 @@ def _train(work: Workload, adapted: Adapted, meter: Meter, budget: int, n_worker
     for parameter in model.network.parameters():
         parameter.grad = None
     return peak
+
+
+def _largest_passes(
+    lengths: Sequence[int], batch_size: int, budget: int, n_workers: int, device: torch.device
+) -> list[list[int]]:
+    """The first pass of a step, and the largest after it, when the gradients are there already: of the step that has the largest.
+
+    Args:
+        lengths: tokens of all that is trained on, the longest first.
+
+    Returns:
+        Places in `lengths`.
+    """
+    if n_workers > 1:
+        mine = range(len(lengths))[:batch_size:n_workers]
+        return [[mine[i] for i in group] for group in split_by_tokens([lengths[i] for i in mine], budget)[:2]]
+    passes = hardest_step(lengths, batch_size, budget, device)
+    return [passes[0], max(passes[1:], key=lambda group: lengths[group[0]] * len(group))] if len(passes) > 1 else passes
 
 
 @torch.no_grad()

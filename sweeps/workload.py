@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -29,9 +30,13 @@ class Lengths:
         return self.n * sum(self.sample) / len(self.sample)
 
     def batches(self, budget: int, opening: int) -> list[tuple[int, int]]:
-        """(prompts, tokens of each with its `opening`) of the batches under a budget of tokens, one for each quantile."""
-        step, longest = self.n / len(self.sample), [opening + length for length in self.sample]
-        return [(max(1, min(round(place * step), budget // length)), length) for place, length in enumerate(longest, 1)]
+        """(prompts, tokens of each with its `opening`) of the batches under a budget of tokens, the longest prompts first."""
+        shapes, left, step = [], self.n, self.n / len(self.sample)
+        while left:
+            length = opening + self.sample[math.ceil(left / step) - 1]
+            shapes.append((max(1, min(left, budget // length)), length))
+            left -= shapes[-1][0]
+        return shapes
 
 
 @dataclass(frozen=True)

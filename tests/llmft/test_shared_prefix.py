@@ -157,7 +157,8 @@ def test_rows_hold_nothing_of_the_prefix():
 def test_passes_over_queries_are_no_larger_than_the_prefix():
     model = borrow("opt", {})
     shared = encode_shared(model, PREFIX)
-    assert scoring_budget(16384, None) == (16384, 0)
+    assert scoring_budget(16384, None) == (2048, 0)
+    assert scoring_budget(512, None) == (512, 0)
     assert scoring_budget(16384, encode_prefix(model, PREFIX)) == (16384, 40)
     assert scoring_budget(16384, shared) == (2048, 0)
     assert scoring_budget(512, shared) == (512, 0)
