@@ -84,6 +84,8 @@ class Method:
             says one of its own, of up to `n_rationale_tokens`, before its label is read (`llmft.reasoning`).
         trains_bare: whether the prompts of the training leave the demonstrations out.
         pull_to_start: alpha; training adds alpha / 2 times the squared distance of the weights from their start to the loss.
+        n_fisher_samples: in that distance each weight counts by its Fisher information, which is estimated from so many samples of the
+            network's own next words (`llmft.fisher`); 0: all count alike.
         keeps_unfinished: whether a teacher's text that was cut at the most tokens allowed is trained on.
         calibration_texts: texts without content; where there are any, the label words' probabilities are divided by those that they
             have, on average, after a query of which each field is such a text (`llmft.evaluate.Predictions.calibrated`).
@@ -107,6 +109,7 @@ class Method:
     n_rationale_tokens: int = 0
     trains_bare: bool = False
     pull_to_start: float = 0.0
+    n_fisher_samples: int = 0
     keeps_unfinished: bool = False
     calibration_texts: tuple[str, ...] = ()
 

@@ -158,7 +158,7 @@ class Cost(Data):
     peak_memory_bytes: int = Field(
         0, description="device memory, on a CPU growth of the resident set; of the process that took most"
     )
-    tokens_trained: int = 0
+    tokens_trained: int = Field(0, description="tokens read forward and backward: in training, and before it for a Fisher information")
     tokens_evaluated: int = 0
     tokens_teacher: int = Field(0, description="tokens that the teacher of a distillation read, before the training")
     n_parameters: int = 0

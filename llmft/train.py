@@ -105,6 +105,8 @@ def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: M
     model.network.eval()
     with torch.no_grad():
         method.begin(evaluator.adapted, evaluator.every(SHOTS))
+    if method.n_fisher_samples:
+        result.n_tokens += origin.weigh(evaluator, method.n_fisher_samples, derive(spec.dropout_seed, "fisher"))
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(derive(spec.dropout_seed, f"dropout/{runtime.rank}" if runtime.rank else "dropout"))
         for epoch in range(1, train.epochs + 1):

@@ -142,8 +142,9 @@ def flops(n_shots: int, stage: Stage, work: Workload, memory: Memory) -> float:
     forward = 2 * n * (2 if work.spec.train.gradient_checkpointing else 1)
     n_inputs = work.n_unlabelled + (len(work.shots) - work.n_unlabelled) * n_shots / max(1, work.spec.n_shots)
     n_trained = work.tokens_trained * n_inputs / max(1, len(work.shots))
+    weighed = (2 * n + backward) * work.tokens_weighed
     taught = 2 * memory.n_teacher_parameters * work.tokens_taught
-    return (forward + backward) * n_trained + 2 * n * work.tokens_evaluated(with_tests=stage == "report") + taught
+    return (forward + backward) * n_trained + 2 * n * work.tokens_evaluated(with_tests=stage == "report") + taught + weighed
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ cannot see is inside of kernels and allocators; whoever asks whether a trial fit
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,17 +18,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from llmft.adapted import Adapted
 from llmft.architecture import DROPOUT, language_model, last_states, own_logits
 from llmft.batches import Prefix, QueryBatch, encode_prefix, make_batch, scoring_budget, split_by_tokens
+from llmft.evaluate import Evaluator
+from llmft.fisher import sum_of_squares
 from llmft.method import Method
 from llmft.model import BorrowedModel, load_config
 from llmft.optimizers import state_bytes
 from llmft.registry import load_task
 from llmft.runtime import Runtime
 from llmft.scoring import encoder_outputs, text_inputs
-from llmft.setting import settle
+from llmft.setting import SHOTS, settle
 from llmft.shared_prefix import read_shared
 from llmft.spec import ModelRef, TrialSpec
 from llmft.teacher import Untouched
-from llmft.tokens import EncodedQueries
+from llmft.tokens import EncodedQueries, EncodedTrial
 from sweeps.meter import Meter, Operations
 from sweeps.packed import hold_in_4_bits
 from sweeps.slots import Strategy
@@ -52,6 +54,8 @@ class Memory:
         base_bytes: the untouched model in fp32, in the host's memory.
         copying_bytes: its copy for the trial, in fp32 and in the host's memory until it is where and what it shall be.
         start_bytes: a copy of those of the base's weights that are trained, as they began, in the host's memory.
+        importance_bytes: what each of them counts in a pull back there (EWC), in the host's memory.
+        fisher_bytes: what it takes to find that out, on the device, beside the weights; before there are optimiser states.
         checkpoint_bytes: a copy of all trained weights, where one is selected on dev.
         n_workers: processes.
         n_teacher_parameters: of the teacher of a distillation.
@@ -78,6 +82,8 @@ class Memory:
     teacher_bytes: int = 0
     loading_bytes: int = 0
     taught_bytes: int = 0
+    importance_bytes: int = 0
+    fisher_bytes: int = 0
 
     @property
     def held_bytes(self) -> int:
@@ -87,12 +93,14 @@ class Memory:
     @property
     def device_bytes(self) -> int:
         """On the device of each process."""
-        return max(self.teacher_bytes, self.held_bytes + max(self.training_bytes, self.scoring_bytes - self.gradient_bytes))
+        at_work = self.held_bytes + max(self.training_bytes, self.scoring_bytes - self.gradient_bytes)
+        return max(self.teacher_bytes, self.weight_bytes + self.gathered_bytes + self.fisher_bytes, at_work)
 
     @property
     def host_bytes(self) -> int:
         """In the host's memory, for each process of a trial on GPUs; a better checkpoint is copied before the old one goes."""
-        at_work = self.taught_bytes + self.copying_bytes + self.start_bytes + 2 * self.checkpoint_bytes
+        at_start = self.start_bytes + self.importance_bytes
+        at_work = self.taught_bytes + self.copying_bytes + at_start + 2 * self.checkpoint_bytes
         return self.base_bytes + max(self.loading_bytes, at_work)
 
     @property
@@ -100,8 +108,9 @@ class Memory:
         """In the host's memory, for each process of a trial on CPUs."""
         second_checkpoint = self.checkpoint_bytes - self.gradient_bytes
         at_work = max(self.training_bytes, self.scoring_bytes - self.gradient_bytes, second_checkpoint)
-        at_work += self.held_bytes + self.start_bytes + self.checkpoint_bytes
-        trained = self.taught_bytes + max(at_work, self.copying_bytes)
+        at_work += self.held_bytes + self.start_bytes + self.importance_bytes + self.checkpoint_bytes
+        before = self.weight_bytes + self.gathered_bytes + self.start_bytes + self.fisher_bytes
+        trained = self.taught_bytes + max(at_work, before, self.copying_bytes)
         return (0 if self.n_workers > 1 else self.base_bytes) + max(trained, self.loading_bytes, self.teacher_bytes)
 
 
@@ -147,6 +156,7 @@ def estimate_memory(
         _fake(network)
         model = BorrowedModel(network, torch.device("cpu"), spec.precision, _has_plain_head(network))
         adapted = Adapted(method, model)
+        weighing = _weigh(work, adapted, meter, base_names)
         training = _train(work, adapted, meter, budget, n_workers)
         prefix, scoring = _score(work, adapted, "scores", [work.scored], meter, budget)
     if strategy == "ddp":
@@ -172,6 +182,8 @@ def estimate_memory(
         start_bytes=start // share,
         checkpoint_bytes=gradients // share if "best_dev" in spec.selections else 0,
         n_workers=n_workers,
+        importance_bytes=start // share if method.n_fisher_samples else 0,
+        fisher_bytes=weighing + (start + gradients) // share if method.n_fisher_samples else 0,
         **taught,
     )
 
@@ -291,6 +303,19 @@ def _grow(cache: Any, n: int) -> None:
         grown = list(layer.keys.shape)
         grown[2] = n
         layer.keys, layer.values = (torch.cat([old, old.new_zeros(grown)], 2) for old in (layer.keys, layer.values))
+
+
+def _weigh(work: Workload, adapted: Adapted, meter: Meter, base_names: Collection[str]) -> int:
+    """The Fisher information from the longest query, as in `llmft.fisher`; gives what is alive at the worst moment beyond weights,
+    gradients and the sums of their squares."""
+    if not adapted.method.n_fisher_samples:
+        return 0
+    longest = EncodedQueries(((0,) * (max(work.shots) - work.n_virtual_tokens),), (0,), work.start)
+    evaluator = Evaluator(adapted, EncodedTrial((), {SHOTS: longest}, (), 0), work.words, Runtime())
+    trained = {name: parameter for name, parameter in adapted.network.named_parameters() if parameter.requires_grad}
+    before = meter.peak = meter.now
+    squares, _ = sum_of_squares(evaluator, [parameter for name, parameter in trained.items() if name in base_names], 1, 0)
+    return meter.peak - before - sum(map(_n_bytes, [*squares, *trained.values()]))
 
 
 def _train(work: Workload, adapted: Adapted, meter: Meter, budget: int, n_workers: int) -> int:

@@ -78,6 +78,7 @@ class Workload:
         n_new_tokens: tokens that are generated for each of them at the most.
         lessons: what a teacher reads before the training; `teacher_start` is its decoder's `start`.
         n_unlabelled: how many of the examples that are trained on are not shots.
+        n_fisher_samples: `llmft.method.Method.n_fisher_samples`.
         same_shots: whether all seeds draw the same shots, though they should differ: the training pool holds no others.
     """
 
@@ -96,6 +97,7 @@ class Workload:
     completions: tuple[int, ...] = ()
     teacher_start: tuple[int, ...] = ()
     same_shots: bool = False
+    n_fisher_samples: int = 0
 
     @property
     def scored(self) -> Reading:
@@ -110,6 +112,11 @@ class Workload:
     @property
     def tokens_trained(self) -> int:
         return self.spec.train.epochs * sum(self.shots)
+
+    @property
+    def tokens_weighed(self) -> float:
+        """Tokens that are read forward and backward before the training, to know what each weight counts."""
+        return self.n_fisher_samples * sum(self.shots) / max(1, len(self.shots))
 
     def tokens_evaluated(self, with_tests: bool) -> float:
         """Tokens of everything that is scored: dev at every look, the test sets once for every checkpoint rule."""
@@ -175,6 +182,7 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
         tuple(n for _, n in by_length) if says_texts else (),
         next((queries.start for lesson in lessons for queries in lesson.sets.values()), ()),
         "data" in cell.vary and not spec.demonstrations and bool(longest.shots) and len(draws) > 1 and n_different == 1,
+        method.n_fisher_samples,
     )
 
 

@@ -82,6 +82,8 @@ def test_arithmetic_where_the_gpu_is_known(lora_cell):
         work, spec=spec.model_copy(update={"train": spec.train.model_copy(update={"gradient_checkpointing": True})})
     )
     assert flops(2, "search", checkpointing, memory) == pytest.approx(search + trained * 2e9)
+    weighed = dataclasses.replace(work, n_fisher_samples=8)
+    assert flops(2, "search", weighed, memory) == pytest.approx(search + 8 * 11 * (4e9 + 2e6))  # 11 tokens in the mean
 
     (state,) = Schedule([lora_cell]).states({})
     machine = Machine((Node(16, 2, None, 20 * GIB, "A10G"),))
