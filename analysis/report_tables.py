@@ -28,7 +28,9 @@ def example_sheet(table: pd.DataFrame) -> Sheet:
     pairs = {(row[side], row[f"{side}_pattern"]) for row in table.to_dict("records") for side in "ab"}
     several = {method for method, n in Counter(method for method, _ in pairs).items() if n > 1}
     for row in table.to_dict("records"):
-        span = f"{percent(row['difference'])} ({percent(row['low'])} to {percent(row['high'])})"
+        span = percent(row["difference"])
+        if not math.isnan(row["low"]):
+            span += f" ({percent(row['low'])} to {percent(row['high'])})"
         known = row["only_a"] == row["only_a"]
         counts = (
             [f"{row['only_a']:.0f}", f"{row['only_b']:.0f}", f"{row['n_mcnemar']:.0f} of {row['n_seeds']}"]
