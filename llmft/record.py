@@ -154,6 +154,7 @@ class Cost(Data):
     wall_s: float
     train_s: float = 0.0
     evaluate_s: float = 0.0
+    forgetting_s: float = Field(0.0, description="what else the adapted model can do was measured in; beside wall_s")
     device: str = "cpu"
     peak_memory_bytes: int = Field(
         0, description="device memory, on a CPU growth of the resident set; of the process that took most"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 
-from llmft.method import Lesson
+from llmft.forgetting import read_text, zero_shot_spec
+from llmft.method import Lesson, Method
+from llmft.model import load_tokenizer
 from llmft.seeds import stream
 from llmft.setting import DEV, Setting, draw, encode_alone, encode_lessons, encode_prompts, settle
-from llmft.spec import TrialSpec
+from llmft.spec import FileRef, ModelRef, TrialSpec
 from llmft.task import Draw, Example
-from llmft.tokens import EncodedTrial, LabelWords
+from llmft.tokens import EncodedTrial, LabelWords, encode
 from sweeps.cells import Cell, Params
 
 SAMPLE, MOST_SEEDS = 48, 16
@@ -79,6 +84,8 @@ class Workload:
         lessons: what a teacher reads before the training; `teacher_start` is its decoder's `start`.
         n_unlabelled: how many of the examples that are trained on are not shots.
         n_fisher_samples: `llmft.method.Method.n_fisher_samples`.
+        tokens_measured: tokens of what a reported trial measures of forgetting, with the adapted model (the base's own numbers are there
+            once for a process); NaN where lm-evaluation-harness, which must be asked for its data, knows how many.
         same_shots: whether all seeds draw the same shots, though they should differ: the training pool holds no others.
     """
 
@@ -98,6 +105,7 @@ class Workload:
     teacher_start: tuple[int, ...] = ()
     same_shots: bool = False
     n_fisher_samples: int = 0
+    tokens_measured: float = 0.0
 
     @property
     def scored(self) -> Reading:
@@ -183,6 +191,7 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
         next((queries.start for lesson in lessons for queries in lesson.sets.values()), ()),
         "data" in cell.vary and not spec.demonstrations and bool(longest.shots) and len(draws) > 1 and n_different == 1,
         method.n_fisher_samples,
+        _tokens_measured(spec, method),
     )
 
 
@@ -199,6 +208,30 @@ def _trained(encoded: EncodedTrial, taught: bool) -> tuple[list[tuple[int, int]]
         completions = map(len, queries.completions) if queries.completions else [n_new + 1] * len(queries)
         found += zip([length + n_new for length in lengths] if n_new else lengths, completions, strict=True)
     return sorted(found), bool(n_new) or any(encoded.sets[name].completions for name in encoded.trained)
+
+
+def _tokens_measured(spec: TrialSpec, method: Method) -> float:
+    wanted = spec.forgetting
+    if wanted is None or not method.trains or method.has_own_head:
+        return 0.0
+    if wanted.harness:
+        return math.nan
+    n_tokens = 0.0
+    for name, data in wanted.tasks.items():
+        asked = zero_shot_spec(spec.model, name, data, wanted.limit)
+        setting = settle(asked)
+        (test,) = setting.tests
+        encoded = encode_prompts(asked, replace(setting, tests=(replace(test, examples=_sample(test.examples)),)))
+        encoded = replace(encoded, n_virtual_tokens=method.n_virtual_tokens)
+        lengths = (Lengths(len(test.examples), tuple(sorted(encoded.sets[test.name].lengths))),)
+        n_tokens += Reading(len(encoded.prefix), lengths, encoded.shares_prefix, encoded.n_virtual_tokens, encoded.n_new_tokens).n_tokens
+    return n_tokens + (_tokens_of_text(spec.model, wanted.text) if wanted.text else 0)
+
+
+@lru_cache(maxsize=8)
+def _tokens_of_text(ref: ModelRef, text: FileRef) -> int:
+    (ids,) = encode(load_tokenizer(ref), [read_text(Path(text.path))])
+    return len(ids)
 
 
 def _lessons(spec: TrialSpec, setting: Setting, encoded: EncodedTrial) -> list[EncodedTrial]:
