@@ -4,12 +4,12 @@
 its gradient is added step by step, so that no device holds the start.
 
 `penalty: ewc` (elastic weight consolidation, Kirkpatrick et al. 2017) lets each weight count in that distance by how much the old
-task hangs on it: strength / 2 sum_i F_i (theta_i - start_i)^2. The old task of a language model is language modelling. Its data
-are not at hand, so F is the diagonal of the Fisher information of the base model's own next words at every place of the queries
-that are trained on (no label and no answer is read), estimated before the training from `n_fisher_samples` queries in turn, with
-words drawn from the model (`llmft.fisher`). F is scaled to a mean of 1 over all weights: a strength then pulls as much in all as
-the same strength of l2_sp, whatever the model's size and the prompts' length; Kirkpatrick's lambda is the strength over the mean
-that was divided by.
+task hangs on it: strength / 2 sum_i F_i (theta_i - start_i)^2. The old task of a language model is language modelling, whose
+data are not at hand. So F is the diagonal of the Fisher information of the base model's own next words at every place of the
+queries that are trained on; no label is read. It is estimated before the training, from `n_fisher_samples` queries in turn, with
+words drawn from the model (`llmft.fisher`), and scaled to a mean of 1 over all weights: so a strength means for the average
+weight what it means in l2_sp, whatever the model's size and the queries' length. (Kirkpatrick's lambda is the strength over the
+mean before the scaling.)
 
 `penalty: kl_to_base` adds strength times KL(p_base || p), in nats and averaged over the queries, between the base model's and the
 trained model's next word after the query (the first token of a label word); the base is asked once about every shot.
