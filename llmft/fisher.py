@@ -12,6 +12,7 @@ from llmft.batches import make_batch
 from llmft.distributed import is_sharded, shard_of
 from llmft.errors import Cause, TrialFailure
 from llmft.evaluate import Evaluator
+from llmft.runtime import Runtime
 from llmft.seeds import derive, stream
 from llmft.setting import SHOTS
 
@@ -44,22 +45,29 @@ def diagonal_fisher(
     Raises:
         TrialFailure: the information is zero or not finite (DIVERGED), or the time is over (TIMEOUT).
     """
-    runtime, n_tokens, total = evaluator.runtime, 0, math.nan
+    n_tokens, total = 0, math.nan
     for scale in LOSS_SCALES if evaluator.adapted.model.precision == "fp16" else (1.0,):
         squares, n_read = sum_of_squares(evaluator, parameters, n_samples, seed, scale)
         n_tokens += n_read
-        pairs = list(zip(parameters, squares, strict=True))
-        in_shards, in_all = (
-            sum(square.sum(dtype=torch.float64).item() for parameter, square in pairs if is_sharded(parameter) == sharded)
-            for sharded in (True, False)
-        )
-        total = in_all + runtime.mean(in_shards) * runtime.world_size
+        total = _sum_of_all(parameters, squares, evaluator.runtime)
         if math.isfinite(total):
             break
     if not (total > 0 and math.isfinite(total)):
         raise TrialFailure(Cause.DIVERGED, f"the Fisher information of the base model sums to {total}; use the penalty l2_sp.")
     mean = total / sum(parameter.numel() for parameter in parameters)
     return [square.div_(mean).cpu() for square in squares], n_tokens
+
+
+def _sum_of_all(parameters: Sequence[torch.nn.Parameter], values: Sequence[torch.Tensor], runtime: Runtime) -> float:
+    """The sum of numbers that go with the parameters, each of them once, whoever holds it."""
+    in_all = in_shards = 0.0
+    for parameter, value in zip(parameters, values, strict=True):
+        part = value.sum(dtype=torch.float64).item()
+        if is_sharded(parameter):
+            in_shards += part
+        else:
+            in_all += part
+    return in_all + runtime.mean(in_shards) * runtime.world_size
 
 
 def sum_of_squares(

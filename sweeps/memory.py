@@ -8,7 +8,7 @@ cannot see is inside of kernels and allocators; whoever asks whether a trial fit
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -156,7 +156,7 @@ def estimate_memory(
         _fake(network)
         model = BorrowedModel(network, torch.device("cpu"), spec.precision, _has_plain_head(network))
         adapted = Adapted(method, model)
-        weighing = _weigh(work, adapted, meter, base_names)
+        weighing = _weigh(work, adapted, meter)
         training = _train(work, adapted, meter, budget, n_workers)
         prefix, scoring = _score(work, adapted, "scores", [work.scored], meter, budget)
     if strategy == "ddp":
@@ -183,7 +183,7 @@ def estimate_memory(
         checkpoint_bytes=gradients // share if "best_dev" in spec.selections else 0,
         n_workers=n_workers,
         importance_bytes=start // share if method.n_fisher_samples else 0,
-        fisher_bytes=weighing + (start + gradients) // share if method.n_fisher_samples else 0,
+        fisher_bytes=weighing + 2 * gradients // share if method.n_fisher_samples else 0,
         **taught,
     )
 
@@ -305,17 +305,17 @@ def _grow(cache: Any, n: int) -> None:
         layer.keys, layer.values = (torch.cat([old, old.new_zeros(grown)], 2) for old in (layer.keys, layer.values))
 
 
-def _weigh(work: Workload, adapted: Adapted, meter: Meter, base_names: Collection[str]) -> int:
+def _weigh(work: Workload, adapted: Adapted, meter: Meter) -> int:
     """The Fisher information from the longest query, as in `llmft.fisher`; gives what is alive at the worst moment beyond weights,
     gradients and the sums of their squares."""
     if not adapted.method.n_fisher_samples:
         return 0
     longest = EncodedQueries(((0,) * (max(work.shots) - work.n_virtual_tokens),), (0,), work.start)
     evaluator = Evaluator(adapted, EncodedTrial((), {SHOTS: longest}, (), 0), work.words, Runtime())
-    trained = {name: parameter for name, parameter in adapted.network.named_parameters() if parameter.requires_grad}
+    trained = [parameter for parameter in adapted.network.parameters() if parameter.requires_grad]
     before = meter.peak = meter.now
-    squares, _ = sum_of_squares(evaluator, [parameter for name, parameter in trained.items() if name in base_names], 1, 0)
-    return meter.peak - before - sum(map(_n_bytes, [*squares, *trained.values()]))
+    sum_of_squares(evaluator, trained, 1, 0)
+    return meter.peak - before - 2 * sum(map(_n_bytes, trained))
 
 
 def _train(work: Workload, adapted: Adapted, meter: Meter, budget: int, n_workers: int) -> int:
