@@ -16,7 +16,7 @@ from analysis.selection import select
 from analysis.stats import ALPHA, FEWEST, bootstrap_difference, holm, mcnemar
 from analysis.tables import common_shots
 from llmft.files import Place, read_many
-from llmft.record import RecordError
+from llmft.record_files import RecordError
 
 if TYPE_CHECKING:
     import pandas as pd
