@@ -92,6 +92,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("is_oracle", "bool", "the selection looks at the reported sets"),
     Column("dev_score", "float64", "the metric on the dev examples, [0, 1]"),
     Column("teacher_dev_score", "float64", "the metric on the dev examples of the teacher that a distilled model learned from"),
+    Column("teacher_last_dev_score", "float64", "the same of the teacher of the last round, which is the student if there are several"),
+    Column("teacher_trusted_share", "float64", "share of the last teacher's answers that were trained towards, [0, 1]"),
     Column("dev_loss", "float64", "loss on the dev examples, nats"),
     Column("findings", "str", "codes of the findings, each once, joined by ';'; 'code@set' where a set is concerned"),
     Column("finding_details", "str", "the findings in full, a JSON list; empty where there are none"),

@@ -8,7 +8,7 @@ from typing import Any
 from analysis.columns import DOMAINS, HEADLINE_METRICS, SET_METRICS
 from analysis.commands import trial_command
 from llmft.files import Place
-from llmft.record import SetMetrics, TrialRecord
+from llmft.record import SetMetrics, Teacher, TrialRecord
 from llmft.record_files import RecordError, read_record
 from llmft.spec import ORACLES
 
@@ -54,11 +54,22 @@ def _trial(record: TrialRecord) -> dict[str, Any]:
         "train": spec.train.model_dump_json(),
         **({name: getattr(record.cost, name) for name in _COST} if record.cost else {}),
         "shots_hash": draws.shots_hash or None,
-        "teacher_dev_score": record.teacher.dev_score if record.teacher else None,
+        **_teacher(record.teacher),
         "n_demonstrations": len(draws.demonstrations),
         "n_demonstrations_dropped": draws.n_demonstrations_dropped,
         "provenance": json.dumps(record.provenance, sort_keys=True) if record.provenance else None,
         "command": trial_command(spec),
+    }
+
+
+def _teacher(teacher: Teacher | None) -> dict[str, Any]:
+    if teacher is None:
+        return {}
+    last = teacher.rounds[-1] if teacher.rounds else None
+    return {
+        "teacher_dev_score": teacher.dev_score,
+        "teacher_last_dev_score": last and last.dev_score,
+        "teacher_trusted_share": last and last.n_trusted / last.n_asked,
     }
 
 

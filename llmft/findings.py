@@ -35,6 +35,8 @@ CODES = {
     "label_bias": "one label word is almost certain for queries without content; calibration divides by these probabilities",
     "weak_teacher": "the teacher's accuracy on dev cannot be told from chance",
     "teacher_no_better_than_zero_shot": "on dev the teacher is no better than without what its prompt holds",
+    "teacher_got_worse": "in a later round the teacher, which is the student by then, is worse on dev than the first was",
+    "few_trusted": "fewer than half of the teacher's answers were trained towards",
     "poor_responses": "answers of the teacher have no text or no end",
     "few_rows": "fewer rows than the task's full test set were scored",
 }
@@ -244,8 +246,16 @@ def teacher_findings(teacher: Teacher, n_labels: int, n_dev: int) -> list[Findin
         message = f"of the teacher's {teacher.n_asked} answers {teacher.n_empty} have no text and {teacher.n_unfinished} no end"
         severity = "warning" if teacher.n_responses < MANY * teacher.n_asked else "note"
         found.append(Finding(code="poor_responses", severity=severity, message=message, value=teacher.n_responses / teacher.n_asked))
+    for number, each in enumerate(teacher.rounds, 1):
+        if each.n_trusted < MANY * each.n_asked:
+            message = f"in round {number} {each.n_trusted} of the teacher's {each.n_asked} answers were trained towards"
+            found.append(Finding(code="few_trusted", severity="note", message=message, value=each.n_trusted / each.n_asked))
     if score is None:
         return found
+    for number, each in enumerate(teacher.rounds, 1):
+        if each.dev_score < score:
+            message = f"the teacher's score on dev was {score:.1%} at first, and {each.dev_score:.1%} in round {number}"
+            found.append(Finding(code="teacher_got_worse", severity="note", message=message, value=each.dev_score))
     low, high = accuracy_interval(score, n_dev)
     if n_labels and low <= 1 / n_labels:
         message = f"the teacher's accuracy on dev, {score:.1%} (95 % interval {low:.1%} to {high:.1%}), may be chance"

@@ -53,7 +53,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What an untouched model reads before the training: some of the training inputs, each behind the same opening.
+    """What a teacher reads before the training: some of the training inputs, each behind the same opening.
 
     `inputs` are places in what `Method.inputs` gives; an `instruction`, if there is one, stands in front of the demonstrations.
     """
@@ -83,6 +83,8 @@ class Method:
         marker: text between a rationale and its label word; where there is one, demonstrations show their rationales, and the model
             says one of its own, of up to `n_rationale_tokens`, before its label is read (`llmft.reasoning`).
         trains_bare: whether the prompts of the training leave the demonstrations out.
+        n_rounds: how often the lessons are read, and what they gave is trained on: after the first time, which is the untouched model's
+            (or the spec's `teacher`'s), by the model as it was trained until then.
         pull_to_start: alpha; training adds alpha / 2 times the squared distance of the weights from their start to the loss.
         n_fisher_samples: in that distance each weight counts by its Fisher information, which is estimated from so many samples of the
             network's own next words (`llmft.fisher`); 0: all count alike.
@@ -108,6 +110,7 @@ class Method:
     marker: str = ""
     n_rationale_tokens: int = 0
     trains_bare: bool = False
+    n_rounds: int = 1
     pull_to_start: float = 0.0
     n_fisher_samples: int = 0
     keeps_unfinished: bool = False
@@ -144,7 +147,7 @@ class Method:
         raise NotImplementedError(f"{type(self).__name__} mixes tasks, and must say how much of each")
 
     def lessons(self, draw: Draw, generator: np.random.Generator) -> tuple[Lesson, ...]:
-        """What the untouched model (or the spec's `teacher`) is asked about the inputs, once, before the training; mostly nothing.
+        """What the untouched model (or the spec's `teacher`) is asked about the inputs before the training; mostly nothing.
 
         Its answers are in `taught` when `prepare` is called. Where text is generated there is one lesson, and the answers are texts: in
         `responses` by the ids of the inputs, and trained on as their references. The first lesson also reads the dev examples, which tells how good a
@@ -156,6 +159,14 @@ class Method:
         """What shall be kept of a lesson: tensors of [queries, ...]. They come back in `taught`, on the CPU, a row for each input
         (`QueryBatch.indices` are the rows of a batch)."""
         raise NotImplementedError(f"{type(self).__name__} has lessons, and must say what to keep of them")
+
+    def n_trusted(self) -> int:
+        """How many of the inputs are trained towards what is `taught` about them; asked whenever lessons were read.
+
+        Raises:
+            UserError: none is.
+        """
+        return len(next(iter(self.taught.values())))
 
     def prepare(self, model: BorrowedModel, n_labels: int, generator: torch.Generator) -> None:
         """Change `model.network` in place: add modules, and leave `requires_grad` only where training shall go.

@@ -120,9 +120,21 @@ class Mixed(Data):
     n: int
 
 
+class TeacherRound(Data):
+    """One reading of the lessons: how good the teacher was then, on the dev examples with what its prompt holds, and how many of its
+    `n_asked` answers were trained towards."""
+
+    dev_score: float | None = None
+    n_asked: int
+    n_trusted: int
+
+
 class Teacher(Data):
     """The model that a distilled one learned from, and how good it is: the score on the dev examples with what its prompt holds,
-    and without."""
+    and without.
+
+    After the first of several `rounds` the teacher is the student itself, as it was trained until then. Texts have no rounds.
+    """
 
     model: str
     dev_score: float | None = None
@@ -135,6 +147,7 @@ class Teacher(Data):
     n_responses: int = Field(0, description="of these answers, those that were trained on")
     n_empty: int = Field(0, description="answers without text, which were left out")
     n_unfinished: int = Field(0, description="texts that were cut at the most tokens allowed")
+    rounds: list[TeacherRound] = Field(default_factory=list, description="what its targets were worth, round by round")
     wall_s: float = 0.0
 
 
@@ -142,7 +155,7 @@ class Cost(Data):
     """What the trial took. Times in seconds, memory in bytes."""
 
     wall_s: float
-    train_s: float = 0.0
+    train_s: float = Field(0.0, description="with the looks at dev, and what a student reads between its rounds")
     evaluate_s: float = 0.0
     forgetting_s: float = Field(0.0, description="what else the adapted model can do was measured in; beside wall_s")
     device: str = "cpu"
@@ -151,7 +164,7 @@ class Cost(Data):
     )
     tokens_trained: int = Field(0, description="tokens read forward and backward: in training, and before it for a Fisher information")
     tokens_evaluated: int = 0
-    tokens_teacher: int = Field(0, description="tokens that the teacher of a distillation read, before the training")
+    tokens_teacher: int = Field(0, description="tokens that the teacher of a distillation read, in all rounds")
     n_parameters: int = 0
     n_trainable_parameters: int = 0
     stored_bytes: int = Field(0, description="what must be kept to use the adapted model, beside the base model")

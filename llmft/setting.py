@@ -225,15 +225,21 @@ def _answered(inputs: tuple[Example, ...], responses: Mapping[str, str]) -> tupl
 def encode_lessons(spec: TrialSpec, setting: Setting) -> list[EncodedTrial]:
     """The prompts of the setting's lessons: the `INPUTS`, and in the first lesson the dev examples as well.
 
+    Where there are several rounds they leave room for the method's virtual tokens, which a student puts in front when it reads them
+    itself; so all rounds have the same demonstrations.
+
     Raises:
         TrialFailure: as `encode_prompts`.
     """
-    inputs, encoded = setting.method.inputs(setting.draw), []
+    method, encoded = setting.method, []
+    inputs, n_virtual_tokens = method.inputs(setting.draw), method.n_virtual_tokens if method.n_rounds > 1 else 0
     for number, lesson in enumerate(setting.lessons):
         sets = {INPUTS: tuple(inputs[i] for i in lesson.inputs), DEV: () if number else setting.draw.dev}
         sets = {name: examples for name, examples in sets.items() if examples}
         ref = spec.teacher or spec.model
-        encoded.append(_encode(spec, setting, ref, lesson.demonstrations, sets, instruction=lesson.instruction))
+        encoded.append(
+            _encode(spec, setting, ref, lesson.demonstrations, sets, n_virtual_tokens=n_virtual_tokens, instruction=lesson.instruction)
+        )
     return encoded
 
 

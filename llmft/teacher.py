@@ -1,7 +1,8 @@
-"""What a model says about the training inputs before anything is trained: the targets of a distillation, or texts.
+"""What a model says about the training inputs before it is trained on: the targets of a distillation, or texts.
 
 They are constant, so they are computed once, by a model that nothing was added to, and this model is gone before the training
-begins. A shared opening is encoded once for each lesson, as in evaluation, and the inputs are shared out over the processes.
+begins. Where there are several rounds, the student itself computes them anew for each but the first. A shared opening is encoded
+once for each lesson, as in evaluation, and the inputs are shared out over the processes.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import torch
 from llmft.adapted import Adapted
 from llmft.errors import UserError
 from llmft.evaluate import Evaluator, Generated
+from llmft.generate import Decoding
 from llmft.method import Method
 from llmft.model import borrow_model, choose_device, load_tokenizer
-from llmft.record import Teacher
+from llmft.record import Teacher, TeacherRound
 from llmft.runtime import Runtime
 from llmft.seeds import derive
 from llmft.setting import DEV, INPUTS, Setting, encode_alone
@@ -50,7 +52,7 @@ def teach(
 
     Raises:
         TrialFailure: a target is not finite (DIVERGED), or the time is over (TIMEOUT).
-        UserError: no text can be trained on.
+        UserError: nothing that it says can be trained on.
     """
     if not lessons:
         return None, None
@@ -73,41 +75,75 @@ def teach(
         is_told = any(lesson.demonstrations or lesson.instruction for lesson in setting.lessons)
         reader = Evaluator(adapted, alone, setting.words, runtime, decoding)
         reads_alone = DEV in encoded.sets and (is_told or not decoding)  # else a tuned teacher would be compared with itself
-        scores = [reader.predict(DEV).score if reads_alone else None] if DEV in encoded.sets else []
-        n_inputs, n_tokens = len(method.inputs(setting.draw)), reader.n_tokens
-        responses, counts = None, {}
-        for lesson, prompts in zip(setting.lessons, lessons, strict=True):
-            reader = Evaluator(adapted, prompts, setting.words, runtime, decoding)  # in place of the last, whose prefix goes
-            if decoding:
-                responses, counts = _answer(setting, lesson.inputs, reader.predict(INPUTS), ref.name)
-            elif INPUTS in prompts.sets:
-                for name, rows in reader.read_targets(INPUTS).items():
-                    whole = method.taught.setdefault(name, torch.zeros(n_inputs, *rows.shape[1:], dtype=rows.dtype))
-                    whole[list(lesson.inputs)] = rows
-            if DEV in prompts.sets:
-                scores.append(reader.predict(DEV).score)
-            n_tokens += reader.n_tokens
+        zero_shot = reader.predict(DEV).score if reads_alone else None
+        n_alone = reader.n_tokens
+        del reader  # its prefix goes
+        untouched = [replace(prompts, n_virtual_tokens=0) for prompts in lessons]
+        dev_score, texts, n_tokens = _read(adapted, setting, untouched, runtime, decoding)
+        responses, counts = _answer(setting, texts, ref.name) if decoding else (None, {"rounds": [_round(method, dev_score)]})
         teacher = Teacher(
             model=ref.name,
-            dev_score=scores[1] if scores else None,
-            zero_shot_dev_score=scores[0] if scores else None,
+            dev_score=dev_score,
+            zero_shot_dev_score=zero_shot,
             demonstrations=[example.id for example in lessons[0].demonstrations],
             n_demonstrations_dropped=max(lesson.n_dropped for lesson in lessons),
             n_parameters=sum(parameter.numel() for parameter in model.network.parameters()),
-            n_tokens=n_tokens,
+            n_tokens=n_alone + n_tokens,
             wall_s=time.perf_counter() - began,
             **counts,
         )
     return teacher, responses
 
 
-def _answer(setting: Setting, inputs: Sequence[int], generated: Generated, teacher: str) -> tuple[bytes, dict[str, int]]:
+def teach_again(adapted: Adapted, setting: Setting, lessons: Sequence[EncodedTrial], runtime: Runtime, teacher: Teacher) -> None:
+    """Put what the student itself, `adapted`, says to its lessons in the place of the targets, and a further round into `teacher`.
+
+    Raises:
+        TrialFailure, UserError: as `teach`.
+    """
+    began = time.perf_counter()
+    dev_score, _, n_tokens = _read(adapted, setting, lessons, runtime)
+    teacher.rounds.append(_round(setting.method, dev_score))
+    teacher.n_tokens += n_tokens
+    teacher.wall_s += time.perf_counter() - began
+
+
+def _read(
+    adapted: Adapted, setting: Setting, lessons: Sequence[EncodedTrial], runtime: Runtime, decoding: Decoding | None = None
+) -> tuple[float | None, Generated | None, int]:
+    """Have a model read the lessons, and fill `setting.method.taught`.
+
+    Returns:
+        Its score on dev, the texts that it answers with, and the tokens that went through it; None where there are none.
+    """
+    method, dev_score, texts, n_tokens = setting.method, None, None, 0
+    n_inputs = len(method.inputs(setting.draw))
+    for lesson, prompts in zip(setting.lessons, lessons, strict=True):
+        reader = Evaluator(adapted, prompts, setting.words, runtime, decoding)  # in place of the last, whose prefix goes
+        if decoding:
+            texts = reader.predict(INPUTS)
+        elif INPUTS in prompts.sets:
+            for name, rows in reader.read_targets(INPUTS).items():
+                whole = method.taught.setdefault(name, torch.zeros(n_inputs, *rows.shape[1:], dtype=rows.dtype))
+                whole[list(lesson.inputs)] = rows
+        if DEV in prompts.sets:
+            dev_score = reader.predict(DEV).score
+        n_tokens += reader.n_tokens
+    return dev_score, texts, n_tokens
+
+
+def _round(method: Method, dev_score: float | None) -> TeacherRound:
+    return TeacherRound(dev_score=dev_score, n_asked=len(next(iter(method.taught.values()))), n_trusted=method.n_trusted())
+
+
+def _answer(setting: Setting, generated: Generated, teacher: str) -> tuple[bytes, dict[str, int]]:
     """Put the texts that can be trained on into `setting.method.responses`; gives all of them as a table, and their numbers."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
     method = setting.method
-    asked = [method.inputs(setting.draw)[i] for i in inputs]
+    (lesson,) = setting.lessons
+    asked = [method.inputs(setting.draw)[i] for i in lesson.inputs]
     trained = [bool(text) and bool(end or method.keeps_unfinished) for text, end in zip(generated.texts, generated.finished, strict=True)]
     if not any(trained):
         raise UserError(

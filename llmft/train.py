@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import product
 
 import torch
 
@@ -37,6 +38,7 @@ class Fit:
     """What a trial leaves: the selected checkpoints, the curve, the cost, and what else is worth knowing about the adapted model.
 
     Attributes:
+        first_loss, last_loss: of the first step and, on average, of the last epoch.
         weight_distance: how far the base's weights have moved (`Start.distance`).
         virtual_tokens: what the tokens of a learned prompt resemble.
         content_free: the label words' mean probabilities for queries without content, by which scores are calibrated.
@@ -67,17 +69,28 @@ def learning_rate_factor(step: int, n_steps: int, n_warmup: int, schedule: str) 
     return {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[schedule]
 
 
-def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: Mapping[str, str], result: Fit) -> None:
+def fit(
+    spec: TrialSpec,
+    module: torch.nn.Module,
+    evaluator: Evaluator,
+    tests: Mapping[str, str],
+    result: Fit,
+    reteach: Callable[[], None] | None = None,
+) -> None:
     """Train in place on the shots (and on what else is among `EncodedTrial.trained`), and pick the checkpoints that `spec.selections` names.
 
     Every process computes its share of each batch; weights, loss and looks at the dev set are the same in all of them. Dropout
     has a stream of its own in each.
+
+    A method of several rounds (`Method.n_rounds`) goes on from the weights that it has, with an optimiser and a schedule of its own
+    for the epochs of each round. Steps, epochs and selections are those of the whole training.
 
     Args:
         module: what the runtime's `wrap` made of `evaluator.adapted`.
         evaluator: scores dev and the test sets; also holds the encoded shots and the runtime.
         tests: test set -> "in" or "out"; read during training only by the oracle selections.
         result: filled step by step, so that a training that fails leaves what it knew.
+        reteach: called before every round but the first.
 
     Raises:
         TrialFailure: the loss or a score is no longer finite (DIVERGED), the time is over (TIMEOUT), or the dev score is below
@@ -91,11 +104,6 @@ def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: M
     steps_per_epoch = math.ceil(len(training) / train.batch_size)
     n_steps = steps_per_epoch * train.epochs
     n_warmup = n_warmup_steps(train.warmup_ratio, n_steps)
-    optimizer = build_optimizer(train, trainable.values())
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, n_steps, n_warmup, train.schedule)
-    )
-    scaler = torch.amp.GradScaler(model.device.type, enabled=spec.precision == "fp16")
     if train.gradient_checkpointing:
         model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     method = evaluator.adapted.method
@@ -109,7 +117,15 @@ def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: M
         result.n_tokens += origin.weigh(evaluator, method.n_fisher_samples, derive(spec.dropout_seed, "fisher"))
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(derive(spec.dropout_seed, f"dropout/{runtime.rank}" if runtime.rank else "dropout"))
-        for epoch in range(1, train.epochs + 1):
+        for n_before, epoch in product(range(0, method.n_rounds * train.epochs, train.epochs), range(1, train.epochs + 1)):
+            if epoch == 1:
+                if n_before:
+                    reteach()
+                optimizer = build_optimizer(train, trainable.values())
+                schedule = torch.optim.lr_scheduler.LambdaLR(
+                    optimizer, lambda step: learning_rate_factor(step, n_steps, n_warmup, train.schedule)
+                )
+                scaler = torch.amp.GradScaler(model.device.type, enabled=spec.precision == "fp16")
             model.network.train()
             order, losses = batch_order.permutation(len(training)), []
             for start in range(0, len(training), train.batch_size):
@@ -120,7 +136,7 @@ def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: M
                 if not math.isfinite(loss):
                     raise TrialFailure(
                         Cause.DIVERGED,
-                        f"the loss was {loss} in step {result.n_steps + 1} of {n_steps}; lower the learning rate.",
+                        f"the loss was {loss} in step {result.n_steps + 1} of {n_steps * method.n_rounds}; lower the learning rate.",
                     )
                 scaler.unscale_(optimizer)
                 if method.pull_to_start:
@@ -137,15 +153,16 @@ def fit(spec: TrialSpec, module: torch.nn.Module, evaluator: Evaluator, tests: M
                 result.n_steps += 1
                 losses.append(loss)
             result.last_loss = sum(losses) / len(losses)
-            if epoch == 1:
+            if n_before + epoch == 1:
                 result.first_loss = losses[0]
             stopped = bool(runtime.largest(runtime.should_stop()))
             if epoch % train.eval_every_epochs == 0 or epoch == train.epochs or stopped:
-                keeper.look(epoch, result.last_loss, rate, last=epoch == train.epochs or stopped)
+                is_last = stopped or n_before + epoch == method.n_rounds * train.epochs
+                keeper.look(n_before + epoch, result.last_loss, rate, last=is_last)
                 point = result.curve[-1]
                 runtime.report(
                     {
-                        "epoch": epoch,
+                        "epoch": point.epoch,
                         "train_loss": point.train_loss,
                         "dev_score": point.dev_score,
                         "dev_loss": point.dev_loss,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -27,7 +28,7 @@ from llmft.runtime import Runtime
 from llmft.seeds import derive
 from llmft.setting import DEV, Setting, encode_lessons, encode_prompts, settle
 from llmft.spec import TrialSpec
-from llmft.teacher import teach
+from llmft.teacher import teach, teach_again
 from llmft.tokens import EncodedTrial
 from llmft.train import Checkpoint, Fit, fit
 from llmft.weights import gather_weights
@@ -116,7 +117,7 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
     _check_group(spec, method, runtime)
     began, before = _base_measures(spec, method, runtime, device, began)
     memory = cost.PeakMemory(device)
-    encoded, teacher, responses = _read_lessons(spec, setting, runtime)
+    encoded, lessons, teacher, responses = _read_lessons(spec, setting, runtime)
     domains = {test.name: test.domain for test in setting.tests}
     dropout = spec.train.dropout if method.trains else None
     with borrow_model(
@@ -129,9 +130,9 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
         adapted = Adapted(method, model)
         module, evaluator = runtime.wrap(adapted), Evaluator(adapted, encoded, setting.words, runtime, setting.decoding, setting.reasoning)
         started = time.perf_counter()
-        with _smaller_passes(spec, [encoded], runtime):
+        with _smaller_passes(spec, [encoded, *lessons], runtime):
             if method.trains:
-                fit(spec, module, evaluator, domains, result)
+                fit(spec, module, evaluator, domains, result, partial(teach_again, adapted, setting, lessons, runtime, teacher))
             else:
                 _score(evaluator, domains, result)
             finished = time.perf_counter()
@@ -169,12 +170,16 @@ def _check_group(spec: TrialSpec, method: Method, runtime: Runtime) -> None:
     check_alone(spec, runtime)
 
 
-def _read_lessons(spec: TrialSpec, setting: Setting, runtime: Runtime) -> tuple[EncodedTrial, Teacher | None, bytes | None]:
-    """The trial's prompts, with what a teacher says where there is one: who it was, and its answers' file."""
+def _read_lessons(
+    spec: TrialSpec, setting: Setting, runtime: Runtime
+) -> tuple[EncodedTrial, list[EncodedTrial], Teacher | None, bytes | None]:
+    """The trial's prompts, and those of the lessons that are read again during the training; with what a teacher says where there is
+    one: who it was, and its answers' file."""
     encoded, lessons = encode_prompts(spec, setting), encode_lessons(spec, setting)
     with _smaller_passes(spec, [*lessons, encoded], runtime):
         teacher, responses = teach(spec, setting, encoded, lessons, runtime)
-    return encode_prompts(spec, setting) if responses else encoded, teacher, responses
+    again = lessons if setting.method.n_rounds > 1 else []
+    return encode_prompts(spec, setting) if responses else encoded, again, teacher, responses
 
 
 def _work_done(result: Fit, evaluator: Evaluator, teacher: Teacher | None, n_parameters: int) -> dict[str, float]:

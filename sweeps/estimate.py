@@ -164,12 +164,13 @@ def remaining_disk(states: Iterable[CellState], records: Records, placements: Ma
     for state in states:
         left, placement, spec = n_left(state, records), placements[state.cell.key], state.cell.base
         n_points = -(-spec.train.epochs // spec.train.eval_every_epochs) if state.cell.trains else 0
-        results += sum(left.values()) * (RECORD_BYTES + n_points * POINT_BYTES)
         if (work := placement.work) is not None:
+            n_points *= work.n_rounds
             n_rows = sum(lengths.n for lengths in work.tests.values())
             answer = LABEL_BYTES * len(work.words.words) if work.words else TEXT_BYTES + TOKEN_BYTES * work.n_new_tokens
             each = len(work.tests) * SET_BYTES + n_rows * (ROW_BYTES + answer)
             results += left["report"] * len(spec.selections) * each
+        results += sum(left.values()) * (RECORD_BYTES + n_points * POINT_BYTES)
         if (memory := placement.memory) is not None:
             weights += left["report"] * 4 * memory.n_trainable
     return Disk(results, weights)

@@ -159,6 +159,8 @@ def estimate_memory(
         weighing = _weigh(work, adapted, meter)
         training = _train(work, adapted, meter, budget, n_workers)
         prefix, scoring = _score(work, adapted, "scores", [work.scored], meter, budget)
+        if work.lessons_again:
+            scoring = max(scoring, _score(work, adapted, "targets", _longest(work.lessons_again), meter, budget)[1])
     if strategy == "ddp":
         training += gradients  # its buckets stay for the whole training
     elif on_gpu:
@@ -372,6 +374,10 @@ def _score(
     return prefix_bytes, meter.peak - before
 
 
+def _longest(lessons: Sequence[Reading]) -> list[Reading]:
+    return sorted(lessons, key=lambda lesson: lesson.prefix)[-2:]
+
+
 def _encode_prefix(model: BorrowedModel, length: int) -> Prefix:
     """As `llmft.shared_prefix.encode_shared`, which compares numbers besides."""
     with model.autocast():
@@ -389,9 +395,8 @@ def _teach(
     halved = max(map(_n_bytes, network.parameters())) if in_half else 0  # tensor by tensor
     _fake(network)
     model = BorrowedModel(network, torch.device("cpu"), work.spec.precision, _has_plain_head(network))
-    longest = sorted(work.lessons, key=lambda lesson: lesson.prefix)[-2:]
     adapted = Adapted(Untouched(method), model)
-    _, peak = _score(replace(work, start=work.teacher_start), adapted, "targets", longest, meter, budget)
+    _, peak = _score(replace(work, start=work.teacher_start), adapted, "targets", _longest(work.lessons), meter, budget)
     with torch.no_grad():  # texts weigh nothing
         said = adapted("targets", _batch(work, model, [1])) if work.words else {}
     method.taught = {name: rows.new_zeros(len(work.shots), *rows.shape[1:]) for name, rows in said.items()}

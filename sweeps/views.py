@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmft.method import Range
-from llmft.record import Change, TrialRecord
+from llmft.record import Change, Teacher, TrialRecord
 from sweeps.cell_plan import CellState, Planned, Records
 from sweeps.prune import failed
 
@@ -164,7 +164,7 @@ def record_summary(record: TrialRecord) -> RenderableType:
     parts.append(_numbers_table(record))
     if taught := record.teacher:
         said = "" if taught.dev_score is None else f": {taught.dev_score:.1%} on dev, {taught.zero_shot_dev_score:.1%} from the query alone"
-        parts.append(Text(f"teacher {taught.model}, {len(taught.demonstrations)} demonstrations{said}"))
+        parts.append(Text(f"teacher {taught.model}, {len(taught.demonstrations)} demonstrations{said}{_rounds_text(taught)}"))
     if record.mixture:
         mixed = ", ".join(f"{part.task} {part.n} ({part.rate:.1%})" for part in record.mixture)
         parts.append(Text(f"trained on {mixed}"))
@@ -188,6 +188,16 @@ def record_summary(record: TrialRecord) -> RenderableType:
             )
         )
     return Group(*parts)
+
+
+def _rounds_text(teacher: Teacher) -> str:
+    """What there is to say of a teacher's rounds: of several, how good it was in each; how much of its answers was trusted."""
+    text = ""
+    if len(teacher.rounds) > 1 and teacher.dev_score is not None:
+        text += "; round by round " + ", ".join(f"{each.dev_score:.1%}" for each in teacher.rounds)
+    if any(each.n_trusted < each.n_asked for each in teacher.rounds):
+        text += "; trusted " + ", ".join(f"{each.n_trusted} of {each.n_asked} answers" for each in teacher.rounds)
+    return text
 
 
 def _findings(record: TrialRecord) -> list[Text]:

@@ -82,6 +82,7 @@ class Workload:
         dev, tests: what is scored besides.
         n_new_tokens: tokens that are generated for each of them at the most.
         lessons: what a teacher reads before the training; `teacher_start` is its decoder's `start`.
+        n_rounds, lessons_again: how often is trained, and what the student reads each time in between.
         n_unlabelled: how many of the examples that are trained on are not shots.
         n_fisher_samples: `llmft.method.Method.n_fisher_samples`.
         tokens_measured: tokens of what a reported trial measures of forgetting, with the adapted model (the base's own numbers are there
@@ -103,6 +104,8 @@ class Workload:
     n_new_tokens: int = 0
     completions: tuple[int, ...] = ()
     teacher_start: tuple[int, ...] = ()
+    n_rounds: int = 1
+    lessons_again: tuple[Reading, ...] = ()
     same_shots: bool = False
     n_fisher_samples: int = 0
     tokens_measured: float = 0.0
@@ -114,12 +117,13 @@ class Workload:
 
     @property
     def tokens_taught(self) -> float:
-        """Tokens that the teacher reads."""
-        return sum(lesson.n_tokens for lesson in self.lessons)
+        """Tokens that the teacher reads, in all rounds."""
+        again = sum(lesson.n_tokens for lesson in self.lessons_again)
+        return sum(lesson.n_tokens for lesson in self.lessons) + (self.n_rounds - 1) * again
 
     @property
     def tokens_trained(self) -> int:
-        return self.spec.train.epochs * sum(self.shots)
+        return self.n_rounds * self.spec.train.epochs * sum(self.shots)
 
     @property
     def tokens_weighed(self) -> float:
@@ -128,7 +132,7 @@ class Workload:
 
     def tokens_evaluated(self, with_tests: bool) -> float:
         """Tokens of everything that is scored: dev at every look, the test sets once for every checkpoint rule."""
-        looks = -(-self.spec.train.epochs // self.spec.train.eval_every_epochs) if self.shots else 1
+        looks = self.n_rounds * -(-self.spec.train.epochs // self.spec.train.eval_every_epochs) if self.shots else 1
         sets = [(looks, self.dev)] if self.dev else []
         sets += [(len(self.spec.selections), lengths) for lengths in self.tests.values()] if with_tests else []
         opening = self.n_virtual_tokens + self.n_new_tokens + (0 if self.shares_prefix else self.prefix)
@@ -171,7 +175,8 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
         tests=tuple(replace(test, examples=_sample(test.examples)) for test in setting.tests),
     )
     encoded = encode_prompts(spec, sampled)
-    lessons = _lessons(spec, sampled, encoded)
+    lessons = encode_lessons(spec, sampled)
+    untouched = [*(replace(lesson, n_virtual_tokens=0) for lesson in lessons), *_alone(spec, sampled, encoded, bool(lessons))]
     lengths = {name: tuple(sorted(queries.lengths)) for name, queries in encoded.sets.items()}
     by_length, says_texts = _trained(encoded, bool(lessons))
     return Workload(
@@ -183,12 +188,14 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
         tuple(n for n, _ in by_length),
         Lengths(len(longest.dev), lengths[DEV]) if longest.dev else None,
         {test.name: Lengths(len(test.examples), lengths[test.name]) for test in setting.tests},
-        tuple(_reading(lesson, len(longest.dev)) for lesson in lessons),
+        tuple(_reading(prompts, len(longest.dev)) for prompts in untouched),
         method.n_unlabelled + method.n_mixed,
         setting.start,
         encoded.n_new_tokens,
         tuple(n for _, n in by_length) if says_texts else (),
         next((queries.start for lesson in lessons for queries in lesson.sets.values()), ()),
+        method.n_rounds,
+        tuple(_reading(lesson, len(longest.dev)) for lesson in lessons) if method.n_rounds > 1 else (),
         "data" in cell.vary and not spec.demonstrations and bool(longest.shots) and len(draws) > 1 and n_different == 1,
         method.n_fisher_samples,
         _tokens_measured(spec, method),
@@ -234,18 +241,17 @@ def _tokens_of_text(ref: ModelRef, text: FileRef) -> int:
     return len(ids)
 
 
-def _lessons(spec: TrialSpec, setting: Setting, encoded: EncodedTrial) -> list[EncodedTrial]:
-    """What a teacher reads: the lessons, and dev without them."""
-    lessons = encode_lessons(spec, setting)
-    if not lessons or DEV not in encoded.sets:
-        return lessons
-    return [*lessons, encode_alone(spec, setting) if setting.decoding else replace(encoded, sets={DEV: encoded.sets[DEV]})]
+def _alone(spec: TrialSpec, setting: Setting, encoded: EncodedTrial, taught: bool) -> list[EncodedTrial]:
+    """What an untouched teacher reads besides its lessons: dev without them."""
+    if not taught or DEV not in encoded.sets:
+        return []
+    return [encode_alone(spec, setting) if setting.decoding else replace(encoded, sets={DEV: encoded.sets[DEV]})]
 
 
 def _reading(encoded: EncodedTrial, n_dev: int) -> Reading:
     lengths = {name: tuple(sorted(map(len, queries.suffixes))) for name, queries in encoded.sets.items()}
     sets = tuple(Lengths(n_dev if name == DEV else len(sample), sample) for name, sample in lengths.items())
-    return Reading(len(encoded.prefix), sets, encoded.shares_prefix, n_new_tokens=encoded.n_new_tokens)
+    return Reading(len(encoded.prefix), sets, encoded.shares_prefix, encoded.n_virtual_tokens, encoded.n_new_tokens)
 
 
 def _largest(cell: Cell) -> Params:

@@ -6,12 +6,24 @@ teacher says in the same place, after the query:
 
     (1 - w) T^2 mean_x D(teacher(x | context) || student(x))  +  w mean_(x, y) -log student(y | x)
 
-The first mean is over all inputs, the second over the labelled shots; w is `cross_entropy_weight`, T the temperature of both
-distributions in D (w = 0 and T = 1: pure distillation). The teacher answers once, before the training.
+The first mean is over all inputs that are selected, the second over the labelled shots; w is `cross_entropy_weight`, T the
+temperature of both distributions in D (w = 0 and T = 1: pure distillation). The teacher answers once, before the training.
+
+Recursive distillation (Snell et al. 2022): in each of the `rounds` after the first, the student as the last epoch left it is the
+next teacher. It reads the same context, and goes on from its own weights towards its own new answers, since teacher and student are
+one model at the start of every distillation. A round is `epochs` long and has an optimiser, a warm-up and a schedule of its own;
+checkpoints are selected over all rounds. The record says how good the teacher of each round is on dev: a student that was trained
+on queries alone may read demonstrations worse than before, a whole model more so than one with lora or a soft prompt.
+
+Selective distillation: not every answer of the teacher need be learned from. With `only_correct`, of the labelled inputs only those
+are whose label the teacher finds best, and the others have their cross-entropy alone (Meng et al. 2019, conditional
+teacher-student learning); unlabelled inputs all are, since nothing is known of them. With `min_confidence`, only those are for which
+the teacher's best label has at least this probability among the labels (0.95 in Sohn et al. 2020, FixMatch). The choice is made
+anew in each round, and the record counts it.
 
 What it is trained on: `n_unlabelled` examples of the training pool, whose labels are never read; other methods do not see these
 texts, which a comparison should say. With `distil_shots` the labelled shots as well. No shot stands in the prompt in which the
-teacher reads it: the whole round of shots in which it was drawn (one of each label) is left out there, so that the
+teacher reads it: the whole group of shots with which it was drawn (one of each label) is left out there, so that the
 demonstrations stay balanced; leaving out one alone would tell its label by what is missing.
 
 D (`distance`) is the forward KL, or js, mse or l1 (see `llmft.divergence`; the last two on probabilities), or pseudo_labels, the
@@ -51,6 +63,9 @@ class DistillationSettings(StudentSettings):
     k: int = Field(50, ge=1)
     temperature: float = Field(1.0, gt=0)
     cross_entropy_weight: float = Field(0.0, ge=0, le=1)
+    rounds: int = Field(1, ge=1, description="after each but the last, the student is the next teacher")
+    only_correct: bool = Field(False, description="of labelled inputs, learn only from answers in which the right label is best")
+    min_confidence: float = Field(0.0, ge=0, le=1, description="learn only from answers whose best label has this probability")
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -62,6 +77,13 @@ class DistillationSettings(StudentSettings):
             raise ValueError(
                 f"over: the student {self.student!r} has a head of its own, which knows no words: use label_words"
             )
+        if self.rounds > 1 and method_class(self.student).has_own_head:
+            raise ValueError(
+                f"rounds: the student {self.student!r} has a head of its own, which cannot say what a teacher says in words: use 1, "
+                "or a student such as pattern"
+            )
+        if self.only_correct and not self.distil_shots:
+            raise ValueError("only_correct needs labelled inputs: set distil_shots to true, or only_correct to false")
         if self.student_settings.get("penalty") == "kl_to_base":
             raise ValueError("student_settings.penalty: kl_to_base is part of the loss that distillation replaces: use l2_sp")
         if self.distance == "pseudo_labels" and self.over == "top_k":
@@ -83,6 +105,18 @@ class ContextDistillation(ByStudent):
     def n_unlabelled(self):
         return self.settings.n_unlabelled
 
+    @property
+    def n_rounds(self):
+        return self.settings.rounds
+
+    def read(self, spec, tokenizer, words):
+        self.student.read(spec, tokenizer, words)
+        if self.settings.rounds > 1 and spec.teacher not in (None, spec.model):
+            raise UserError(
+                f"rounds: after the first the student is the teacher, and this one has another, {spec.teacher.name}. Remove the teacher, "
+                "or set rounds to 1."
+            )
+
     def inputs(self, draw):
         return draw.unlabelled + (draw.shots if self.settings.distil_shots else ())
 
@@ -92,16 +126,16 @@ class ContextDistillation(ByStudent):
         if not shown:
             return (Lesson(tuple(range(len(self.inputs(draw)))), (), settings.instruction),)
         n_labels = len({example.label for example in draw.shots})
-        rounds = [draw.shots[start : start + n_labels] for start in range(0, len(draw.shots), n_labels)]
-        if settings.distil_shots and len(rounds) < 2:
+        groups = [draw.shots[start : start + n_labels] for start in range(0, len(draw.shots), n_labels)]
+        if settings.distil_shots and len(groups) < 2:
             raise UserError(
                 "n_shots: with one shot of each label none is left to demonstrate the task for it. Use more shots, or set "
                 "distil_shots to false."
             )
-        texts = [mislabel(group, n_labels, generator) if settings.teacher_context == "shuffled_labels" else group for group in rounds]
+        texts = [mislabel(group, n_labels, generator) if settings.teacher_context == "shuffled_labels" else group for group in groups]
         lessons = [Lesson(tuple(range(n_unlabelled)), sum(texts, ()), settings.instruction)]
         if settings.distil_shots:
-            for number in range(len(rounds)):
+            for number in range(len(groups)):
                 places = range(n_unlabelled + number * n_labels, n_unlabelled + (number + 1) * n_labels)
                 lessons.append(Lesson(tuple(places), sum(texts[:number] + texts[number + 1 :], ()), settings.instruction))
         return tuple(lesson for lesson in lessons if lesson.inputs or draw.dev)
@@ -110,23 +144,46 @@ class ContextDistillation(ByStudent):
         import torch
 
         from llmft.divergence import keep_and_sum_rest
-        from llmft.scoring import answer_logits, label_word_scores
+        from llmft.scoring import answer_logits, label_word_scores, word_log_probabilities
 
-        settings, is_labelled = self.settings, (batch.labels >= 0).float()
+        settings = self.settings
         if settings.over == "label_words" or settings.distance == "pseudo_labels":
             scores = label_word_scores(model, batch).labels.float()[:, None]  # [queries, 1, labels]
-            return {
+            return self.chosen(scores[:, 0], batch.labels) | {
                 "outcomes": (scores / settings.temperature).log_softmax(-1),
                 "reached": torch.ones_like(scores[..., 0]),
-                "is_labelled": is_labelled,
             }
         logits = answer_logits(model, batch)  # [queries, places, vocabulary]
-        outcomes = (logits / settings.temperature).log_softmax(-1)
-        kept = {"reached": probability_of_beginnings(logits.log_softmax(-1), batch.words), "is_labelled": is_labelled}
+        outcomes, words = (logits / settings.temperature).log_softmax(-1), logits.log_softmax(-1)
+        kept = self.chosen(word_log_probabilities(words, batch.words), batch.labels)
+        kept["reached"] = probability_of_beginnings(words, batch.words)
         if settings.over == "vocabulary":
             return kept | {"outcomes": outcomes}
         top = outcomes.topk(min(settings.k, outcomes.shape[-1] - 1), dim=-1).indices
         return kept | {"outcomes": keep_and_sum_rest(outcomes, top), "top": top}
+
+    def chosen(self, scores, labels):
+        """Which inputs have a label, and whose divergence counts, [queries] each, as 1 or 0.
+
+        Args:
+            scores: the teacher's log-probabilities of the label words, up to a constant, [queries, labels].
+            labels: the right ones, [queries]; below 0 where there is none.
+        """
+        is_labelled, selected = labels >= 0, scores.softmax(-1).amax(-1) >= self.settings.min_confidence
+        if self.settings.only_correct:
+            selected &= ~is_labelled | (scores.argmax(-1) == labels)
+        return {"is_labelled": is_labelled.float(), "selected": selected.float()}
+
+    def n_trusted(self):
+        selected = self.taught["selected"]
+        if not (n := int(selected.sum())):
+            wanted = [f"min_confidence {self.settings.min_confidence:g}"] if self.settings.min_confidence else []
+            wanted += ["only_correct"] if self.settings.only_correct else []
+            raise UserError(
+                f"{' and '.join(wanted)}: none of the teacher's {len(selected)} answers is so good, and there is nothing to learn. Ask for "
+                "less, or give the teacher more shots or another context."
+            )
+        return n
 
     def loss(self, model, batch):
         import torch.nn.functional as F
@@ -144,17 +201,19 @@ class ContextDistillation(ByStudent):
             labels = word_log_probabilities(logits.log_softmax(-1), batch.words)
         weight = settings.cross_entropy_weight
         if settings.distance == "pseudo_labels":
-            loss = (1 - weight) * F.nll_loss(labels, taught["outcomes"][:, 0].argmax(-1))
+            apart = F.nll_loss(labels, taught["outcomes"][:, 0].argmax(-1), reduction="none")  # [queries]
         else:
             outcomes = (logits / settings.temperature).log_softmax(-1)
             if settings.over == "top_k":
                 outcomes = keep_and_sum_rest(outcomes, taught["top"])
             apart = (taught["reached"] * divergence(settings.distance, taught["outcomes"], outcomes)).sum(1)  # [queries]
-            loss = (1 - weight) * settings.temperature**2 * apart.mean()
+            apart = settings.temperature**2 * apart
+        # a batch holds some that are selected, and some that are labelled, or none
+        loss = (1 - weight) * (taught["selected"] * apart).mean() / self.taught["selected"].mean()
         if not weight:
             return loss
         right = F.nll_loss(labels, batch.labels, ignore_index=-1, reduction="sum") / len(batch)
-        return loss + weight * right / self.taught["is_labelled"].mean()  # a batch holds some labelled inputs, or none
+        return loss + weight * right / self.taught["is_labelled"].mean()
 
 
 def mislabel(group, n_labels, generator):

@@ -79,6 +79,19 @@ def test_findings_go_with_their_selection(store):
     assert json.loads(frame.loc["last", "finding_details"])[0]["set"] == "hans"
 
 
+def test_a_teacher_is_told_round_by_round(store):
+    taught = {"model": "toy", "dev_score": 0.75, "zero_shot_dev_score": 0.5}
+    rounds = [{"dev_score": 0.75, "n_asked": 40, "n_trusted": 40}, {"dev_score": 0.8, "n_asked": 40, "n_trusted": 30}]
+    for seed, teacher in enumerate([taught, taught | {"rounds": rounds[:1]}, taught | {"rounds": rounds}, None]):
+        record = store.add(seed, "context_distillation", selections=("last",))
+        path = store.folder(record) / "record.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"teacher": teacher}))  # the first as it was before there were rounds
+    frame = analysis.load(store.root).set_index("data_seed").sort_index()
+    columns = frame[["teacher_dev_score", "teacher_last_dev_score", "teacher_trusted_share"]]
+    assert columns.iloc[:3].fillna(-1).values.tolist() == [[0.75, -1, -1], [0.75, 0.75, 1.0], [0.75, 0.8, 0.75]]
+    assert columns.iloc[3].isna().all()
+
+
 def test_a_failure_is_a_row(store):
     store.add(failed=Cause.OUT_OF_MEMORY, message="needs 90 GB")
     frame = analysis.load(store.root)

@@ -13,7 +13,8 @@ from safetensors.torch import load
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 from small_models import CPU, byte_level_tokenizer, save_model, toy_text
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from teaching import logits_of, losses, prompts_of, teacher_logits, teaching, word_ids
+from transformers import AutoModelForCausalLM
 
 from llmft import model as models
 from llmft.adapted import Adapted
@@ -22,7 +23,6 @@ from llmft.errors import UserError
 from llmft.evaluate import Evaluator
 from llmft.methods.context_distillation import probability_of_beginnings
 from llmft.model import borrow_model, resolve_model
-from llmft.prompts import render_prompt
 from llmft.registry import METHODS, build_method, complete_settings, load_task, method_class
 from llmft.setting import DEV, INPUTS, SHOTS, encode_lessons, encode_prompts, settle
 from llmft.spec import TrainSpec, TrialSpec
@@ -35,30 +35,6 @@ from llmft.weights import restored
 DISTILLED = "context_distillation"
 FEW = {"n_unlabelled": 12}
 NOTES = {"n_unlabelled": 0, "distil_shots": True, "cross_entropy_weight": 0.5}
-
-
-def teaching(spec: TrialSpec):
-    """The setting of a trial after its lessons, the lessons, and what the record says of the teacher."""
-    setting = settle(spec)
-    encoded, lessons = encode_prompts(spec, setting), encode_lessons(spec, setting)
-    return setting, encoded, lessons, teach(spec, setting, encoded, lessons, CPU)[0]
-
-
-@torch.no_grad()
-def logits_of(folder: str, prompts: list[str]) -> np.ndarray:
-    """[prompts, vocabulary]: every prompt whole, one at a time, through transformers."""
-    network, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    return np.stack([network(**tokenizer(text, return_tensors="pt")).logits[0, -1].double().numpy() for text in prompts])
-
-
-def prompts_of(spec: TrialSpec, setting, demonstrations, examples, instruction="") -> list[str]:
-    pattern, words = setting.task.patterns[spec.pattern], ("Yes", "No")
-    shown = [(example.fields, words[example.label]) for example in demonstrations]
-    return [render_prompt(pattern, shown, example.fields, spec.separator, instruction) for example in examples]
-
-
-def word_ids(setting) -> list[int]:
-    return [ids[0] for ids in setting.words.ids]
 
 
 # --- what the teacher reads and says
@@ -152,41 +128,6 @@ def test_shuffled_labels_are_all_wrong_and_still_balanced(n_labels):
 
 
 # --- the loss
-
-
-def losses(spec: TrialSpec, perturbed: bool = True):
-    """The loss of all inputs at once, one at a time, the student's logits by transformers' own forward, and the setting."""
-    setting, encoded, _, _ = teaching(spec)
-    method, queries = setting.method, encoded.sets[SHOTS]
-    with borrow_model(spec.model, "fp32", torch.device("cpu")) as model:
-        method.prepare(model, 2, torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            generator = torch.Generator().manual_seed(1)
-            for parameter in model.network.parameters():
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-            whole = float(
-                method.loss(model, make_batch(queries, range(len(queries)), setting.words, model, opening=encoded.prefix))
-            )
-            each = [
-                float(method.loss(model, make_batch(queries, [i], setting.words, model, opening=encoded.prefix)))
-                for i in range(len(queries))
-            ]
-            student = np.stack(
-                [
-                    model.network(torch.tensor([[*encoded.prefix, *ids]])).logits[0, -1].double().numpy()
-                    for ids in queries.suffixes
-                ]
-            )
-    return whole, each, student, setting
-
-
-def teacher_logits(spec: TrialSpec, setting) -> np.ndarray:
-    inputs, found = setting.method.inputs(setting.draw), {}
-    for lesson, prompts in zip(setting.lessons, encode_lessons(spec, setting), strict=True):
-        texts = prompts_of(spec, setting, prompts.demonstrations, [inputs[i] for i in lesson.inputs])
-        if texts:
-            found |= dict(zip(lesson.inputs, logits_of(spec.model.path, texts), strict=True))
-    return np.stack([found[i] for i in range(len(inputs))])
 
 
 @pytest.mark.parametrize("over", ["label_words", "vocabulary", "top_k"])

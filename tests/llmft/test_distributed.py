@@ -23,6 +23,8 @@ from llmft.trial import run_trial
 FEW_AT_ONCE = {"micro_batch_tokens": 40}
 DISTILLED = {"n_unlabelled": 9, "distil_shots": True, "cross_entropy_weight": 0.5, "over": "top_k", "k": 9}
 
+RECURSIVE = {"n_unlabelled": 9, "distil_shots": True, "cross_entropy_weight": 0.5, "rounds": 2, "only_correct": True, "student": "lora"}
+
 
 def table(result) -> dict[tuple, np.ndarray]:
     """(selection, set, id) -> log-probabilities of the labels, or the characters of a generated text."""
@@ -66,6 +68,7 @@ def runs(spec_of, tmp_path_factory):
         "encoder and decoder": run("pattern", {"micro_batch_tokens": 300}, model=resolve_model(t5)),
         "distillation": run("context_distillation", {"micro_batch_tokens": 200}, of_method=DISTILLED),
         "distilled prompt": run("context_distillation", {"keep_weights": True}, of_method={**DISTILLED, "student": "p_tuning"}),
+        "recursive distillation": run("context_distillation", {"micro_batch_tokens": 200}, of_method=RECURSIVE),
         "dora": run("lora", of_method={"dora": True, "targets": ["q_proj", "fc1"]}),
         "a last batch of one": run("pattern", n_shots=6, batch_size=5),
         "a dev set of one": run("pattern", n_dev=1, n_test=4),
@@ -124,6 +127,13 @@ def test_two_processes_predict_what_one_does(together, alone, runs):
             assert_same(got[name], alone[name])
             assert got[name].record.cost.n_workers == 2
     assert alone["best is early"].record.selected_step["best_dev"] < alone["best is early"].record.selected_step["last"]
+
+
+def test_every_process_knows_the_teacher_of_each_round(together, alone):
+    for got in together:
+        ours, theirs = (each["recursive distillation"].record.teacher for each in (got, alone))
+        assert ours.rounds == theirs.rounds and len(ours.rounds) == 2
+        assert theirs.rounds[0].n_trusted < theirs.rounds[0].n_asked
 
 
 def test_half_precision_is_near(together, alone):

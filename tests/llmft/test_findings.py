@@ -15,7 +15,7 @@ from llmft.contamination import contamination_findings
 from llmft.evaluate import Evaluator, Generated, Predictions
 from llmft.findings import CODES, accuracy_interval, set_findings, text_findings, training_findings, word_findings, worst
 from llmft.metrics import set_metrics, text_metrics
-from llmft.record import Finding, Teacher
+from llmft.record import Finding, Teacher, TeacherRound
 from llmft.registry import load_task
 from llmft.task import Example, TaskData
 from llmft.task import TestSet as ReportedSet
@@ -247,6 +247,18 @@ def test_a_good_teacher_raises_nothing():
     assert findings.teacher_findings(Teacher(model="m"), 2, 0) == []
 
 
+def taught_in_rounds(second: TeacherRound) -> list[Finding]:
+    rounds = [TeacherRound(dev_score=0.8, n_asked=10, n_trusted=5), second]
+    return findings.teacher_findings(Teacher(model="m", dev_score=0.8, zero_shot_dev_score=0.5, rounds=rounds), 2, 64)
+
+
+def test_rounds_in_which_the_teacher_stays_good_and_is_trusted_raise_nothing():
+    assert taught_in_rounds(TeacherRound(dev_score=0.8, n_asked=10, n_trusted=5)) == []
+    assert "in round 2 4 of the teacher's 10 answers" in taught_in_rounds(TeacherRound(dev_score=0.8, n_asked=10, n_trusted=4))[0].message
+    without_dev = Teacher(model="m", rounds=[TeacherRound(n_asked=10, n_trusted=10)] * 2)
+    assert findings.teacher_findings(without_dev, 2, 0) == []
+
+
 PLANTED = {  # the simplest fault that must raise each code
     "constant_prediction": lambda: set_findings(of_predictions(BALANCED, np.zeros(200, dtype=int)), "t", "last"),
     "near_constant_prediction": lambda: set_findings(of_predictions(BALANCED, np.array([1] * 5 + [0] * 195)), "t", "last"),
@@ -267,6 +279,8 @@ PLANTED = {  # the simplest fault that must raise each code
     "teacher_no_better_than_zero_shot": lambda: findings.teacher_findings(
         Teacher(model="m", dev_score=0.8, zero_shot_dev_score=0.8), 2, 64
     ),
+    "teacher_got_worse": lambda: taught_in_rounds(TeacherRound(dev_score=0.7, n_asked=10, n_trusted=10)),
+    "few_trusted": lambda: taught_in_rounds(TeacherRound(dev_score=0.8, n_asked=10, n_trusted=4)),
     "poor_responses": lambda: findings.teacher_findings(Teacher(model="m", n_asked=10, n_empty=2, n_responses=8), 0, 64),
     "skipped_steps": lambda: training_findings(0.5, 0.4, 10, 1),
     "empty_outputs": lambda: text_codes(["", *VARIED[:9]]),

@@ -167,6 +167,30 @@ def test_a_finding_is_shown_once_with_its_checkpoints(tiny_model):
     assert "note: x [toy, last, best_dev]: same\n" in shown and "note: x [toy, last]: another\n" in shown and shown.count("same") == 1
 
 
+def test_a_teacher_is_shown_round_by_round(tiny_model):
+    from rich.console import Console
+
+    from sweeps.one_trial import run_one, trial_plan
+    from sweeps.views import record_summary
+
+    def shown(*settings: str) -> str:
+        content = trial_plan(
+            "context_distillation", ["n_unlabelled=6", *settings], {"epochs": 1}, n_shots=4, task="toy", model=str(tiny_model), revision="main",
+            n_dev=4, n_test=4,
+        )  # fmt: skip
+        record, console = run_one(content, 0, "cpu", None), Console(width=200, file=io.StringIO())
+        console.print(record_summary(record))
+        scores = [f"{each.dev_score:.1%}" for each in record.teacher.rounds]
+        trusted = [f"{each.n_trusted} of 10 answers" for each in record.teacher.rounds]
+        (line,) = [line for line in console.file.getvalue().splitlines() if line.startswith("teacher ")]
+        assert ("; round by round " + ", ".join(scores) in line) == (len(scores) > 1)
+        assert ("; trusted " + ", ".join(trusted) in line) == ("only_correct=true" in settings)
+        return line
+
+    assert "round by round" not in shown() and "trusted" not in shown()
+    assert shown("rounds=2", "distil_shots=true", "only_correct=true").count(",") > 2
+
+
 def test_a_failed_trial_is_exit_code_1(tiny_model, llmft_here):
     code, shown = llmft_here(*TRIAL, "vanilla", "--model", tiny_model, "--lr", "1e30", "--set", "clip_norm=null")
     assert code == 1 and "failed, diverged" in shown

@@ -36,7 +36,7 @@ def one_thread():
 
 CPU = torch.device("cpu")
 DISTILLED = {"over": "vocabulary", "n_unlabelled": 300, "student": "lora"}  # the targets and the teacher weigh more than the training
-
+RECURSIVE = {"rounds": 2, "n_unlabelled": 64, "student": "prompt_tuning"}  # which reads its lessons without a shared prefix
 EWC = {"penalty": "ewc", "n_fisher_samples": 20}
 
 
@@ -70,7 +70,8 @@ def peak_of_trial(spec):
     + [(name, {"precision": "bf16"}) for name in ("zero_shot", "in_context", "pattern", "lora", "context_distillation")]
     + [("lora", {"train": {"batch_size": 4}}), ("prompt_tuning", {"precision": "bf16"})]
     + [("regularised", {"methods": {"regularised": {"settings": EWC}}})]
-    + [("context_distillation", {"methods": {"context_distillation": {"settings": DISTILLED}}})],
+    + [("context_distillation", {"methods": {"context_distillation": {"settings": DISTILLED}}})]
+    + [("context_distillation", {"methods": {"context_distillation": {"settings": RECURSIVE, "n_shots": [4]}}})],
 )
 def test_an_estimate_is_what_a_real_trial_takes(tiny_model, method, changes):
     (cell,) = cells_of(tiny_model, method, **changes)
@@ -101,6 +102,20 @@ def test_a_fisher_information_takes_what_is_said(tiny_model):
     before_states = dataclasses.replace(estimated, optimizer_bytes=0, training_bytes=0, scoring_bytes=0, gradient_bytes=0)
     assert before_states.device_bytes == estimated.weight_bytes + estimated.fisher_bytes
     assert before_states.host_bytes == estimated.host_bytes >= estimated.base_bytes + 2 * estimated.start_bytes
+
+
+def test_every_round_is_counted(tiny_model):
+    work, cost = {}, {}
+    for rounds in (1, 3):
+        methods = {"context_distillation": {"settings": RECURSIVE | {"rounds": rounds}, "n_shots": [4]}}
+        (cell,) = cells_of(tiny_model, "context_distillation", methods=methods, report={"seeds": [0]})
+        work[rounds], cost[rounds] = heaviest([cell]), run_trial(cell.report_spec({}, 0), Runtime(device="cpu")).record.cost
+    for rounds, found in work.items():
+        assert (found.tokens_trained, found.tokens_taught) == (cost[rounds].tokens_trained, cost[rounds].tokens_teacher)
+    assert work[3].tokens_evaluated(with_tests=False) == 3 * work[1].tokens_evaluated(with_tests=False)
+    assert work[3].tokens_trained == 3 * work[1].tokens_trained and work[3].tokens_taught > 3 * work[1].tokens_taught
+    first, third = (estimate_memory(work[rounds], on_gpu=False) for rounds in (1, 3))
+    assert third.scoring_bytes > first.scoring_bytes and third.training_bytes == first.training_bytes
 
 
 @pytest.fixture(scope="module")
