@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 from analysis.columns import DOMAINS
 from analysis.headline import p_entry, p_text
 from analysis.layout import interval, metric_name, percent, unit
-from analysis.selection import CELL, select
+from analysis.selection import CELL, differing_conditions, select
 from analysis.sheets import Sheet
 from analysis.stats import FEWEST, Difference, holm, one_sample, shown_half_width, welch
 from llmft.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-CONDITIONS = ("shots_unit", "verbalizer", "precision", "learning_rate", "epochs", "batch_size", "settings", "n_dev")
 
 
 def beside(ours: pd.DataFrame, theirs: pd.DataFrame, rule: str = "best_dev", other_rule: str | None = None) -> pd.DataFrame:
@@ -204,11 +202,12 @@ def _common(row: dict[str, Any]) -> str:
     return f"on {row['n_compared']} common seeds" if fewer else ""
 
 
-def _differing(mine: pd.DataFrame, other: pd.DataFrame) -> Iterator[str]:
-    for column in CONDITIONS:
+def _differing(mine: pd.DataFrame, other: pd.DataFrame) -> list[str]:
+    def differs(column: str) -> bool:
         a, b = set(mine[column].dropna()), set(other[column].dropna())
-        if a and b and a != b:
-            yield column
+        return bool(a and b) and a != b
+
+    return differing_conditions(differs)
 
 
 def _count(n: int) -> str:

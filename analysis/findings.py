@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from analysis.manifest import Manifest
-from analysis.selection import CELL, select
+from analysis.selection import CELL, differing_conditions, select
 from llmft.record import Finding
 from llmft.spec import ORACLES
 
@@ -103,8 +103,7 @@ def _of_cells(trials: pd.DataFrame, chosen: pd.DataFrame, rule: str) -> Iterator
             yield _warning(
                 "identical_draws", f"{name}: different data seeds drew the same examples ({n_same} draws recur)", n_same
             )
-        conditions = ("shots_unit", "verbalizer", "precision", "learning_rate", "epochs", "batch_size", "settings", "n_dev")
-        if mixed := [column for column in conditions if group[column].nunique(dropna=False) > 1]:
+        if mixed := differing_conditions(lambda column, group=group: group[column].nunique(dropna=False) > 1):
             yield _warning(
                 "mixed_settings", f"{name}: trials differ in {', '.join(mixed)}, and the row averages over them", len(mixed)
             )

@@ -32,7 +32,7 @@ FIGURES = {
     "sizes": "Score against the size of the model",
     "sets": "Accuracy by set and label: a shortcut is right on one label and wrong on the other",
     "cost": "Out-of-domain score against the tokens of a query; the line joins what nothing beats on both",
-    "curves": "Dev score during training, mean and 95 % interval over the report trials",
+    "curves": "Dev score during training, mean and 95 % interval over the report trials; one that ended early stays at its last score",
     "rates": "Dev score of what the search tried, against the learning rate",
     "budget": "Expected best dev score against the number of settings tried (Dodge et al. 2019)",
 }

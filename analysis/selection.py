@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, get_args
 
 from llmft.errors import unknown_name
@@ -13,7 +14,16 @@ if TYPE_CHECKING:
 CELL = ["model", "task", "method", "n_shots", "pattern"]
 """The columns that tell one row of the comparison from another."""
 
+CONDITIONS = ("shots_unit", "verbalizer", "precision", "learning_rate", "epochs", "batch_size", "settings", "n_dev", "train")
+"""The columns that should be the same in all that one row averages, and in rows that are compared."""
+
 RULES: tuple[str, ...] = tuple(rule for rule in get_args(Selection) if rule != "none")
+
+
+def differing_conditions(differs: Callable[[str], bool]) -> list[str]:
+    """The conditions for which `differs` holds; `train`, which holds all of the training, only where no column of a part of it tells."""
+    found = [column for column in CONDITIONS if differs(column)]
+    return [column for column in found if column != "train" or not {"learning_rate", "epochs", "batch_size"} & {*found}]
 
 
 def select(frame: pd.DataFrame, rule: str = "best_dev") -> pd.DataFrame:

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 def learning_curves(frame: pd.DataFrame, curves: pd.DataFrame) -> str:
     """Mean dev score after each epoch over the report trials of a cell, with the 95 % interval, a panel for each number of shots.
 
+    A training that ended early, out of patience, counts to its last planned epoch with its last score.
+
     Args:
         curves: from `analysis.load_curves`.
     """
     report = frame[frame["stage"] == "report"].drop_duplicates("digest")
-    points = curves.dropna(subset=["dev_score"]).merge(report[["digest", *CELL]], on="digest")
+    points = curves.dropna(subset=["dev_score"]).merge(report[["digest", "status", "epochs", *CELL]], on="digest")
     if points.empty:
         return notice("No trial was scored on dev during training.")
     look = Look(frame)
@@ -33,12 +35,22 @@ def learning_curves(frame: pd.DataFrame, curves: pd.DataFrame) -> str:
 
     def paint(axes: Axes, cells: pd.DataFrame) -> None:
         for name, of_name in cells.groupby("name"):
-            by_epoch = of_name.groupby("epoch")["dev_score"].agg(["mean", lambda scores: shown_half_width(scores.to_numpy())])
+            by_epoch = _carried_on(of_name).groupby("epoch")["dev_score"].agg(["mean", lambda scores: shown_half_width(scores.to_numpy())])
             draw_line(axes, look, name, by_epoch.index.astype(float), by_epoch.iloc[:, 0], by_epoch.iloc[:, 1], band=True)
         axes.set(xlabel="epoch", ylabel="dev score × 100")
 
     panels = [(f"{m} on {t}, {n} shots", cells) for (m, t, n), cells in by_model(points, "task", "n_shots")]
     return draw(panels, paint, lambda: look.handles(points), "Dev score during training")
+
+
+def _carried_on(points: pd.DataFrame) -> pd.DataFrame:
+    """The points of one cell, and the last of each finished trial once more at every later epoch at which others have one."""
+    import pandas as pd
+
+    last = points.loc[points.groupby("digest")["epoch"].idxmax()].query("status == 'finished'")
+    later = last.drop(columns="epoch").merge(points["epoch"].drop_duplicates(), how="cross")
+    later = later[(later["epoch"] <= later["epochs"]) & (later["epoch"] > later["digest"].map(last.set_index("digest")["epoch"]))]
+    return pd.concat([points, later])
 
 
 def rates_figure(frame: pd.DataFrame) -> str:

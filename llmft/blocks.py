@@ -87,8 +87,12 @@ def names_in(network, method: str) -> Names:
 
 def find_blocks(network) -> list[torch.nn.Module]:
     """The transformer blocks in their order (an encoder's first), by the class names that transformers gives; empty if it gives none."""
-    names = set(network._no_split_modules or ())
-    return [module for module in network.modules() if type(module).__name__ in names]
+    names, blocks, inside = set(network._no_split_modules or ()), [], set()
+    for module in network.modules():  # a sharded module has a class of its own, derived from the one that it had
+        if module not in inside and names & {cls.__name__ for cls in type(module).__mro__}:
+            blocks.append(module)
+            inside.update(module.modules())  # transformers also names parts of blocks (Mamba, mBART)
+    return blocks
 
 
 def is_norm(module) -> bool:

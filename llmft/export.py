@@ -71,8 +71,18 @@ def export_model(spec: TrialSpec, weights: bytes, folder: Path) -> None:
             raise UserError(
                 f"export: method '{spec.method}' adds parts that no model of transformers has ({', '.join(added[:3])} ...). {instead}"
             )
-        network.save_pretrained(folder)
+        network.save_pretrained(folder, state_dict=_whole_state(network))
         load_tokenizer(ref).save_pretrained(folder)
+
+
+def _whole_state(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Every tensor by name. Where the configuration ties none, what is one tensor under several names is written under each: of an
+    encoder-decoder model with an untied head, the input embeddings of both parts."""
+    state = network.state_dict()
+    if getattr(network.config, "tie_word_embeddings", False):
+        return state
+    names: dict[int, str] = {}
+    return {name: tensor if names.setdefault(tensor.data_ptr(), name) == name else tensor.clone() for name, tensor in state.items()}
 
 
 def _base_of(spec: TrialSpec) -> ModelRef:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from llmft.record import Finding, SetMetrics, Teacher
+from llmft.record import CurvePoint, Finding, SetMetrics, Teacher
 from llmft.task import Example, TaskData, TestSet
 from llmft.tokens import EncodedTrial, LabelWords
 
@@ -26,6 +26,7 @@ CODES = {
     "train_test_overlap": "drawn examples also stand in a test set",
     "own_task_in_mixture": "texts of the trial's own task stand in the mixture as another task's",
     "loss_did_not_fall": "the training loss ended no lower than it began",
+    "never_better_on_dev": "patience ended the training, and no look at dev was better than the first",
     "skipped_steps": "optimiser steps were skipped because fp16 gradients overflowed",
     "empty_outputs": "generated texts are empty",
     "cut_outputs": "generated texts did not end within the most tokens allowed",
@@ -232,6 +233,21 @@ def training_findings(first_loss: float, last_loss: float, n_steps: int, n_skipp
         severity = "warning" if n_skipped > 0.1 * n_steps else "note"
         found.append(Finding(code="skipped_steps", severity=severity, message=message, value=n_skipped))
     return found
+
+
+def patience_findings(curve: Sequence[CurvePoint], patience: int | None) -> list[Finding]:
+    """A training that went on after its first look at dev for as long as its patience, and for nothing."""
+
+    def rank(point: CurvePoint) -> tuple[float, float]:
+        return point.dev_score, -(point.dev_loss or 0.0)
+
+    if patience is None or len(curve) != patience + 1 or max(curve, key=rank) is not curve[0]:
+        return []
+    message = (
+        f"patience ended the training after {curve[-1].epoch} epochs, and dev was best at its first look, after {curve[0].epoch}: "
+        "is the learning rate too high, or the warm-up longer than the patience?"
+    )
+    return [Finding(code="never_better_on_dev", severity="note", message=message, value=curve[-1].epoch)]
 
 
 def teacher_findings(teacher: Teacher, n_labels: int, n_dev: int) -> list[Finding]:

@@ -150,7 +150,7 @@ class BorrowedModel:
         device, precision: where it computes, and "fp32", "bf16" or "fp16".
         plain_head: whether the logits are just the output embedding times the last hidden state (a few architectures scale or cap
             them; then the network's own forward is used).
-        base_names: the parameters that the network came with; any other was added by a method.
+        base_names: the parameters that the network came with, also if untied since; any other was added by a method.
     """
 
     network: torch.nn.Module

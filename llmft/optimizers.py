@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -11,12 +11,17 @@ from llmft.quantised import check_bitsandbytes
 from llmft.spec import TrainSpec
 
 
-def build_optimizer(train: TrainSpec, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def build_optimizer(
+    train: TrainSpec, parameters: Iterable[torch.nn.Parameter], factors: Mapping[torch.nn.Parameter, float]
+) -> torch.optim.Optimizer:
     """The optimiser of a training.
 
     `adamw` is Loshchilov & Hutter 2019; `adamw_8bit` keeps its moments in 8 bits (Dettmers et al. 2022); `adafactor` (Shazeer &
     Stern 2018) is PyTorch's, with the learning rate as given and none of `beta1`, `beta2` and `epsilon`; `sgd` has `beta1` as its
     momentum.
+
+    Args:
+        factors: by what the learning rate of a parameter is multiplied; 1 where it is not there.
 
     Raises:
         UserError: the parameters are shards, and the optimiser needs whole ones.
@@ -26,19 +31,23 @@ def build_optimizer(train: TrainSpec, parameters: Iterable[torch.nn.Parameter]) 
         raise UserError(
             f"train.optimizer: {train.optimizer} does not step on the shards of a model. Use adamw or sgd, or parallel: ddp."
         )
+    by_factor: dict[float, list[torch.nn.Parameter]] = {}
+    for parameter in parameters:
+        by_factor.setdefault(factors.get(parameter, 1.0), []).append(parameter)
+    groups = [{"params": group, "lr": train.learning_rate * factor} for factor, group in by_factor.items()]
     rate = {"lr": train.learning_rate, "weight_decay": train.weight_decay}
     adam = rate | {"betas": (train.beta1, train.beta2), "eps": train.epsilon}
     match train.optimizer:
         case "adamw":
-            return torch.optim.AdamW(parameters, **adam)
+            return torch.optim.AdamW(groups, **adam)
         case "adafactor":
-            return torch.optim.Adafactor(parameters, **rate)
+            return torch.optim.Adafactor(groups, **rate)
         case "sgd":
-            return torch.optim.SGD(parameters, momentum=train.beta1, **rate)
+            return torch.optim.SGD(groups, momentum=train.beta1, **rate)
         case "adamw_8bit":
             from bitsandbytes.optim import AdamW8bit
 
-            return AdamW8bit(parameters, **adam)
+            return AdamW8bit(groups, **adam)
 
 
 def check_optimizer(train: TrainSpec, device: torch.device) -> None:

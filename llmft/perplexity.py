@@ -16,7 +16,8 @@ import torch
 from llmft.adapted import Adapted
 from llmft.batches import make_batch, split_by_tokens
 from llmft.errors import Cause, TrialFailure
-from llmft.tokens import EncodedQueries, LabelWords, encode
+from llmft.opening import encode
+from llmft.tokens import EncodedQueries, LabelWords
 
 UNBOUNDED = 2048  # tokens of a window where the model's positions have no bound, as in the harness
 NO_ANSWER = LabelWords(("",), ((0,),))  # a text has no label; one token, so that it takes one row

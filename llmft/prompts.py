@@ -37,6 +37,15 @@ class Pattern:
         return self.render(fields) + self.label_prefix + word
 
 
+def render_opening(
+    pattern: Pattern, demonstrations: Sequence[tuple[Mapping[str, str], str]], separator: str, instruction: str = ""
+) -> str:
+    """What stands in front of a query: the instruction, if there is one, and demonstrations (fields, label word), each and a `separator`."""
+    parts = [instruction] if instruction else []
+    parts += [pattern.render_labelled(fields, word) for fields, word in demonstrations]
+    return "".join(part + separator for part in parts)
+
+
 def render_prompt(
     pattern: Pattern,
     demonstrations: Sequence[tuple[Mapping[str, str], str]],
@@ -44,10 +53,8 @@ def render_prompt(
     separator: str,
     instruction: str = "",
 ) -> str:
-    """The instruction, if there is one, demonstrations (fields, label word) and the query, joined by `separator`."""
-    parts = [instruction] if instruction else []
-    parts += [pattern.render_labelled(fields, word) for fields, word in demonstrations]
-    return separator.join([*parts, pattern.render(query)])
+    """The opening and the query."""
+    return render_opening(pattern, demonstrations, separator, instruction) + pattern.render(query)
 
 
 def with_literals(patterns: Mapping[str, Pattern]) -> dict[str, Pattern]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 
 from llmft.errors import Cause, TrialFailure, UserError
 from llmft.generate import Decoding
+from llmft.opening import encode
 from llmft.prompts import Pattern
-from llmft.tokens import EncodedQueries, encode
+from llmft.tokens import EncodedQueries
 
 
 @dataclass(frozen=True)

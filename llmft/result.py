@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmft import cost, findings
+from llmft.checkpoints import Fit
 from llmft.contamination import contamination_findings
 from llmft.errors import Cause
 from llmft.evaluate import Generated
@@ -19,7 +20,6 @@ from llmft.setting import Setting
 from llmft.spec import Selection, TrialSpec
 from llmft.text_metrics import example_scores
 from llmft.tokens import EncodedTrial
-from llmft.train import Fit
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ def finished_record(
         found += findings.teacher_findings(teacher, len(labels), len(setting.draw.dev))
     if setting.method.trains:
         found += findings.training_findings(result.first_loss, result.last_loss, result.n_steps, result.n_skipped_steps)
+        found += findings.patience_findings(result.curve, spec.train.patience)
     content_free = dict(zip(labels, result.content_free or (), strict=bool(result.content_free)))
     found += findings.bias_findings(content_free)
     found += findings.coverage_findings(setting.tests, setting.data)

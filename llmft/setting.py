@@ -9,17 +9,19 @@ from functools import lru_cache
 from llmft import registry
 from llmft.architecture import decoder_start_token, shares_prefix
 from llmft.definition import TaskDefinition
+from llmft.depth import check_blocks
 from llmft.errors import UserError, unknown_name
 from llmft.generate import Decoding
 from llmft.method import Lesson, Method
 from llmft.mixture import Part, draw_mixture, with_mixture
 from llmft.model import context_length, load_config, load_tokenizer, tuned_from
+from llmft.opening import encode
 from llmft.prompts import Pattern
 from llmft.reasoning import Reasoning
 from llmft.seeds import derive, stream
 from llmft.spec import DataRef, GenerationSpec, ModelRef, TrialSpec
 from llmft.task import Draw, Example, Task, TaskData, TestSet, draw_examples, draw_unlabelled, subsample
-from llmft.tokens import EncodedTrial, LabelWords, decoder_start, encode, encode_trial, resolve_label_words
+from llmft.tokens import EncodedTrial, LabelWords, decoder_start, encode_trial, resolve_label_words
 
 SHOTS, DEV = "shots", "dev"  # names of these sets among a trial's encoded sets
 CONTENT_FREE, INPUTS = "content_free", "inputs"  # queries without content; what a lesson asks about
@@ -101,6 +103,8 @@ def settle(spec: TrialSpec) -> Setting:
     tests = tuple(subsample(test, spec.n_test) for test in data.tests if spec.test_sets is None or test.name in spec.test_sets)
     if method.trains:
         _check_selections(spec, {test.domain for test in tests})
+        if spec.train.layer_decay < 1:
+            check_blocks(spec.model)
     drawn = draw(spec, task, data, method)
     lessons = method.lessons(drawn, stream(spec.data_seed, "lessons"))
     config = load_config(spec.model)

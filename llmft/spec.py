@@ -101,6 +101,12 @@ class TrainSpec(Spec):
     dropout: float | None = Field(None, ge=0, lt=1, description="null: as the model's configuration says")
     gradient_checkpointing: bool = False
     eval_every_epochs: int = Field(1, ge=1, description="how often the dev set is scored")
+    patience: int | None = Field(
+        None, ge=1, description="so many looks at dev in a row without a better one end the training; the schedule is that of all epochs"
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="factor of the learning rate from each block to the one below it (llmft.depth)"
+    )
 
 
 class GenerationSpec(Spec):
@@ -182,6 +188,8 @@ class TrialSpec(Spec):
     def _consistent(self) -> TrialSpec:
         if "best_dev" in self.selections and self.n_dev == 0:
             raise ValueError("selection 'best_dev' needs dev examples: set n_dev above 0, or selections to ['last']")
+        if self.train.patience and self.n_dev == 0:
+            raise ValueError("train.patience needs dev examples: set n_dev above 0, or patience to null")
         if self.draw == "random" and self.shots_unit == "per_class":
             raise ValueError("shots_unit 'per_class' needs draw 'balanced'; a random draw gives a number in total")
         if self.demonstrations and self.n_shots != len(self.demonstrations):

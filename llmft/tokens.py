@@ -1,7 +1,7 @@
 """From text to token ids: label words, whole prompts, and the demonstrations that fit.
 
-A prompt is always tokenised as one text. What all prompts of a trial have in common (the demonstrations) is found afterwards, on
-the ids, so that encoding it once is exact for every tokenizer.
+A prompt's tokens are those of the whole text. What all prompts of a trial have in common (the demonstrations) is found on the ids, so
+that encoding it once is exact for every tokenizer.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from llmft.errors import Cause, TrialFailure, UserError
-from llmft.prompts import Pattern, render_prompt
+from llmft.opening import Opening, encode
+from llmft.prompts import Pattern, render_opening
 from llmft.task import Example
 
 CHUNK = 512  # prompts tokenised at once
@@ -42,17 +43,6 @@ class LabelWords:
     @property
     def longest(self) -> int:
         return max(len(ids) for ids in self.ids)
-
-
-def encode(tokenizer, texts: Sequence[str], closed: bool = False) -> list[list[int]]:
-    """Token ids of each text, with the tokenizer's own opening token; with its closing one only if `closed`, as encoders read it."""
-    encoded = tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
-    if closed:
-        return encoded
-    sample = tokenizer("a")["input_ids"]
-    if len(sample) > 1 and sample[-1] == tokenizer.eos_token_id:
-        encoded = [ids[:-1] for ids in encoded]
-    return encoded
 
 
 def encode_answer(tokenizer, text: str) -> tuple[int, ...]:
@@ -216,40 +206,35 @@ def encode_trial(
         reason = f"{example.rationale}{marker}{pattern.label_prefix}" if marker else ""
         return reason + words.words[example.label]
 
-    def texts(examples: Sequence[Example], shown: Sequence[Example]) -> list[str]:
-        answered = [(example.fields, answer(example)) for example in shown]
-        return [render_prompt(pattern, answered, example.fields, separator, instruction) for example in examples]
+    def opening(shown: Sequence[Example]) -> str:
+        return render_opening(pattern, [(example.fields, answer(example)) for example in shown], separator, instruction)
 
     closed, n_answer = bool(start), n_new_tokens + (words.longest if words else 0)
     limit = max_length - n_virtual_tokens - (0 if start else n_answer - 1)  # the last token of an answer is never fed to the model
-    queries = [example for examples in sets.values() for example in examples]
-    names = [name for name, examples in sets.items() for _ in examples]
-    lengths = [
-        len(ids)
-        for first in range(0, len(queries), CHUNK)
-        for ids in encode(tokenizer, texts(queries[first : first + CHUNK], ()), closed)
-    ]
-    if max(lengths) > limit:
-        example, virtual = queries[lengths.index(max(lengths))], f" and {n_virtual_tokens} virtual tokens" * bool(n_virtual_tokens)
-        raise TrialFailure(
-            Cause.QUERY_TOO_LONG,
-            f"the query {example.id} takes {max(lengths)} tokens; with "
-            f"{'its label word' if words else f'{n_new_tokens} new tokens'}{virtual} at most {max_length} fit this model or max_length.",
-        )
-    queries = [example for name, examples in sets.items() if name not in bare for example in examples]
-    lengths = [length for name, length in zip(names, lengths, strict=True) if name not in bare]
-    longest = [queries[i] for i in sorted(range(len(queries)), key=lengths.__getitem__)[-CANDIDATES:]]
+    texts = {name: [pattern.render(example.fields) for example in examples] for name, examples in sets.items()}
+    shared = {name: queries for name, queries in texts.items() if name not in bare}
+    longest = sorted((query for queries in shared.values() for query in queries), key=len)[-CANDIDATES:]
     kept, n_labels = list(demonstrations), len(words.words) if words else 1
-    while kept and max(map(len, encode(tokenizer, texts(longest, kept), closed))) > limit:
+    while kept and max(len(ids) for ids in encode(tokenizer, [opening(kept) + query for query in longest], closed)) > limit:
         kept = kept[:-n_labels]
     while True:
         shown = [kept[i] for i in order.permutation(len(kept))] if order is not None and kept else kept
-        jobs = [(name, texts, examples, shown) for name, examples in sets.items() if name not in bare]
-        prefix, rows = _encode_all(tokenizer, jobs, closed, share_prefix)
+        prefix, rows = _encode_all(tokenizer, opening(shown), shared, closed, share_prefix)
         if not kept or len(prefix) + max(len(ids) for encoded in rows.values() for ids in encoded) <= limit:
             break
         kept = kept[:-n_labels]
-    rows |= {name: list(map(tuple, encode(tokenizer, texts(sets[name], ()), closed))) for name in bare}
+    for name in bare:
+        alone = opening(())
+        rows[name] = list(map(tuple, encode(tokenizer, [alone + query for query in texts[name]], closed)))
+    whole = [(len(ids) + len(() if name in bare else prefix), name, place) for name in sets for place, ids in enumerate(rows[name])]
+    length, name, place = max(whole, key=lambda query: query[0])
+    if length > limit:
+        virtual = f" and {n_virtual_tokens} virtual tokens" * bool(n_virtual_tokens)
+        raise TrialFailure(
+            Cause.QUERY_TOO_LONG,
+            f"the query {sets[name][place].id} takes {length} tokens; with "
+            f"{'its label word' if words else f'{n_new_tokens} new tokens'}{virtual} at most {max_length} fit this model or max_length.",
+        )
     encoded = {}
     for name, examples in sets.items():
         completions = ()
@@ -258,8 +243,8 @@ def encode_trial(
             if start:
                 completions = _encode_answers(tokenizer, answers, max_length - len(start))
             else:
-                opening, before = ((), ()) if name in bare else (prefix, shown)
-                prompts, ids = texts(examples, before), [(*opening, *suffix) for suffix in rows[name]]
+                before, begun = ((), opening(())) if name in bare else (prefix, opening(shown))
+                prompts, ids = [begun + query for query in texts[name]], [(*before, *suffix) for suffix in rows[name]]
                 completions = _encode_completions(tokenizer, pattern, prompts, ids, answers, max_length - n_virtual_tokens)
         if words:
             labels = tuple(example.label for example in examples)
@@ -319,27 +304,33 @@ def _end_of_text(tokenizer) -> int:
     return tokenizer.eos_token_id
 
 
-def _encode_all(tokenizer, jobs, closed: bool, share_prefix: bool) -> tuple[tuple[int, ...], dict[str, list[tuple[int, ...]]]]:
-    """The longest common prefix of all prompts that leaves each at least one token, and the rest of each prompt, by set.
+def _encode_all(
+    tokenizer, opening: str, queries: Mapping[str, Sequence[str]], closed: bool, share_prefix: bool
+) -> tuple[tuple[int, ...], dict[str, list[tuple[int, ...]]]]:
+    """The longest common prefix of all prompts, which are the `opening` and a query, that leaves each at least one token, and the rest
+    of each prompt, by set.
 
     Without `share_prefix` it is empty.
     """
-    first: list[int] = []  # the first prompt; every prompt begins with first[:common]
-    common: int | None = None
+    begun: Opening | None = None
+    first: list[int] = []  # the rest of the first prompt; every rest begins with first[:common]
+    common = 0
     chunks: list[tuple[str, int, list[list[int]]]] = []
-    for name, texts, examples, shown in jobs:
-        for start in range(0, len(examples), CHUNK):
-            ids = encode(tokenizer, texts(examples[start : start + CHUNK], shown), closed)
-            if common is None:
-                first, common = ids[0], len(ids[0]) - 1 if share_prefix else 0
-            for row in ids:
-                common = _n_common(first, row, min(common, len(row) - 1))
-            chunks.append((name, common, [row[common:] for row in ids]))
-    rows: dict[str, list[tuple[int, ...]]] = {name: [] for name, *_ in jobs}
+    for name, texts in queries.items():
+        for start in range(0, len(texts), CHUNK):
+            begun = begun or Opening(tokenizer, opening, texts[0], closed)
+            rests = begun.rests(texts[start : start + CHUNK])
+            if not first:
+                first, common = rests[0], len(rests[0]) - 1 if share_prefix else 0
+            for rest in rests:
+                common = _n_common(first, rest, min(common, len(rest) - 1))
+            chunks.append((name, common, [rest[common:] for rest in rests]))
+    rows: dict[str, list[tuple[int, ...]]] = {name: [] for name in queries}
+    before = [] if begun is None or share_prefix else begun.ids
     for name, cut, suffixes in chunks:
-        returned = first[common:cut]  # what later prompts turned out not to share
+        returned = [*before, *first[common:cut]]  # what is not shared, or what later prompts turned out not to share
         rows[name] += [tuple(returned + suffix) for suffix in suffixes]
-    return tuple(first[:common]), rows
+    return (*begun.ids, *first[:common]) if begun and share_prefix else (), rows
 
 
 def _n_common(left: Sequence[int], right: Sequence[int], limit: int) -> int:

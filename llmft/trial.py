@@ -14,6 +14,7 @@ import torch
 from llmft import cost
 from llmft.adapted import Adapted
 from llmft.batches import smaller_budget
+from llmft.checkpoints import Checkpoint, Fit
 from llmft.distributed import is_lost_peer
 from llmft.errors import Cause, OutOfMemory, TrialFailure, UserError
 from llmft.evaluate import Evaluator
@@ -30,7 +31,7 @@ from llmft.setting import DEV, Setting, encode_lessons, encode_prompts, settle
 from llmft.spec import TrialSpec
 from llmft.teacher import teach, teach_again
 from llmft.tokens import EncodedTrial
-from llmft.train import Checkpoint, Fit, fit
+from llmft.train import fit
 from llmft.weights import gather_weights
 
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")

@@ -15,6 +15,7 @@ from llmft.method import Method, Range
 from llmft.registry import METHODS, build_method, check_kinds, complete_settings, load_task, method_class
 from llmft.spec import STREAMS, DataRef, ForgettingSpec, GenerationSpec, ModelRef, TaskRef, TrainSpec, TrialSpec, error_lines
 from llmft.task import Task
+from sweeps.imports import collector_off
 from sweeps.plan import MethodEntry, ModelEntry, Plan, SearchPlan
 from sweeps.plan_tasks import resolve_mixtures, resolve_named, resolve_tasks
 from sweeps.space import Params, Space, among, can_be, ordered
@@ -263,7 +264,8 @@ def build_cells(
         UserError: a name or value is not known or not allowed, or two entries describe the same cell.
     """
     if resolve_model is None:
-        from llmft.model import resolve_model  # imports torch
+        with collector_off():
+            from llmft.model import resolve_model  # imports torch
     methods = {name: entry.method or name for name, entry in plan.methods.items()}
     _train_spec(f"{where}: train", plan.train, {name: method for name, method in methods.items() if method in METHODS})
     resolve_data = resolve_data or resolve_named

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from sweeps.resources import place
 from sweeps.run import Ledger
 from sweeps.searcher import Overseer, ScheduleSearcher
 from sweeps.slots import Slot, admissible
-from sweeps.trainable import TrialTrainable
+from sweeps.trainable import TrialTrainable, read_job, slot_in
 
 LOOK_EVERY_S = 2.0
 AHEAD = 4
@@ -57,11 +58,14 @@ def run_on_ray(
             fetch_on_every_node(cells, ledger.progress.say)
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             slots = _slots(ledger, cluster_machine(nodes, ledger.plan.device_memory), gpus_per_trial, workers)
-        common = {"root": str(root.absolute()), "scratch": str(scratch), "run_trial": run_trial}
+        common = {"root": str(root.absolute()), "scratch": str(scratch)}
+
+        def slot_of(trial: Planned) -> Slot:
+            return slots[trial.cell.key]
 
         def job_of(trial: Planned) -> dict[str, Any]:
-            slot = slots[trial.cell.key]
-            return {
+            slot = slot_of(trial)
+            job = {
                 **common,
                 "digest": trial.digest,
                 "spec": trial.spec.model_dump_json(),
@@ -71,10 +75,12 @@ def run_on_ray(
                 "micro_batch_tokens": slot.micro_batch_tokens,
                 **ledger.runtime_settings(trial),
             }
+            # one text: Tune copies, flattens and writes down every key of a configuration, several times a trial
+            return {"job": json.dumps(job)} | ({"run_trial": run_trial} if run_trial else {})
 
-        searcher = ScheduleSearcher(ledger, job_of, Room(ledger, slots, workers, elastic=bool(address)))
+        searcher = ScheduleSearcher(ledger, job_of, slot_of, Room(ledger, slots, workers, elastic=bool(address)))
         tuner = tune.Tuner(
-            tune.with_resources(TrialTrainable, lambda job: _bundle(Slot(**job["slot"]))),
+            tune.with_resources(TrialTrainable, lambda config: _bundle(slot_in(read_job(config)))),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=-1,
@@ -132,15 +138,24 @@ class Room:
     def __init__(self, ledger: Ledger, slots: dict[str, Slot], limit: int | None, elastic: bool):
         self.ledger, self.slots, self.limit, self.ahead = ledger, slots, limit, AHEAD if elastic else 0
         self._totals, self._looked = (0.0, 0.0), float("-inf")
+        self._seen: tuple | None = None
+        self._more: dict[Slot, int] = {}
 
     def __call__(self) -> Callable[[Cell], bool]:
         if time.monotonic() - self._looked > LOOK_EVERY_S:
             there = ray.cluster_resources()
             self._totals, self._looked = (there.get("CPU", 0.0), there.get("GPU", 0.0)), time.monotonic()
+        seen = self._totals, len(self.ledger.records.written), len(self.ledger.running)
+        if seen != self._seen:  # between two calls trials only end, or only one starts
+            self._seen, self._more = seen, self._count()
+        return lambda cell: self._more.get(self.slots[cell.key], 0) > 0
+
+    def _count(self) -> dict[Slot, int]:
+        """How many more trials of each slot there is room for."""
         in_flight = Counter(self.slots[trial.cell.key] for trial in self.ledger.running.values())
         ready: Counter[Slot] = Counter()
         for cell, n in self.ledger.waiting.items():
             ready[self.slots[cell.key]] += n
         more = admissible(*self._totals, in_flight, ready, self.limit, self.ahead)
         self.ledger.progress.concurrency = max(1, in_flight.total() + sum(more.values()))
-        return lambda cell: more.get(self.slots[cell.key], 0) > 0
+        return more

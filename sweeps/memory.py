@@ -14,6 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llmft.adapted import Adapted
+from llmft.blocks import find_blocks
 from llmft.method import Method
 from llmft.model import BorrowedModel
 from llmft.optimizers import state_bytes
@@ -122,18 +123,18 @@ def estimate_memory(
     network = build(spec, on_gpu)
     halved = max(map(_n_bytes, network.parameters())) // 2  # tensor by tensor
     n_parameters, base_bytes = sum(parameter.numel() for parameter in network.parameters()), _stored_bytes(network)
-    base_names = {name for name, _ in network.named_parameters()}
     if method.base_weights == "nf4":
         hold_in_4_bits(network)
         base_bytes = _stored_bytes(network)
     if method.trains:
         without_data = BorrowedModel(network, torch.device("meta"), spec.precision, plain_head=True)
         method.prepare(without_data, n_labels, torch.Generator().manual_seed(0))
+        start = sum(_n_bytes(p) for name, p in network.named_parameters() if p.requires_grad and name in without_data.base_names)
     else:
         network.to(dtype=HALF.get(spec.precision))
+        start = 0
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     weights, gradients = _stored_bytes(network), sum(map(_n_bytes, trainable))
-    start = sum(_n_bytes(parameter) for name, parameter in network.named_parameters() if parameter.requires_grad and name in base_names)
     n_trainable, largest = sum(parameter.numel() for parameter in trainable), max(map(_n_bytes, trainable), default=0)
     gathered = 0
     if sharded:  # blocks are gathered in half; without, autocast casts the weights, and keeps the copies for the backward pass
@@ -190,8 +191,7 @@ def _stored_bytes(network: torch.nn.Module) -> int:
 
 def _at_work(network: torch.nn.Module) -> tuple[int, int, int]:
     """What `fully_shard` has whole at a time: the weights outside of blocks, those of one block and the next, and gradients."""
-    names = set(network._no_split_modules or ())
-    blocks = [list(block.parameters()) for block in network.modules() if type(block).__name__ in names]
+    blocks = [list(block.parameters()) for block in find_blocks(network)]
     sizes = [(sum(map(_n_bytes, block)), sum(_n_bytes(p) for p in block if p.requires_grad)) for block in blocks]
     outside = _stored_bytes(network) - sum(size for size, _ in sizes)
     outside_trained = sum(_n_bytes(p) for p in network.parameters() if p.requires_grad) - sum(trained for _, trained in sizes)

@@ -14,6 +14,7 @@ from llmft.record import TrialRecord
 from llmft.registry import load_task, method_class
 from llmft.spec import GenerationSpec, TrainSpec, TrialSpec
 from sweeps.cells import build_cells
+from sweeps.imports import collector_off
 from sweeps.plan import Plan, parse_plan
 from sweeps.store import Store
 from sweeps.yaml_file import read_value
@@ -99,8 +100,9 @@ def run_one(
     store = Store(root) if root is not None else None
     if store and (stored := store.get(spec.digest)) and stored.finished:
         return stored
-    from llmft.runtime import Runtime
-    from llmft.trial import check_spec, run_trial
+    with collector_off():
+        from llmft.runtime import Runtime
+        from llmft.trial import check_spec, run_trial
 
     check_spec(spec)
     runtime = Runtime(device=device) if report is None else Runtime(device=device, report=report)

@@ -10,6 +10,7 @@ from llmft.errors import Cause, OutOfMemory, TrialFailure
 from llmft.record import Cost, TrialRecord
 from llmft.spec import TrialSpec
 from sweeps.failures import FreshProcessWanted, wants_fresh_process
+from sweeps.imports import collector_off
 from sweeps.slots import Slot
 from sweeps.store import Store
 
@@ -32,11 +33,12 @@ def train_loop(job: dict[str, Any]) -> None:
         FreshProcessWanted: what failed may have been the fault of earlier trials in this process.
         TrialFailure: one process of a group failed alone.
     """
-    import torch
-
     run_trial = job["run_trial"]
-    if run_trial is None:
-        from llmft.trial import run_trial
+    with collector_off():
+        import torch
+
+        if run_trial is None:
+            from llmft.trial import run_trial
     torch.set_num_threads(job["n_threads"])
     if torch.cuda.is_available() and 0 < job["slot"]["gpus"] < 1:  # a trial beyond its share fails alone, not its neighbours
         torch.cuda.set_per_process_memory_fraction(job["slot"]["gpus"])

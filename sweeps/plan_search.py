@@ -72,4 +72,4 @@ class SearchPlan(Spec):
     sampler: Literal["tpe", "random", "grid", "cmaes"] = "tpe"
     round_size: int = Field(4, ge=1, description="points that are tried at the same time")
     seed: int = 0
-    prune: PrunePlan | None = Field(None, description="null: every trial runs to its last epoch")
+    prune: PrunePlan | None = Field(None, description="null: no point is given up")

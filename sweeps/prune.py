@@ -37,13 +37,26 @@ def failed(record: TrialRecord) -> bool:
 
 
 def curve(record: TrialRecord) -> Curve:
-    """How well a trial had done at each of its looks at dev."""
+    """How well a trial had done at each of its looks at dev. A training that `train.patience` ended stays as good as it was."""
+    points = _seen(record)
+    if record.finished and points:
+        last = max(points)
+        points |= {epoch: points[last] for epoch in _looks(record.spec.train) if epoch > last}
+    return points
+
+
+def _seen(record: TrialRecord) -> Curve:
     best, points = -math.inf, {}
     for point in record.curve:
         if point.dev_score is not None:
             best = max(best, point.dev_score)
             points[point.epoch] = best
     return points
+
+
+def _looks(train: TrainSpec) -> list[int]:
+    """The epochs after which a training looks at dev, as long as it goes on."""
+    return [*range(train.eval_every_epochs, train.epochs, train.eval_every_epochs), train.epochs]
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
@@ -55,9 +68,9 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
 def given_up_at(record: TrialRecord, floors: Floors) -> int | None:
     """The epoch at which `floors` end the trial; None if they do not.
 
-    A record that came about under other floors, or none, is read as if these had been in force, as far as its curve goes.
+    A record that came about under other floors, or none, is read as if these had been in force, as far as it was trained.
     """
-    return next((epoch for epoch, best in curve(record).items() if best < floors.get(epoch, -math.inf)), None)
+    return next((epoch for epoch, best in _seen(record).items() if best < floors.get(epoch, -math.inf)), None)
 
 
 def counts(record: TrialRecord, floors: Floors) -> bool:
@@ -92,7 +105,7 @@ def floors(plan: PrunePlan | None, train: TrainSpec, earlier: Iterable[Curve]) -
 
 
 def _floor_epochs(plan: PrunePlan, train: TrainSpec) -> list[int]:
-    looks = range(train.eval_every_epochs, train.epochs, train.eval_every_epochs)  # without the last
+    looks = _looks(train)[:-1]
     if plan.rule == "median":
         return [epoch for epoch in looks if epoch >= plan.min_epochs]
     rungs, rung = [], plan.min_epochs

@@ -16,6 +16,7 @@ from llmft.record import TrialRecord
 from sweeps.cell_plan import Planned
 from sweeps.cells import Cell
 from sweeps.failures import FailurePolicy
+from sweeps.imports import collector_off
 from sweeps.plan import Plan
 from sweeps.prefetch import Needs, moved_models
 from sweeps.progress import Progress
@@ -133,7 +134,8 @@ def check_cells(cells: list[Cell], where: str, check_spec: Callable[[Any], None]
         UserError: as `llmft.trial.check_spec`; the line begins with the plan's file, `where`, and the method's entry.
     """
     if check_spec is None:
-        from llmft import trial
+        with collector_off():
+            from llmft import trial
 
         check_spec = partial(trial.check_spec, here=here)
     for cell in cells:
@@ -208,7 +210,8 @@ def run_sweep(
                 if serial:
                     _run_serially(ledger, run_trial)
                 else:
-                    from sweeps.cluster import run_on_ray
+                    with collector_off():
+                        from sweeps.cluster import run_on_ray
 
                     run_on_ray(
                         ledger, address=address, workers=workers, gpus_per_trial=gpus_per_trial, run_trial=run_trial,

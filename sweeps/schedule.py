@@ -50,6 +50,8 @@ class Schedule:
     def states(self, records: Records) -> list[CellState]:
         """How far each cell is, in the plan's order. The state of a cell without news is the same object as before."""
         if isinstance(records, RecordBook) and records is self._book:
+            if self._n_read == len(records.written):
+                return self._states
             written = set(records.written[self._n_read :])
             cells = {cell for digest in written for cell in self._asking.get(digest, ())}
         else:
@@ -59,12 +61,14 @@ class Schedule:
         if self._book is not None:
             self._n_read = len(self._book.written)
             records = self._book.data
+        states = list(self._states)
         for index in cells:
             cell = self._cells[index]
-            self._states[index] = cell.state(records, written)
+            states[index] = cell.state(records, written)
             while cell.asked:
                 self._asking[cell.asked.pop()].add(index)
-        return list(self._states)
+        self._states = states
+        return states
 
     def ready(self, records: Records) -> list[Planned]:
         """The trials that can run now and have not ended, in the order in which to start them.

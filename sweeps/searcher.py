@@ -38,15 +38,19 @@ class ScheduleSearcher(Searcher):
     Args:
         ledger: what is known.
         job_of: a trial -> what its worker must know (a Tune configuration).
+        slot_of: a trial -> what it gets.
         fits: whether there is room now for one more trial of a cell.
 
     Attributes:
         error: why the sweep must stop; `Overseer` raises it.
     """
 
-    def __init__(self, ledger: Ledger, job_of: Callable[[Planned], dict[str, Any]], fits: Callable[[], Callable[[Cell], bool]]):
+    def __init__(
+        self, ledger: Ledger, job_of: Callable[[Planned], dict[str, Any]], slot_of: Callable[[Planned], Slot],
+        fits: Callable[[], Callable[[Cell], bool]],
+    ):  # fmt: skip
         super().__init__()
-        self.ledger, self.job_of, self.fits = ledger, job_of, fits
+        self.ledger, self.job_of, self.slot_of, self.fits = ledger, job_of, slot_of, fits
         self.trials: dict[str, Planned] = {}
         self.error: BaseException | None = None
         self._losses: dict[str, Counter[Loss]] = {}  # of a trial's digest
@@ -154,7 +158,7 @@ class Overseer(tune.Callback):
         self._since = {trial_id: self._since.get(trial_id, now) for trial_id in flying.keys() - self._placed}
         if all(now - since < WAITS_S for since in self._since.values()):
             return "" if self._begun else STARTING
-        slots = [Slot(**self.searcher.job_of(trial)["slot"]) for trial in flying.values()]
+        slots = [self.searcher.slot_of(trial) for trial in flying.values()]
         there = ray.cluster_resources()
         for unit, wanted in (("GPU", sum(slot.total_gpus for slot in slots)), ("CPU", sum(slot.total_cpus for slot in slots))):
             if (lack := wanted - there.get(unit, 0.0)) > 0:

@@ -28,6 +28,9 @@ for _name, _value in {
 
 import psutil  # noqa: E402
 import ray  # noqa: E402 - reads the environment when it is imported
+from ray.air._internal import usage  # noqa: E402
+
+usage.tag_callbacks = lambda callbacks: False  # no usage is told, and counting them imports MLflow, Comet and wandb: 1 to 2 s
 
 from llmft.errors import UserError  # noqa: E402
 from sweeps.devices import usable_cpus  # noqa: E402

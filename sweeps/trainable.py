@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -21,23 +22,30 @@ GRACE = 1.5
 """A trial watches its own time limit; after how many times that limit its process is ended if it hangs (5 s later at least)."""
 
 
+def read_job(config: dict[str, Any]) -> dict[str, Any]:
+    """The job in a Tune configuration: `job` as JSON, and `run_trial` where it is not llmft's."""
+    return json.loads(config["job"]) | {"run_trial": config.get("run_trial")}
+
+
+def slot_in(job: dict[str, Any]) -> Slot:
+    return Slot(**job["slot"])
+
+
 class TrialTrainable(tune.Trainable):
     """Runs a trial in its only step, and writes its record itself, so that no result can be lost on the way.
 
-    `setup` and `reset_config` must not work or raise: a failure there hangs or fails the sweep.
+    `reset_config` must not work or raise: a failure there hangs or fails the sweep.
     """
 
     n_trials_before = 0
 
-    def setup(self, config: dict[str, Any]) -> None:
-        self.job = config
-
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.config = self.job = new_config
+        self.config = new_config
         return True
 
     def step(self) -> dict[str, Any]:
-        job, slot = self.job, Slot(**self.job["slot"])
+        job = read_job(self.config)
+        slot = slot_in(job)
         if Store(job["root"]).get(job["digest"]) is None:
             job = {**job, "n_trials_before": self.n_trials_before}
             self.n_trials_before += 1

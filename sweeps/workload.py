@@ -11,11 +11,12 @@ from pathlib import Path
 from llmft.forgetting import read_text, zero_shot_spec
 from llmft.method import Lesson, Method
 from llmft.model import load_tokenizer
+from llmft.opening import encode
 from llmft.seeds import stream
 from llmft.setting import DEV, Setting, draw, encode_alone, encode_lessons, encode_prompts, settle
 from llmft.spec import FileRef, ModelRef, TrialSpec
 from llmft.task import Draw, Example
-from llmft.tokens import EncodedTrial, LabelWords, encode
+from llmft.tokens import EncodedTrial, LabelWords
 from sweeps.cells import Cell, Params
 
 SAMPLE, MOST_SEEDS = 48, 16
@@ -123,6 +124,7 @@ class Workload:
 
     @property
     def tokens_trained(self) -> int:
+        """In all epochs of all rounds; `train.patience` may end them earlier."""
         return self.n_rounds * self.spec.train.epochs * sum(self.shots)
 
     @property
@@ -255,11 +257,12 @@ def _reading(encoded: EncodedTrial, n_dev: int) -> Reading:
 
 
 def _largest(cell: Cell) -> Params:
-    """The largest value that the search may give to each hyper-parameter that is a number."""
+    """The largest value that the search may give to each hyper-parameter that is a number; a method's switches are on."""
     largest: Params = {}
     for name, span in cell.ranges.items():
         ends = span.choices or (int(span.high) if span.integer else span.high,)
-        if all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends):
+        numbers = [end for end in ends if isinstance(end, int | float) and (name in cell.base.settings or not isinstance(end, bool))]
+        if len(numbers) == len(ends):
             largest[name] = max(ends)
     return largest
 

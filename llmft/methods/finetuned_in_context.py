@@ -13,10 +13,10 @@ from pydantic import Field, model_validator
 
 from llmft.errors import UserError
 from llmft.method import Range
-from llmft.methods.pattern import PatternBased, PatternSettings
+from llmft.methods.pattern import WholeModel, WholeModelSettings
 
 
-class FinetunedInContextSettings(PatternSettings):
+class FinetunedInContextSettings(WholeModelSettings):
     n_demonstrations: int = Field(4, ge=1)
     train_on: Literal["others", "all"] = "others"
     train_prompts: Literal["bare", "with_demonstrations"] = "bare"
@@ -31,7 +31,7 @@ class FinetunedInContextSettings(PatternSettings):
         return self
 
 
-class FinetunedInContext(PatternBased):
+class FinetunedInContext(WholeModel):
     Settings = FinetunedInContextSettings
     search = {"learning_rate": Range(1e-6, 1e-4, log=True)}
     paper = "Schick & Schuetze 2021; Brown et al. 2020"

@@ -3,6 +3,9 @@
 The language-model head is kept. `loss: full_vocabulary` raises the label word among all words, as Mosbach et al. 2023 do;
 `loss: restricted` raises it among the label words only. Where text is generated, the reference's tokens and the end of the text
 take the place of the label word, and `loss` makes no difference.
+
+`untie_embeddings: true` makes the head a copy where it is the input embedding, and trains both apart, as an option of the code of
+Mosbach et al. 2023 does. It is for models that tie them (OPT, GPT-2, T5), and adds a matrix of the vocabulary to what is trained.
 """
 
 from typing import Literal
@@ -13,6 +16,10 @@ from llmft.spec import Spec
 
 class PatternSettings(Spec):
     loss: Literal["full_vocabulary", "restricted"] = "full_vocabulary"
+
+
+class WholeModelSettings(PatternSettings):
+    untie_embeddings: bool = False
 
 
 def label_word_loss(kind: str, scores, labels):
@@ -36,4 +43,15 @@ class PatternBased(Method):
         return label_word_loss(self.settings.loss, self.scores(model, batch).labels, batch.labels)
 
 
-METHOD = PatternBased
+class WholeModel(PatternBased):
+    Settings = WholeModelSettings
+
+    def prepare(self, model, n_labels, generator):
+        super().prepare(model, n_labels, generator)
+        if self.settings.untie_embeddings:
+            from llmft.embeddings import untie
+
+            untie(model)
+
+
+METHOD = WholeModel

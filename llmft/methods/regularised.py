@@ -22,16 +22,16 @@ from typing import Literal
 from pydantic import Field
 
 from llmft.method import Range
-from llmft.methods.pattern import PatternBased, PatternSettings, label_word_loss
+from llmft.methods.pattern import WholeModel, WholeModelSettings, label_word_loss
 
 
-class RegularisedSettings(PatternSettings):
+class RegularisedSettings(WholeModelSettings):
     penalty: Literal["l2_sp", "ewc", "kl_to_base"] = "l2_sp"
     strength: float = Field(0.1, ge=0)
     n_fisher_samples: int = Field(128, ge=1)  # of ewc: passes forward and backward, before the training
 
 
-class Regularised(PatternBased):
+class Regularised(WholeModel):
     kinds = ("classification",)
     Settings = RegularisedSettings
     search = {"learning_rate": Range(1e-6, 1e-4, log=True), "strength": Range(1e-3, 10.0, log=True)}

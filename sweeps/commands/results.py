@@ -9,16 +9,18 @@ import typer
 
 from llmft.files import Place, open_folder
 from sweeps.commands import terminal
+from sweeps.imports import collector_off
 
 
 def show_report(root: Place, rule: str = "best_dev") -> None:
-    from analysis.findings import cross_findings
-    from analysis.headline import answer_lines, headline
-    from analysis.manifest import read_manifest
-    from analysis.render import to_terminal
-    from analysis.report import write_report
-    from analysis.sampled import load_for_rule
-    from analysis.tables import compare
+    with collector_off():
+        from analysis.findings import cross_findings
+        from analysis.headline import answer_lines, headline
+        from analysis.manifest import read_manifest
+        from analysis.render import to_terminal
+        from analysis.report import write_report
+        from analysis.sampled import load_for_rule
+        from analysis.tables import compare
 
     frame, unread = load_for_rule(root, rule)
     table, manifest = compare(frame, rule), read_manifest(root)

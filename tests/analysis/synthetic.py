@@ -84,6 +84,7 @@ class Store:
         predictions: bytes | None = None,
         sets: dict[str, SetMetrics] | None = None,
         learning_rate: float = 1e-5,
+        train: dict | None = None,
         provenance: dict | None = None,
         seeds: dict[str, int] | None = None,
         **spec,
@@ -91,7 +92,7 @@ class Store:
         trained = method not in ("in_context", "zero_shot")
         described = TrialSpec(
             model=ModelRef(name=model), task=spec.pop("task", "rte"), method=method, n_shots=n_shots, pattern=pattern,
-            train=TrainSpec(learning_rate=learning_rate), **spec,
+            train=TrainSpec(learning_rate=learning_rate, **(train or {})), **spec,
         ).with_seed(seed).model_copy(update=seeds or {})  # fmt: skip
         if sets is None:
             groups = {

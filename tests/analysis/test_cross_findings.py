@@ -60,10 +60,14 @@ def test_zero_shot_absent(store):
     assert "zero_shot_absent" not in found(store)
 
 
-@pytest.mark.parametrize("change", [{"learning_rate": 1e-4}, {"verbalizer": "yes_no"}, {"settings": {"rank": 8}}])
-def test_a_cell_of_different_settings(store, change):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"learning_rate": 1e-4}, "learning_rate"), ({"verbalizer": "yes_no"}, "verbalizer"), ({"settings": {"rank": 8}}, "settings"),
+     ({"train": {"patience": 3}}, "train"), ({"train": {"epochs": 9, "layer_decay": 0.5}}, "epochs")],
+)  # fmt: skip
+def test_a_cell_of_different_settings(store, change, said):
     store.add(0), store.add(1, **change)
-    assert "mixed_settings" in found(store)
+    assert f"trials differ in {said}, and" in found(store)["mixed_settings"].message
 
 
 def test_different_test_sets(store):

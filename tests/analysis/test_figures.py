@@ -9,6 +9,7 @@ import pytest
 import analysis
 from analysis import figures
 from analysis.drawing import COLOURS, Look
+from analysis.training_figures import _carried_on
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -47,6 +48,22 @@ def drawn(own) -> dict[str, str]:
     trained = own[(own["method"] == "lora") & (own["stage"] == "report")]
     curves = pd.DataFrame([(d, e, 0.5 + 0.01 * e) for d in trained["digest"] for e in (1, 2, 3)], columns=["digest", "epoch", "dev_score"])
     return analysis.draw_figures(own, curves)
+
+
+def test_a_training_that_ended_early_counts_to_the_end_with_its_last_score():
+    looks = {"whole": [0.5, 0.6, 0.7, 0.8], "early": [0.4, 0.6], "dead": [0.3]}
+    points = pd.DataFrame(
+        [
+            {"digest": name, "status": "failed" if name == "dead" else "finished", "epochs": 40, "epoch": 10 * n, "dev_score": score}
+            for name, scores in looks.items()
+            for n, score in enumerate(scores, 1)
+        ]
+    )
+    carried = _carried_on(points)
+    assert carried.groupby("epoch")["dev_score"].apply(sorted).to_dict() == {10: [0.3, 0.4, 0.5], 20: [0.6, 0.6], 30: [0.6, 0.7], 40: [0.6, 0.8]}
+    shorter = pd.DataFrame([{"digest": "short", "status": "finished", "epochs": 20, "epoch": n, "dev_score": 0.9} for n in (10, 20)])
+    both = _carried_on(pd.concat([points, shorter], ignore_index=True)).query("digest == 'short'")
+    assert both["epoch"].tolist() == [10, 20]  # it has no later epochs to stay for
 
 
 @pytest.mark.parametrize(

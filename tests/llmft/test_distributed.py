@@ -77,6 +77,8 @@ def runs(spec_of, tmp_path_factory):
         "many passes in context": run("in_context", {"micro_batch_tokens": 600}),
         "checkpointed": run("pattern", gradient_checkpointing=True),
         "best is early": run("pattern", {"keep_weights": True}, **early),
+        "patience": run("pattern", patience=2, **early),
+        "rates by depth, untied": run("pattern", of_method={"untie_embeddings": True}, layer_decay=0.3),
         "oracles": run("lora", selections=every),
         "texts": run("pattern", FEW_AT_ONCE, task="toy_text", generation=GenerationSpec(max_new_tokens=12)),
         "texts in context": run("in_context", task="toy_text", generation=GenerationSpec(max_new_tokens=12, stop=())),
@@ -127,6 +129,7 @@ def test_two_processes_predict_what_one_does(together, alone, runs):
             assert_same(got[name], alone[name])
             assert got[name].record.cost.n_workers == 2
     assert alone["best is early"].record.selected_step["best_dev"] < alone["best is early"].record.selected_step["last"]
+    assert len(alone["patience"].record.curve) < len(alone["best is early"].record.curve)
 
 
 def test_every_process_knows_the_teacher_of_each_round(together, alone):

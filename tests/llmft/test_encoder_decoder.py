@@ -16,11 +16,12 @@ from llmft.batches import make_batch
 from llmft.errors import UserError
 from llmft.evaluate import Evaluator
 from llmft.model import borrow_model, context_length, load_config, load_tokenizer, resolve_model
+from llmft.opening import encode
 from llmft.prompts import Pattern, render_prompt
 from llmft.registry import build_method
 from llmft.scoring import NO_LABEL, label_word_scores
 from llmft.setting import encode_prompts, settle
-from llmft.tokens import EncodedQueries, LabelWords, decoder_start, encode, resolve_label_words
+from llmft.tokens import EncodedQueries, LabelWords, decoder_start, resolve_label_words
 from llmft.trial import run_trial
 
 each_family = pytest.mark.parametrize("family", ENCODER_DECODERS)

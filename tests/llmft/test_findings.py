@@ -15,7 +15,7 @@ from llmft.contamination import contamination_findings
 from llmft.evaluate import Evaluator, Generated, Predictions
 from llmft.findings import CODES, accuracy_interval, set_findings, text_findings, training_findings, word_findings, worst
 from llmft.metrics import set_metrics, text_metrics
-from llmft.record import Finding, Teacher, TeacherRound
+from llmft.record import CurvePoint, Finding, Teacher, TeacherRound
 from llmft.registry import load_task
 from llmft.task import Example, TaskData
 from llmft.task import TestSet as ReportedSet
@@ -179,6 +179,33 @@ def test_loss_did_not_fall():
     assert training_findings(1.0, 0.99, 10, 0) == []
 
 
+def points(*scores_and_losses: tuple[float, float | None]) -> list[CurvePoint]:
+    return [
+        CurvePoint(step=2 * n, epoch=2 * n, train_loss=1.0, learning_rate=1e-3, dev_score=score, dev_loss=loss)
+        for n, (score, loss) in enumerate(scores_and_losses, 1)
+    ]
+
+
+def test_patience_for_nothing():
+    (finding,) = findings.patience_findings(points((0.5, 0.6), (0.5, 0.7), (0.4, 0.1)), 2)
+    assert (finding.code, finding.severity, finding.value) == ("never_better_on_dev", "note", 6)
+    assert "after 6 epochs" in finding.message and "first look, after 2" in finding.message
+    (finding,) = findings.patience_findings(points((0.5, None), (0.5, None)), 1)  # texts have no loss
+    fine = [
+        (points((0.5, 0.6), (0.5, 0.7), (0.4, 0.1)), None),  # which ran to its end
+        (points((0.5, 0.6), (0.5, 0.7)), 2),  # as did this one, before patience was over
+        (points((0.5, 0.6), (0.5, 0.5), (0.4, 0.1)), 2),
+        (points((0.5, 0.6), (0.6, 0.9), (0.4, 0.1), (0.4, 0.1)), 2),
+    ]
+    assert all(findings.patience_findings(*each) == [] for each in fine)
+
+
+def test_patience_for_nothing_is_told_by_a_whole_trial(spec_of):
+    spec = spec_of("pattern", learning_rate=3e-2, epochs=6, patience=2, warmup_ratio=0.0, n_dev=16)
+    record = run_trial(spec, CPU).record
+    assert len(record.curve) == 3 and "never_better_on_dev" in codes(record.findings)
+
+
 @pytest.mark.parametrize(("n_skipped", "severity"), [(1, "note"), (10, "note"), (11, "warning")])
 def test_skipped_steps(n_skipped, severity):
     (finding,) = training_findings(1.0, 0.5, 100, n_skipped)
@@ -282,6 +309,7 @@ PLANTED = {  # the simplest fault that must raise each code
     "teacher_got_worse": lambda: taught_in_rounds(TeacherRound(dev_score=0.7, n_asked=10, n_trusted=10)),
     "few_trusted": lambda: taught_in_rounds(TeacherRound(dev_score=0.8, n_asked=10, n_trusted=4)),
     "poor_responses": lambda: findings.teacher_findings(Teacher(model="m", n_asked=10, n_empty=2, n_responses=8), 0, 64),
+    "never_better_on_dev": lambda: findings.patience_findings(points((0.5, 0.6), (0.5, 0.7)), 1),
     "skipped_steps": lambda: training_findings(0.5, 0.4, 10, 1),
     "empty_outputs": lambda: text_codes(["", *VARIED[:9]]),
     "cut_outputs": lambda: text_codes(VARIED, finished=False),

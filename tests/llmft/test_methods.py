@@ -8,6 +8,7 @@ from small_models import CPU, OPT_350M, save_model
 from transformers import AutoModelForCausalLM
 
 from llmft.adapted import Adapted
+from llmft.checkpoints import Fit
 from llmft.errors import UserError
 from llmft.evaluate import Evaluator
 from llmft.method import Method, Range
@@ -17,7 +18,7 @@ from llmft.seeds import derive
 from llmft.setting import encode_lessons, encode_prompts, settle
 from llmft.spec import TrainSpec
 from llmft.teacher import teach
-from llmft.train import Fit, fit
+from llmft.train import fit
 from llmft.trial import run_trial
 
 TRAINED = [name for name in METHODS if method_class(name).trains]

@@ -11,7 +11,7 @@ from llmft.trial import check_spec, run_trial
 
 
 def stepped(train: TrainSpec, parameter: torch.nn.Parameter, gradients) -> torch.optim.Optimizer:
-    optimizer = build_optimizer(train, [parameter])
+    optimizer = build_optimizer(train, [parameter], {})
     for gradient in gradients:
         parameter.grad = gradient.clone()
         optimizer.step()

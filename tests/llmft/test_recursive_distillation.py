@@ -220,6 +220,22 @@ def test_a_stop_between_epochs_ends_all_rounds(spec_of):
     assert record.finished and [point.epoch for point in record.curve] == [1] and len(record.teacher.rounds) == 1
 
 
+def test_patience_ends_a_round_and_the_next_one_has_its_own(spec_of):
+    spec = spec_of(DISTILLED, FEW | {"rounds": 2}, learning_rate=2e-2, epochs=8, patience=2, n_dev=16)
+    record = run_trial(spec, CPU).record
+    epochs, best, left = [], (-1.0, 0.0), 2
+    for point in record.curve:
+        assert left, "a round went on"
+        best, left = ((point.dev_score, -point.dev_loss), 2) if (point.dev_score, -point.dev_loss) > best else (best, left - 1)
+        epochs.append(point.epoch)
+        if not left and point.epoch <= 8:
+            left, ended = 2, point.epoch
+    first, second = [epoch for epoch in epochs if epoch <= 8], [epoch for epoch in epochs if epoch > 8]
+    assert first == list(range(1, ended + 1)) and ended < 8, "else another seed shows it"
+    assert second == list(range(9, 9 + len(second))) and len(second) >= 2
+    assert len(record.teacher.rounds) == 2 and record.cost.n_steps == record.curve[-1].step == 2 * len(epochs)
+
+
 def test_what_cannot_teach_itself_is_refused(spec_of):
     with pytest.raises(UserError, match="rounds: the student 'vanilla' has a head of its own"):
         build_method(DISTILLED, {"rounds": 2, "student": "vanilla"})

@@ -18,12 +18,12 @@ from llmft.errors import UserError
 from llmft.export import export_model
 from llmft.method import Method
 from llmft.model import resolve_model
+from llmft.opening import encode
 from llmft.record_files import RESPONSES_FILE, read_record, write_record
 from llmft.registry import build_method
 from llmft.setting import INPUTS, SHOTS, encode_lessons, encode_prompts, settle
 from llmft.spec import GenerationSpec
 from llmft.teacher import teach
-from llmft.tokens import encode
 from llmft.trial import check_spec, run_trial
 
 DISTILLED = "sequence_distillation"

@@ -13,6 +13,7 @@ from small_models import CPU
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmft.adapted import Adapted
+from llmft.checkpoints import Fit
 from llmft.errors import Cause, UserError
 from llmft.evaluate import Evaluator
 from llmft.methods.pattern import PatternBased
@@ -23,7 +24,7 @@ from llmft.runtime import Runtime
 from llmft.seeds import derive, stream
 from llmft.setting import encode_prompts, settle
 from llmft.tokens import SHORTEST_PREFIX
-from llmft.train import Fit, fit, learning_rate_factor, n_warmup_steps
+from llmft.train import fit, learning_rate_factor, n_warmup_steps
 from llmft.trial import check_spec, run_trial
 
 STEADY = {"epsilon": 1e-4}  # a gradient of rounding noise alone must not become a full step

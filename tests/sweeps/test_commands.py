@@ -22,6 +22,7 @@ CHANGES = [
     {"draw": "random", "instruction": "Is it so? It's {not} \"easy\"."},
     {"selections": ["last", "best_in_domain"], "test_sets": ["toy_hans"]},
     {"train": {"learning_rate": 3e-5, "epochs": 7, "batch_size": 4, "schedule": "cosine", "clip_norm": None, "dropout": 0.0}},
+    {"train": {"patience": 3, "layer_decay": 0.5}},
     {"train": {"warmup_ratio": 0.1, "weight_decay": 0.0, "schedule": "constant", "clip_norm": 1.0}},  # some methods have others
 ]
 

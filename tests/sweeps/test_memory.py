@@ -71,6 +71,7 @@ def peak_of_trial(spec):
     + [(name, {"precision": "bf16"}) for name in ("zero_shot", "in_context", "pattern", "lora", "context_distillation")]
     + [("lora", {"train": {"batch_size": 4}}), ("prompt_tuning", {"precision": "bf16"})]
     + [("regularised", {"methods": {"regularised": {"settings": EWC}}})]
+    + [("pattern", {"methods": {"pattern": {"settings": {"untie_embeddings": True}}}})]
     + [("context_distillation", {"methods": {"context_distillation": {"settings": DISTILLED}}})]
     + [("context_distillation", {"methods": {"context_distillation": {"settings": RECURSIVE, "n_shots": [4]}}})],
 )
@@ -117,6 +118,17 @@ def test_every_round_is_counted(tiny_model):
     assert work[3].tokens_trained == 3 * work[1].tokens_trained and work[3].tokens_taught > 3 * work[1].tokens_taught
     first, third = (estimate_memory(work[rounds], on_gpu=False) for rounds in (1, 3))
     assert third.scoring_bytes > first.scoring_bytes and third.training_bytes == first.training_bytes
+
+
+def test_a_switch_that_is_searched_counts_as_on(tiny_model):
+    entry = {"n_shots": [16], "search": {"untie_embeddings": {"choices": [False, True]}}}
+    search = {"n_trials": 2, "seeds": [100]}
+    (searched,) = cells_of(tiny_model, "pattern", methods={"pattern": entry}, search=search)
+    (fixed,) = cells_of(tiny_model, "pattern", methods={"pattern": {"n_shots": [16], "settings": {"untie_embeddings": True}}})
+    (plain,) = cells_of(tiny_model, "pattern")
+    searched, fixed, plain = (estimate_memory(heaviest([cell]), on_gpu=False) for cell in (searched, fixed, plain))
+    assert searched == fixed and fixed.n_trainable > plain.n_trainable == plain.n_parameters == fixed.n_parameters
+    assert fixed.start_bytes == 4 * fixed.n_trainable
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from llmft.registry import load_task
 from sweeps.cells import build_cells
 from sweeps.plan import find_plan, load_plan, parse_plan, shipped_plans
 from sweeps.prefetch import Needs
+from sweeps.search import Search
 from sweeps.yaml_file import read_yaml
 
 
@@ -188,6 +189,35 @@ def test_later_sources_of_a_hyper_parameter_win(small_cells):
     assert (entry.base.train.learning_rate, entry.base.train.epochs) == (0.25, 3)
     assert set(lora(("{choices: [2, 4]}", "null")).ranges) == {"learning_rate"}
     assert lora(("search: {n_trials: 4, seeds: [100, 101], round_size: 2}", "search: null")).search is None
+
+
+def test_what_controls_a_training_is_fixed_searched_and_checked_as_any_other_field(small_cells, plan_file):
+    lora = "lora: {search: {r: {choices: [2, 4]}}}"
+    searched = "{layer_decay: {low: 0.4, high: 1}, patience: {choices: [null, 3]}, untie_embeddings: {choices: [false, true]}}"
+    cell = small_cells((lora, f"pattern: {{search: {searched}}}"))[1][-1]
+    assert set(cell.ranges) == {"layer_decay", "patience", "untie_embeddings", "learning_rate"}
+    search = Search(cell.space, cell.search, cell.key, cell.defaults)
+    assert cell.defaults | {"learning_rate": 0} == {"layer_decay": 1.0, "patience": None, "untie_embeddings": False, "learning_rate": 0}
+    specs = [cell.search_spec(point, 100) for point in search.ask(0)]
+    for point, spec in zip(search.ask(0), specs, strict=True):
+        found = spec.train.layer_decay, spec.train.patience, spec.settings["untie_embeddings"]
+        assert found == (point["layer_decay"], point["patience"], point["untie_embeddings"])
+    plain, *others = (
+        small_cells((lora, f"pattern: {entry}"), ("search: {n_trials: 4, seeds: [100, 101], round_size: 2}", "search: null"))[1][-1]
+        for entry in ("", "{train: {patience: 2}}", "{train: {layer_decay: 0.5}}", "{settings: {untie_embeddings: true}}")
+    )
+    assert len({plain.key, *(other.key for other in others)}) == 4
+    for old, new, said in (
+        ("epochs: 2", "epochs: 2, layer_decay: 1.5", "layer_decay: Input should be less than or equal to 1 (got 1.5)"),
+        ("epochs: 2", "epochs: 2, patience: 0", "patience: Input should be greater than or equal to 1 (got 0)"),
+        ("r: {choices: [2, 4]}", "layer_decay: {low: 0, high: 1}", "greater than 0 (got 0"),
+        ("lora: {", "lora: {patience: 2, ", "patience belongs under 'methods.lora.train'."),
+    ):
+        assert said in error_of(plan_file((old, new)))
+    no_dev = [("n_dev: 4", "n_dev: 0\nselections: [last]"), ("search: {n_trials: 4, seeds: [100, 101], round_size: 2}", "search: null"),
+              (lora, "lora: {train: {patience: 2}}")]  # fmt: skip
+    assert "methods.lora: train.patience needs dev examples: set n_dev above 0" in error_of(plan_file(*no_dev))
+    small_cells(*no_dev[:2], (lora, ""), ("epochs: 2", "epochs: 2, patience: 3"))  # nothing of this plan is trained
 
 
 def test_cells_hold_what_their_method_needs_and_nothing_else(small_cells):

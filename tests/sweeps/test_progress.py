@@ -11,7 +11,7 @@ import subprocess
 import sys
 import termios
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from statistics import fmean
 from types import SimpleNamespace
 
@@ -282,7 +282,7 @@ def test_what_trials_wait_for_is_said(small_cells, monkeypatch):
     progress = Progress(Schedule(cells), 2, Console(file=page))
     trials = dict(zip("abcd", progress.schedule.ready({}), strict=False))
     stub = SimpleNamespace(
-        error=None, trials=trials, job_of=lambda trial: {"slot": asdict(Slot(gpus=1.0))},
+        error=None, trials=trials, slot_of=lambda trial: Slot(gpus=1.0),
         ledger=SimpleNamespace(progress=progress, records={}, running=trials),
     )  # fmt: skip
     overseer = searcher.Overseer(stub)

@@ -114,6 +114,35 @@ def test_a_point_with_a_pruned_seed_is_pruned_and_never_chosen(small_cells):
     assert dead.score is None and not dead.pruned and best([pruned, dead]) is None
 
 
+def stopped_early(record, epoch):
+    """The record of the same training, ended by its patience after this epoch."""
+    points = [point for point in record.curve if point.epoch <= epoch]
+    dev = dict.fromkeys(record.dev_score, max(point.dev_score for point in points))
+    return record.model_copy(update={"curve": points, "dev_score": dev})
+
+
+def test_a_training_that_ended_early_stays_as_good_as_it_was(small_cells):
+    cell = small_cells(("epochs: 2", "epochs: 20, eval_every_epochs: 3, patience: 2"))[1][-1]
+    whole = [fake_training(cell.search_spec({"learning_rate": 1e-3, "r": 2}, seed), {}) for seed in (100, 101)]
+    looks = [3, 6, 9, 12, 15, 18, 20]
+    early = stopped_early(whole[0], 9)
+    expected = {epoch: curve(whole[0])[min(epoch, 9)] for epoch in looks}
+    assert curve(early) == expected and list(curve(whole[0])) == looks
+    # the mean over the seeds goes on to the end, and the point counts among those that came so far
+    point = judge({}, [early, whole[1]], "best_dev")
+    assert point.curve == pytest.approx({epoch: (expected[epoch] + curve(whole[1])[epoch]) / 2 for epoch in looks})
+    assert point.score == pytest.approx((expected[20] + whole[1].dev_score["best_dev"]) / 2)
+    (floor,) = floors(PrunePlan(rule="median", min_epochs=18, min_points=1), early.spec.train, [curve(early)]).items()
+    assert floor == (18, pytest.approx(expected[18], abs=2e-6))
+    # a floor behind its end was never in force; one before it was
+    assert given_up_at(early, {12: 1.0}) is None and counts(early, {12: 1.0}) and given_up_at(early, {6: 1.0, 12: 1.0}) == 6
+    alive = judge({}, [early, early], "best_dev", {12: 1.0})
+    assert alive.score == pytest.approx(expected[20]) and not alive.pruned
+    # beside a seed that was given up, the mean ends where that one did
+    pruned = judge({}, [early, fake_training(whole[1].spec, {15: 1.0})], "best_dev", {15: 1.0})
+    assert pruned.pruned and list(pruned.curve) == [3, 6, 9, 12, 15]
+
+
 def test_what_a_run_under_the_lowest_floors_tells_holds_for_all(spec):
     rng = random.Random(0)
     bests = curve(fake_training(spec, {}))

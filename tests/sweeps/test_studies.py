@@ -84,7 +84,9 @@ def test_every_point_is_there_once_as_it_ended(place):
     assert kinds == {"COMPLETE", "FAIL", "PRUNED"}
     for state in states:
         study = optuna.load_study(study_name=str(state.cell), storage=read())
-        assert study.best_value == state.choice.dev_score and study.best_params == state.choice.params
+        assert study.best_value == state.choice.dev_score
+        equals = [point.params for point in state.points if point.outcome.score == study.best_value]  # Optuna knows nothing of losses
+        assert study.best_params in equals and state.choice.params in equals
         assert study.user_attrs["cell"]["method"] == state.cell.entry
         by_digests = {tuple(trial.user_attrs["digests"]): trial for trial in study.get_trials()}
         for point in state.points:
@@ -200,8 +202,8 @@ def test_killed_at_any_moment_nothing_is_lost_doubled_or_left_running(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         sizes.append(path.stat().st_size)
-        rows = [row for rows in content(journal(tmp_path)).values() for row in rows]
-        assert len({repr(row) for row in rows}) == len(rows) and "RUNNING" not in {kind for kind, *_ in rows}
+        rows = [(name, *row) for name, rows in content(journal(tmp_path)).items() for row in rows]  # two studies may share a point
+        assert len({repr(row) for row in rows}) == len(rows) and "RUNNING" not in {kind for _, kind, *_ in rows}
     Mirror(tmp_path).update(states)
     assert content(journal(tmp_path)) == expected(states) and sizes == sorted(sizes)
 
