@@ -50,7 +50,8 @@ class Memory:
         weight_bytes, gradient_bytes, optimizer_bytes: what lies in each process; a share of it under "fsdp".
         gathered_bytes: whole blocks at work, under "fsdp".
         training_bytes: activations and all else alive in the worst moment of a training step, beyond weights, gradients and states.
-        scoring_bytes: the same for scoring, where there are no gradients: keys and values, logits, one layer's activations.
+        scoring_bytes: the same for scoring, where there are no gradients: keys and values, logits, one layer's activations. The states
+            are there when dev is looked at; when the test sets are scored they make room, and count against it.
         prefix_bytes: of that, the keys and values of the shared prefix.
         base_bytes: the untouched model in fp32, in the host's memory.
         copying_bytes: its copy for the trial, in fp32 and in the host's memory until it is where and what it shall be.
@@ -162,6 +163,7 @@ def estimate_memory(
         prefix, scoring = _score(work, adapted, "scores", [work.scored], meter, budget)
         if work.lessons_again:
             scoring = max(scoring, _score(work, adapted, "targets", _longest(work.lessons_again), meter, budget)[1])
+        looks = _score(work, adapted, "scores", work.looks, meter, budget)[1]
     if strategy == "ddp":
         training += gradients  # its buckets stay for the whole training
     elif on_gpu:
@@ -170,15 +172,16 @@ def estimate_memory(
         training = max(training, 2 * largest)  # ... weight by weight
     itself = n_workers > 1 or not (on_gpu or method.trains or spec.precision in HALF)  # the base model is used, not a copy
     share = n_workers if sharded else 1
+    states = sum(state_bytes(spec.train, parameter) for parameter in trainable) // share
     return Memory(
         n_parameters=n_parameters,
         n_trainable=n_trainable,
         weight_bytes=0 if itself and n_workers == 1 else weights // share,
         gradient_bytes=gradients // share,
-        optimizer_bytes=sum(state_bytes(spec.train, parameter) for parameter in trainable) // share,
+        optimizer_bytes=states,
         gathered_bytes=gathered,
         training_bytes=training,
-        scoring_bytes=scoring,
+        scoring_bytes=max(looks, scoring - states),
         prefix_bytes=prefix,
         base_bytes=base_bytes,
         copying_bytes=0 if itself else base_bytes + (halved if spec.precision in HALF and not method.trains else 0),

@@ -14,7 +14,7 @@ from llmft.model import load_tokenizer
 from llmft.opening import encode
 from llmft.seeds import stream
 from llmft.setting import DEV, Setting, draw, encode_alone, encode_lessons, encode_prompts, settle
-from llmft.spec import FileRef, ModelRef, TrialSpec
+from llmft.spec import ORACLES, FileRef, ModelRef, TrialSpec
 from llmft.task import Draw, Example
 from llmft.tokens import EncodedTrial, LabelWords
 from sweeps.cells import Cell, Params
@@ -115,6 +115,13 @@ class Workload:
     def scored(self) -> Reading:
         sets = (*filter(None, [self.dev]), *self.tests.values())
         return Reading(self.prefix, sets, self.shares_prefix, self.n_virtual_tokens, self.n_new_tokens)
+
+    @property
+    def looks(self) -> tuple[Reading, ...]:
+        """What is scored in the course of the training: dev, and for oracles everything."""
+        if not self.shots or not self.dev:
+            return ()
+        return (self.scored if set(ORACLES) & set(self.spec.selections) else replace(self.scored, sets=(self.dev,)),)
 
     @property
     def tokens_taught(self) -> float:
