@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from analysis.frame import record_paths
 from llmft.files import Place, read_many
-from llmft.record import RecordError, read_record
+from llmft.record_files import RecordError, read_record
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,10 @@ from analysis.columns import DOMAINS
 from analysis.contrasts import pairing_seed
 from analysis.frame import read_predictions, record_paths
 from analysis.selection import select
-from analysis.stats import ALPHA, bootstrap_difference, holm, mcnemar
+from analysis.stats import ALPHA, FEWEST, bootstrap_difference, holm, mcnemar
 from analysis.tables import common_shots
 from llmft.files import Place, read_many
-from llmft.record import RecordError
+from llmft.record_files import RecordError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +69,7 @@ def example_contrasts(root: str | Place, frame: pd.DataFrame, rule: str = "best_
     Returns:
         One row for each model, task, number of shots, domain and other method: `a` the best, `b` the other; `n_seeds` (pairs; a
         method without seeds stands in each), `n_examples`; `difference` of the mean scores with its two-level bootstrap interval
-        `low`, `high` (`analysis.stats.bootstrap_difference`: other seeds and other examples); for right and wrong answers how many
+        `low`, `high` (`analysis.stats.bootstrap_difference`: other seeds and other examples; NaN for fewer than three pairs); for right and wrong answers how many
         examples only `a` and only `b` has right (means over the seeds), and `n_mcnemar`, the seeds whose McNemar test is
         significant (p < .05, Holm over the seeds). And what could not be read, a line each.
 
@@ -121,7 +122,7 @@ def _against_best(cells: dict[tuple, pd.DataFrame]):
         a, b = _paired(best, cells[best], other, cells[other])
         if not len(a):
             continue
-        low, high = bootstrap_difference(a - b)
+        low, high = bootstrap_difference(a - b) if len(a) >= FEWEST else (math.nan, math.nan)
         row = {"a": best[0], "a_pattern": best[1], "b": other[0], "b_pattern": other[1], "n_seeds": len(a)}
         row |= {"n_examples": a.shape[1], "difference": float((a - b).mean()), "low": low, "high": high}
         if set(np.unique(np.concatenate([a, b]))) <= {0.0, 1.0}:

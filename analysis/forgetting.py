@@ -16,7 +16,8 @@ from analysis.frame import record_paths
 from analysis.manifest import read_manifest
 from llmft.errors import UserError
 from llmft.files import Place, read_many
-from llmft.record import Change, RecordError, TrialRecord, read_evaluation, read_record
+from llmft.record import Change, TrialRecord
+from llmft.record_files import RecordError, read_evaluation, read_record
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,7 @@ from analysis.manifest import read_manifest
 from analysis.rows import read_rows
 from llmft.errors import UserError
 from llmft.files import Place, UrlPath, open_folder, read_many, reason
-from llmft.record import PREDICTIONS_FILE, RECORD_FILE, RecordError, read_record
+from llmft.record_files import PREDICTIONS_FILE, RECORD_FILE, RecordError, read_record
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -28,7 +28,9 @@ def example_sheet(table: pd.DataFrame) -> Sheet:
     pairs = {(row[side], row[f"{side}_pattern"]) for row in table.to_dict("records") for side in "ab"}
     several = {method for method, n in Counter(method for method, _ in pairs).items() if n > 1}
     for row in table.to_dict("records"):
-        span = f"{percent(row['difference'])} ({percent(row['low'])} to {percent(row['high'])})"
+        span = percent(row["difference"])
+        if not math.isnan(row["low"]):
+            span += f" ({percent(row['low'])} to {percent(row['high'])})"
         known = row["only_a"] == row["only_a"]
         counts = (
             [f"{row['only_a']:.0f}", f"{row['only_b']:.0f}", f"{row['n_mcnemar']:.0f} of {row['n_seeds']}"]
@@ -81,13 +83,15 @@ def variance_sheet(table: pd.DataFrame) -> Sheet:
 
 
 def command_sheet(frame: pd.DataFrame) -> Sheet:
-    """For every cell, whatever became of its trials, the command that runs its first trial again, and which seeds there are."""
-    trials = frame[(frame["stage"] == "report") & frame["command"].notna()].drop_duplicates("digest")
-    sheet = Sheet(["model", "task", "method", "shots", "pattern", "seeds", "command of the first seed"], numeric=(3,))
+    """For every cell, whatever became of its trials, which seeds there are, and of the first its digest and the command that runs
+    it again (a dash where the command line cannot say it, as for a task of the plan's own)."""
+    trials = frame[frame["stage"] == "report"].drop_duplicates("digest")
+    sheet = Sheet(["model", "task", "method", "shots", "pattern", "seeds", "digest of the first", "its command"], numeric=(3,))
     for (model, task, method, n_shots, pattern), of_cell in trials.groupby(CELL):
         of_cell = of_cell.sort_values("data_seed")
         seeds = ", ".join(str(seed) for seed in of_cell["data_seed"].unique())
-        sheet.rows.append([model, task, method, str(n_shots), pattern, seeds, of_cell["command"].iloc[0]])
+        first = of_cell.iloc[0]
+        sheet.rows.append([model, task, method, str(n_shots), pattern, seeds, first["digest"], first["command"] if isinstance(first["command"], str) else "–"])
     return trimmed(sheet, "model", "task", "pattern", "seeds")
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from analysis.columns import DOMAINS, HEADLINE_METRICS, SET_METRICS
 from analysis.commands import trial_command
 from llmft.files import Place
-from llmft.record import RecordError, SetMetrics, Teacher, TrialRecord, read_record
+from llmft.record import SetMetrics, Teacher, TrialRecord
+from llmft.record_files import RecordError, read_record
 from llmft.spec import ORACLES
 
 LABEL = "label"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -59,11 +60,16 @@ def resolve_text(path: str) -> FileRef:
         UserError: it cannot be read as UTF-8, or holds no text.
     """
     file = Path(path).expanduser().resolve()
-    _read(file)
+    read_text(file)
     return FileRef(path=str(file), fingerprint=hashlib.sha256(file.read_bytes()).hexdigest()[:16])
 
 
-def _read(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """The text whose perplexity is measured.
+
+    Raises:
+        UserError: it cannot be read as UTF-8, or holds no text.
+    """
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -85,11 +91,11 @@ def check_forgetting(spec: TrialSpec) -> None:
     if wanted.harness:
         check_harness(wanted.harness, wanted.harness_dir and wanted.harness_dir.path)
     if wanted.text:
-        _read(Path(wanted.text.path))
+        read_text(Path(wanted.text.path))
         if getattr(load_config(spec.model), "is_encoder_decoder", False):
             raise UserError("forgetting.text: only a decoder model has a perplexity; this one is an encoder-decoder.")
     for name, data in wanted.tasks.items():
-        settle(_zero_shot(spec.model, name, data, wanted.limit))
+        settle(zero_shot_spec(spec.model, name, data, wanted.limit))
 
 
 def check_alone(spec: TrialSpec, runtime: Runtime) -> None:
@@ -123,10 +129,11 @@ def measure(adapted: Adapted, ref: ModelRef, wanted: ForgettingSpec, runtime: Ru
     bound = context_length(load_config(ref))
     length = bound if bound < 1 << 30 else UNBOUNDED
     for name, data in wanted.tasks.items():
-        spec = _zero_shot(ref, name, data, wanted.limit)
+        spec = zero_shot_spec(ref, name, data, wanted.limit)
         setting = settle(spec)
         (test,) = setting.tests
-        predictions = Evaluator(adapted, encode_prompts(spec, setting), setting.words, runtime, setting.decoding).predict(test.name)
+        encoded = replace(encode_prompts(spec, setting), n_virtual_tokens=adapted.method.n_virtual_tokens)
+        predictions = Evaluator(adapted, encoded, setting.words, runtime, setting.decoding).predict(test.name)
         numbers = set_metrics(predictions, test.examples, setting.task.labels, test.domain)
         share = numbers.accuracy
         stderr = math.sqrt(share * (1 - share) / numbers.n) if numbers.metric == "accuracy" else None
@@ -143,7 +150,7 @@ def measure(adapted: Adapted, ref: ModelRef, wanted: ForgettingSpec, runtime: Ru
         measured += measures(results)
     if wanted.text:
         file = Path(wanted.text.path)
-        likelihood = text_likelihood(adapted, tokenizer, _read(file), length, budget=runtime.micro_batch_tokens // 8)
+        likelihood = text_likelihood(adapted, tokenizer, read_text(file), length, budget=runtime.micro_batch_tokens // 8)
         for metric in ("token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"):
             measured.append(
                 Measure(
@@ -170,7 +177,7 @@ def pair(before: Iterable[Measure], after: Iterable[Measure]) -> list[Change]:
     return [Change(before=earlier.get(measured.key), after=measured) for measured in after]
 
 
-def _zero_shot(ref: ModelRef, task: str, data: DataRef, limit: int | None) -> TrialSpec:
+def zero_shot_spec(ref: ModelRef, task: str, data: DataRef, limit: int | None) -> TrialSpec:
     """How a task of llmft is asked of a model that was not adapted to it."""
     found = load_task(task)
     return TrialSpec(

@@ -86,6 +86,8 @@ class Method:
         n_rounds: how often the lessons are read, and what they gave is trained on: after the first time, which is the untouched model's
             (or the spec's `teacher`'s), by the model as it was trained until then.
         pull_to_start: alpha; training adds alpha / 2 times the squared distance of the weights from their start to the loss.
+        n_fisher_samples: in that distance each weight counts by its Fisher information, which is estimated from so many samples of the
+            network's own next words (`llmft.fisher`); 0: all count alike.
         keeps_unfinished: whether a teacher's text that was cut at the most tokens allowed is trained on.
         calibration_texts: texts without content; where there are any, the label words' probabilities are divided by those that they
             have, on average, after a query of which each field is such a text (`llmft.evaluate.Predictions.calibrated`).
@@ -110,6 +112,7 @@ class Method:
     trains_bare: bool = False
     n_rounds: int = 1
     pull_to_start: float = 0.0
+    n_fisher_samples: int = 0
     keeps_unfinished: bool = False
     calibration_texts: tuple[str, ...] = ()
 

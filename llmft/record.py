@@ -1,29 +1,19 @@
-"""What one trial leaves behind: a record (JSON), its per-example predictions (parquet), the texts that a teacher gave (parquet)
-and, on request, the trained weights (safetensors), side by side in one folder.
+"""What one trial leaves behind: its record, all of which is plain data. `llmft.record_files` writes and reads it.
 
-`record.json` is the commit point: it is written last, in one atomic step, and names the checksums of the others. A folder
-without it does not count. This module imports neither torch nor Ray nor pandas, so that the analysis can read records anywhere.
+This module imports neither torch nor Ray nor pandas, so that the analysis can read records anywhere.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Iterator
-from contextlib import suppress
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from llmft.errors import Cause
-from llmft.files import Place, open_folder, read_many, write_atomically
 from llmft.spec import TrialSpec
 
 SCHEMA_VERSION = 1
-RECORD_FILE, PREDICTIONS_FILE, WEIGHTS_FILE = "record.json", "predictions.parquet", "weights.safetensors"
-RESPONSES_FILE = "responses.parquet"
-EVALUATION_FILE = "evaluation.json"
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A measured number; JSON has no NaN, so null stands for it."""
@@ -167,11 +157,12 @@ class Cost(Data):
     wall_s: float
     train_s: float = Field(0.0, description="with the looks at dev, and what a student reads between its rounds")
     evaluate_s: float = 0.0
+    forgetting_s: float = Field(0.0, description="what else the adapted model can do was measured in; beside wall_s")
     device: str = "cpu"
     peak_memory_bytes: int = Field(
         0, description="device memory, on a CPU growth of the resident set; of the process that took most"
     )
-    tokens_trained: int = 0
+    tokens_trained: int = Field(0, description="tokens read forward and backward: in training, and before it for a Fisher information")
     tokens_evaluated: int = 0
     tokens_teacher: int = Field(0, description="tokens that the teacher of a distillation read, in all rounds")
     n_parameters: int = 0
@@ -262,105 +253,3 @@ class TrialRecord(Data):
     @property
     def finished(self) -> bool:
         return self.status == "finished"
-
-
-class RecordError(Exception):
-    """A record file that cannot be read; the message says which, and why."""
-
-
-def write_record(
-    folder: Place,
-    record: TrialRecord,
-    predictions: bytes | None = None,
-    weights: bytes | None = None,
-    responses: bytes | None = None,
-) -> None:
-    """Put one trial into `folder`: the record last.
-
-    Raises:
-        OSError: a file cannot be written. Where no earlier record stands, nothing is left of this one.
-    """
-    files = {}
-    for content, name, checksum in (
-        (predictions, PREDICTIONS_FILE, "predictions_sha256"),
-        (weights, WEIGHTS_FILE, "weights_sha256"),
-        (responses, RESPONSES_FILE, "responses_sha256"),
-    ):
-        if content is not None:
-            record = record.model_copy(update={checksum: hashlib.sha256(content).hexdigest()})
-            files[name] = content
-    files[RECORD_FILE] = record.model_dump_json(indent=1).encode()
-    try:
-        for name, content in files.items():
-            write_atomically(folder / name, content)
-    except OSError:
-        with suppress(OSError):
-            if not (folder / RECORD_FILE).exists():
-                for name in files:
-                    (folder / name).unlink(missing_ok=True)
-        raise
-
-
-def read_record(folder: str | Place) -> TrialRecord:
-    """The record in `folder`.
-
-    Raises:
-        FileNotFoundError: there is none (a trial that never ended).
-        OSError: it cannot be read.
-        RecordError: it is damaged, or of a newer schema.
-    """
-    path = open_folder(folder) / RECORD_FILE
-    content = path.read_bytes()
-    return _parse(TrialRecord, content, path)
-
-
-def read_evaluation(folder: str | Place) -> Evaluation | None:
-    """What was measured with a trial's weights afterwards; None where nothing was.
-
-    Raises:
-        OSError: the file cannot be read.
-        RecordError: it is damaged, or of a newer schema.
-    """
-    path = open_folder(folder) / EVALUATION_FILE
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    return _parse(Evaluation, content, path)
-
-
-NEWER = f"schema version {{}} is newer than this program's ({SCHEMA_VERSION}); upgrade llmft."
-
-
-def _parse(kind: type[TrialRecord | Evaluation], content: bytes, path: Place):
-    try:
-        kept = kind.model_validate_json(content)
-    except ValidationError as error:
-        raise RecordError(f"{path}: {_why_unreadable(content, error)}") from error
-    if kept.schema_version > SCHEMA_VERSION:
-        raise RecordError(f"{path}: {NEWER.format(kept.schema_version)}")
-    return kept
-
-
-def _why_unreadable(content: bytes, error: ValidationError) -> str:
-    try:
-        version = json.loads(content)["schema_version"]
-        if isinstance(version, int) and version > SCHEMA_VERSION:
-            return NEWER.format(version)
-    except (ValueError, TypeError, KeyError):
-        pass  # no JSON object at all: the first line of pydantic's message says where it ends
-    first = error.errors(include_url=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    return f"not a readable record ({where + ': ' if where else ''}{first['msg']}); remove the folder and run the plan again."
-
-
-def read_records(root: str | Place) -> Iterator[TrialRecord | RecordError]:
-    """Every record below `root`, in the order of the digests; an unreadable one comes as the error itself."""
-
-    def read(path: Place) -> TrialRecord | RecordError:
-        try:
-            return read_record(path.parent)
-        except RecordError as error:
-            return error
-
-    return read_many(read, sorted(open_folder(root).rglob(RECORD_FILE)))

@@ -125,8 +125,10 @@ def word_log_probabilities(log_probabilities: torch.Tensor, words: LabelWords) -
 
 
 def all_logits(model: BorrowedModel, batch: QueryBatch) -> torch.Tensor:
-    """The logits of every word at every place of the rows, [rows, length, words], for what must be read beyond the answer."""
-    return _run(model, model.network, batch).logits[:, -batch.input_ids.shape[1] :]
+    """The logits of every word at every place of the rows (a decoder's, where there is one of its own), [rows, length, words], for what
+    must be read beyond the answer."""
+    read = batch.input_ids if batch.decoder_input_ids is None else batch.decoder_input_ids
+    return _own_logits(model, batch)[:, -read.shape[1] :]
 
 
 def label_word_scores(model: BorrowedModel, batch: QueryBatch) -> Scores:

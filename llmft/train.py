@@ -79,6 +79,8 @@ def fit(
     model.network.eval()
     with torch.no_grad():
         method.begin(evaluator.adapted, evaluator.every(SHOTS))
+    if method.n_fisher_samples:
+        result.n_tokens += origin.weigh(evaluator, method.n_fisher_samples, derive(spec.dropout_seed, "fisher"))
 
     def epoch_loss(stepper: _Stepper) -> float:
         """Train an epoch; gives the mean of its losses."""

@@ -138,6 +138,7 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
                 _score(evaluator, domains, result)
             finished = time.perf_counter()
             after = measure(adapted, spec.model, spec.forgetting, runtime) if spec.forgetting and method.trains else before
+            measured = time.perf_counter()
         if method.trains:
             method.fold(adapted)
             result.virtual_tokens = adapted("virtual_tokens", load_tokenizer(spec.model))
@@ -146,6 +147,7 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: Fit) -> TrialR
             wall_s=finished - began,
             train_s=finished - started if method.trains else 0.0,
             evaluate_s=0.0 if method.trains else finished - started,
+            forgetting_s=measured - finished,
             device=cost.device_name(device),
             peak_memory_bytes=int(runtime.largest(memory.n_bytes)),
             n_parameters=n_in_all,

@@ -293,7 +293,8 @@ def build_cells(
                 ):
                     if cell.key in cells:
                         raise UserError(
-                            f"{where}: methods.{name} and methods.{cells[cell.key].entry} describe the same trials."
+                            f"{where}: methods.{name} and methods.{cells[cell.key].entry} describe the same trials, whatever each "
+                            "searches. Give one of them other settings, or remove it."
                         )
                     cells[cell.key] = cell
     return list(cells.values())

@@ -52,7 +52,7 @@ class _Durations:
         for record in records.values():
             if record.finished and record.cost:
                 for key in self._keys(record.spec, "search" if record.spec.test_sets == () else "report"):
-                    self._seconds[key].append(record.cost.wall_s)
+                    self._seconds[key].append(record.cost.wall_s + record.cost.forgetting_s)
 
     def like(self, spec: TrialSpec, stage: Stage) -> float | None:
         found = (self._seconds[key] for key in self._keys(spec, stage) if key in self._seconds)
@@ -132,18 +132,22 @@ def _device_s(state: CellState, stage: Stage, placement: Placement, machine: Mac
         return None
     gpu = GPU_TYPES[node.gpu_type]
     peak = 1e12 * (gpu.fp32_tflops if state.cell.base.precision == "fp32" else gpu.half_tflops)
-    return flops(state.cell.base.n_shots, stage, placement.work, placement.memory) / (UTILISATION * peak)
+    seconds = flops(state.cell.base.n_shots, stage, placement.work, placement.memory) / (UTILISATION * peak)
+    return None if math.isnan(seconds) else seconds
 
 
 def flops(n_shots: int, stage: Stage, work: Workload, memory: Memory) -> float:
     """Operations of one trial: per weight and token 2 forward, 2 backward and, where it is trained, 2 for its gradient (Kaplan et
-    al. 2020), 2 more forward with gradient checkpointing. Attention is left out."""
+    al. 2020), 2 more forward with gradient checkpointing. Attention is left out. NaN where `Workload.tokens_measured` is."""
     n, backward = memory.n_parameters, 2 * (memory.n_parameters + memory.n_trainable)
     forward = 2 * n * (2 if work.spec.train.gradient_checkpointing else 1)
     n_inputs = work.n_unlabelled + (len(work.shots) - work.n_unlabelled) * n_shots / max(1, work.spec.n_shots)
     n_trained = work.tokens_trained * n_inputs / max(1, len(work.shots))
+    weighed = (2 * n + backward) * work.tokens_weighed
     taught = 2 * memory.n_teacher_parameters * work.tokens_taught
-    return (forward + backward) * n_trained + 2 * n * work.tokens_evaluated(with_tests=stage == "report") + taught
+    is_report = stage == "report"
+    evaluated = work.tokens_evaluated(with_tests=is_report) + (work.tokens_measured if is_report else 0)
+    return (forward + backward) * n_trained + 2 * n * evaluated + taught + weighed
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,8 @@ from pathlib import Path
 
 from llmft.errors import UserError
 from llmft.files import Place, reason, write_atomically
-from llmft.record import (
-    EVALUATION_FILE,
-    WEIGHTS_FILE,
-    Change,
-    Evaluation,
-    RecordError,
-    TrialRecord,
-    read_evaluation,
-)
+from llmft.record import Change, Evaluation, TrialRecord
+from llmft.record_files import EVALUATION_FILE, WEIGHTS_FILE, RecordError, read_evaluation
 from llmft.registry import build_method
 from sweeps.store import Store
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llmft.errors import UserError
 from llmft.files import Place
-from llmft.record import WEIGHTS_FILE
+from llmft.record_files import WEIGHTS_FILE
 from sweeps.store import Store
 
 

@@ -19,17 +19,19 @@ from llmft.adapted import Adapted
 from llmft.architecture import DROPOUT, language_model, last_states, own_logits
 from llmft.batches import Prefix, QueryBatch, encode_prefix, hardest_step, make_batch, scoring_budget, split_by_tokens
 from llmft.blocks import find_blocks
+from llmft.evaluate import Evaluator
+from llmft.fisher import sum_of_squares
 from llmft.method import Method
 from llmft.model import BorrowedModel, load_config
 from llmft.optimizers import state_bytes
 from llmft.registry import load_task
 from llmft.runtime import Runtime
 from llmft.scoring import encoder_outputs, text_inputs
-from llmft.setting import settle
+from llmft.setting import SHOTS, settle
 from llmft.shared_prefix import read_shared
 from llmft.spec import ModelRef, TrialSpec
 from llmft.teacher import Untouched
-from llmft.tokens import EncodedQueries
+from llmft.tokens import EncodedQueries, EncodedTrial
 from sweeps.meter import Meter, Operations
 from sweeps.packed import hold_in_4_bits
 from sweeps.slots import Strategy
@@ -48,11 +50,14 @@ class Memory:
         weight_bytes, gradient_bytes, optimizer_bytes: what lies in each process; a share of it under "fsdp".
         gathered_bytes: whole blocks at work, under "fsdp".
         training_bytes: activations and all else alive in the worst moment of a training step, beyond weights, gradients and states.
-        scoring_bytes: the same for scoring, where there are no gradients: keys and values, logits, one layer's activations.
+        scoring_bytes: the same for scoring, where there are no gradients: keys and values, logits, one layer's activations. The states
+            are there when dev is looked at; when the test sets are scored they make room, and count against it.
         prefix_bytes: of that, the keys and values of the shared prefix.
         base_bytes: the untouched model in fp32, in the host's memory.
         copying_bytes: its copy for the trial, in fp32 and in the host's memory until it is where and what it shall be.
         start_bytes: a copy of those of the base's weights that are trained, as they began, in the host's memory.
+        importance_bytes: what each of them counts in a pull back there (EWC), in the host's memory.
+        fisher_bytes: what it takes to find that out, on the device, beside the weights; before there are optimiser states.
         checkpoint_bytes: a copy of all trained weights, where one is selected on dev.
         n_workers: processes.
         n_teacher_parameters: of the teacher of a distillation.
@@ -79,6 +84,8 @@ class Memory:
     teacher_bytes: int = 0
     loading_bytes: int = 0
     taught_bytes: int = 0
+    importance_bytes: int = 0
+    fisher_bytes: int = 0
 
     @property
     def held_bytes(self) -> int:
@@ -88,12 +95,14 @@ class Memory:
     @property
     def device_bytes(self) -> int:
         """On the device of each process."""
-        return max(self.teacher_bytes, self.held_bytes + max(self.training_bytes, self.scoring_bytes - self.gradient_bytes))
+        at_work = self.held_bytes + max(self.training_bytes, self.scoring_bytes - self.gradient_bytes)
+        return max(self.teacher_bytes, self.weight_bytes + self.gathered_bytes + self.fisher_bytes, at_work)
 
     @property
     def host_bytes(self) -> int:
         """In the host's memory, for each process of a trial on GPUs; a better checkpoint is copied before the old one goes."""
-        at_work = self.taught_bytes + self.copying_bytes + self.start_bytes + 2 * self.checkpoint_bytes
+        at_start = self.start_bytes + self.importance_bytes
+        at_work = self.taught_bytes + self.copying_bytes + at_start + 2 * self.checkpoint_bytes
         return self.base_bytes + max(self.loading_bytes, at_work)
 
     @property
@@ -101,8 +110,9 @@ class Memory:
         """In the host's memory, for each process of a trial on CPUs."""
         second_checkpoint = self.checkpoint_bytes - self.gradient_bytes
         at_work = max(self.training_bytes, self.scoring_bytes - self.gradient_bytes, second_checkpoint)
-        at_work += self.held_bytes + self.start_bytes + self.checkpoint_bytes
-        trained = self.taught_bytes + max(at_work, self.copying_bytes)
+        at_work += self.held_bytes + self.start_bytes + self.importance_bytes + self.checkpoint_bytes
+        before = self.weight_bytes + self.gathered_bytes + self.start_bytes + self.fisher_bytes
+        trained = self.taught_bytes + max(at_work, before, self.copying_bytes)
         return (0 if self.n_workers > 1 else self.base_bytes) + max(trained, self.loading_bytes, self.teacher_bytes)
 
 
@@ -148,10 +158,12 @@ def estimate_memory(
         _fake(network)
         model = BorrowedModel(network, torch.device("cpu"), spec.precision, _has_plain_head(network))
         adapted = Adapted(method, model)
+        weighing = _weigh(work, adapted, meter)
         training = _train(work, adapted, meter, budget, n_workers, torch.device("cuda" if on_gpu else "cpu"))
         prefix, scoring = _score(work, adapted, "scores", [work.scored], meter, budget)
         if work.lessons_again:
             scoring = max(scoring, _score(work, adapted, "targets", _longest(work.lessons_again), meter, budget)[1])
+        looks = _score(work, adapted, "scores", work.looks, meter, budget)[1]
     if strategy == "ddp":
         training += gradients  # its buckets stay for the whole training
     elif on_gpu:
@@ -160,21 +172,24 @@ def estimate_memory(
         training = max(training, 2 * largest)  # ... weight by weight
     itself = n_workers > 1 or not (on_gpu or method.trains or spec.precision in HALF)  # the base model is used, not a copy
     share = n_workers if sharded else 1
+    states = sum(state_bytes(spec.train, parameter) for parameter in trainable) // share
     return Memory(
         n_parameters=n_parameters,
         n_trainable=n_trainable,
         weight_bytes=0 if itself and n_workers == 1 else weights // share,
         gradient_bytes=gradients // share,
-        optimizer_bytes=sum(state_bytes(spec.train, parameter) for parameter in trainable) // share,
+        optimizer_bytes=states,
         gathered_bytes=gathered,
         training_bytes=training,
-        scoring_bytes=scoring,
+        scoring_bytes=max(looks, scoring - states),
         prefix_bytes=prefix,
         base_bytes=base_bytes,
         copying_bytes=0 if itself else base_bytes + (halved if spec.precision in HALF and not method.trains else 0),
         start_bytes=start // share,
         checkpoint_bytes=gradients // share if "best_dev" in spec.selections else 0,
         n_workers=n_workers,
+        importance_bytes=start // share if method.n_fisher_samples else 0,
+        fisher_bytes=weighing + 2 * gradients // share if method.n_fisher_samples else 0,
         **taught,
     )
 
@@ -293,6 +308,19 @@ def _grow(cache: Any, n: int) -> None:
         grown = list(layer.keys.shape)
         grown[2] = n
         layer.keys, layer.values = (torch.cat([old, old.new_zeros(grown)], 2) for old in (layer.keys, layer.values))
+
+
+def _weigh(work: Workload, adapted: Adapted, meter: Meter) -> int:
+    """The Fisher information from the longest query, as in `llmft.fisher`; gives what is alive at the worst moment beyond weights,
+    gradients and the sums of their squares."""
+    if not adapted.method.n_fisher_samples:
+        return 0
+    longest = EncodedQueries(((0,) * (max(work.shots) - work.n_virtual_tokens),), (0,), work.start)
+    evaluator = Evaluator(adapted, EncodedTrial((), {SHOTS: longest}, (), 0), work.words, Runtime())
+    trained = [parameter for parameter in adapted.network.parameters() if parameter.requires_grad]
+    before = meter.peak = meter.now
+    sum_of_squares(evaluator, trained, 1, 0)
+    return meter.peak - before - 2 * sum(map(_n_bytes, trained))
 
 
 def _train(work: Workload, adapted: Adapted, meter: Meter, budget: int, n_workers: int, device: torch.device) -> int:

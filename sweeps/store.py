@@ -21,7 +21,8 @@ import yaml
 
 from llmft.errors import UserError
 from llmft.files import Place, may_pass, open_folder, reason, write_atomically
-from llmft.record import RECORD_FILE, RecordError, TrialRecord, read_record, read_records, write_record
+from llmft.record import TrialRecord
+from llmft.record_files import RECORD_FILE, RecordError, read_record, read_records, write_record
 from sweeps.locks import Lock, lock_on
 from sweeps.plan import Plan, parse_plan
 from sweeps.yaml_file import read_yaml
@@ -88,7 +89,7 @@ class Store:
         raise UserError(f"{self.root}: {wrong}.{hint} The digests are the names of the folders in {self.root / TRIALS}.")
 
     def put(self, record: TrialRecord, *files: bytes | None) -> None:
-        """Write one trial, all of it or nothing; `files` as for `llmft.record.write_record`.
+        """Write one trial, all of it or nothing; `files` as for `llmft.record_files.write_record`.
 
         Raises:
             StoreUnwritable: it cannot be written.

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 
-from llmft.method import Lesson
+from llmft.forgetting import read_text, zero_shot_spec
+from llmft.method import Lesson, Method
+from llmft.model import load_tokenizer
+from llmft.opening import encode
 from llmft.seeds import stream
 from llmft.setting import DEV, Setting, draw, encode_alone, encode_lessons, encode_prompts, settle
-from llmft.spec import TrialSpec
+from llmft.spec import ORACLES, FileRef, ModelRef, TrialSpec
 from llmft.task import Draw, Example
 from llmft.tokens import EncodedTrial, LabelWords
 from sweeps.cells import Cell, Params
@@ -84,6 +89,9 @@ class Workload:
         lessons: what a teacher reads before the training; `teacher_start` is its decoder's `start`.
         n_rounds, lessons_again: how often is trained, and what the student reads each time in between.
         n_unlabelled: how many of the examples that are trained on are not shots.
+        n_fisher_samples: `llmft.method.Method.n_fisher_samples`.
+        tokens_measured: tokens of what a reported trial measures of forgetting, with the adapted model (the base's own numbers are there
+            once for a process); NaN where lm-evaluation-harness, which must be asked for its data, knows how many.
         same_shots: whether all seeds draw the same shots, though they should differ: the training pool holds no others.
     """
 
@@ -104,11 +112,20 @@ class Workload:
     n_rounds: int = 1
     lessons_again: tuple[Reading, ...] = ()
     same_shots: bool = False
+    n_fisher_samples: int = 0
+    tokens_measured: float = 0.0
 
     @property
     def scored(self) -> Reading:
         sets = (*filter(None, [self.dev]), *self.tests.values())
         return Reading(self.prefix, sets, self.shares_prefix, self.n_virtual_tokens, self.n_new_tokens)
+
+    @property
+    def looks(self) -> tuple[Reading, ...]:
+        """What is scored in the course of the training: dev, and for oracles everything."""
+        if not self.shots or not self.dev:
+            return ()
+        return (self.scored if set(ORACLES) & set(self.spec.selections) else replace(self.scored, sets=(self.dev,)),)
 
     @property
     def tokens_taught(self) -> float:
@@ -120,6 +137,11 @@ class Workload:
     def tokens_trained(self) -> int:
         """In all epochs of all rounds; `train.patience` may end them earlier."""
         return self.n_rounds * self.spec.train.epochs * sum(self.shots)
+
+    @property
+    def tokens_weighed(self) -> float:
+        """Tokens that are read forward and backward before the training, to know what each weight counts."""
+        return self.n_fisher_samples * sum(self.shots) / max(1, len(self.shots))
 
     def tokens_evaluated(self, with_tests: bool) -> float:
         """Tokens of everything that is scored: dev at every look, the test sets once for every checkpoint rule."""
@@ -188,6 +210,8 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
         method.n_rounds,
         tuple(_reading(lesson, len(longest.dev)) for lesson in lessons) if method.n_rounds > 1 else (),
         "data" in cell.vary and not spec.demonstrations and bool(longest.shots) and len(draws) > 1 and n_different == 1,
+        method.n_fisher_samples,
+        _tokens_measured(spec, method),
     )
 
 
@@ -204,6 +228,30 @@ def _trained(encoded: EncodedTrial, taught: bool) -> tuple[list[tuple[int, int]]
         completions = map(len, queries.completions) if queries.completions else [n_new + 1] * len(queries)
         found += zip([length + n_new for length in lengths] if n_new else lengths, completions, strict=True)
     return sorted(found), bool(n_new) or any(encoded.sets[name].completions for name in encoded.trained)
+
+
+def _tokens_measured(spec: TrialSpec, method: Method) -> float:
+    wanted = spec.forgetting
+    if wanted is None or not method.trains or method.has_own_head:
+        return 0.0
+    if wanted.harness:
+        return math.nan
+    n_tokens = 0.0
+    for name, data in wanted.tasks.items():
+        asked = zero_shot_spec(spec.model, name, data, wanted.limit)
+        setting = settle(asked)
+        (test,) = setting.tests
+        encoded = encode_prompts(asked, replace(setting, tests=(replace(test, examples=_sample(test.examples)),)))
+        encoded = replace(encoded, n_virtual_tokens=method.n_virtual_tokens)
+        lengths = (Lengths(len(test.examples), tuple(sorted(encoded.sets[test.name].lengths))),)
+        n_tokens += Reading(len(encoded.prefix), lengths, encoded.shares_prefix, encoded.n_virtual_tokens, encoded.n_new_tokens).n_tokens
+    return n_tokens + (_tokens_of_text(spec.model, wanted.text) if wanted.text else 0)
+
+
+@lru_cache(maxsize=8)
+def _tokens_of_text(ref: ModelRef, text: FileRef) -> int:
+    (ids,) = encode(load_tokenizer(ref), [read_text(Path(text.path))])
+    return len(ids)
 
 
 def _alone(spec: TrialSpec, setting: Setting, encoded: EncodedTrial, taught: bool) -> list[EncodedTrial]:

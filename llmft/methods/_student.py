@@ -52,7 +52,7 @@ class ByStudent(Method):
     def __init__(self, settings=None):
         super().__init__(settings)
         self.student = build_method(self.settings.student, self.settings.student_settings)
-        for name in ("has_own_head", "n_virtual_tokens", "base_weights", "pull_to_start"):
+        for name in ("has_own_head", "n_virtual_tokens", "base_weights", "pull_to_start", "n_fisher_samples"):
             setattr(self, name, getattr(self.student, name))
         for hook in ("read", "prepare", "begin", "condition", "scores", "loss", "fold", "virtual_tokens", "peft_adapter"):
             if getattr(type(self), hook) is getattr(Method, hook):

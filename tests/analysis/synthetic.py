@@ -1,4 +1,4 @@
-"""Records as a sweep would leave them, written through `llmft.record` itself."""
+"""Records as a sweep would leave them, written through `llmft.record_files` itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmft.errors import Cause
-from llmft.record import Cost, Draws, Finding, SetMetrics, TrialRecord, write_record
+from llmft.record import Cost, Draws, Finding, SetMetrics, TrialRecord
+from llmft.record_files import write_record
 from llmft.spec import ModelRef, TrainSpec, TrialSpec
 
 HEURISTICS = ("lexical_overlap", "subsequence", "constituent")

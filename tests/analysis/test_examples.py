@@ -12,6 +12,7 @@ import pytest
 import scipy.stats
 
 import analysis
+from analysis.report_tables import example_sheet
 from llmft.errors import UserError
 
 N = 120
@@ -78,6 +79,20 @@ def test_zero_shot_stands_beside_every_seed(store):
     add(store, 0, "zero_shot", {"none": 0.5}, random, n_shots=0)
     table, _ = analysis.example_contrasts(store.root, analysis.load(store.root))
     assert table[["a", "b", "n_seeds"]].to_numpy().tolist() == [["lora", "zero_shot", 3]]
+
+
+@pytest.mark.parametrize("n_seeds", [1, 2, 3])
+def test_fewer_than_three_seeds_have_no_interval(store, n_seeds):
+    random = np.random.default_rng(8)
+    for seed in range(n_seeds):
+        for name, rate in (("lora", 0.8), ("bitfit", 0.6)):
+            add(store, seed, name, {"best_dev": rate}, random)
+    table, _ = analysis.example_contrasts(store.root, analysis.load(store.root))
+    row = table.query("domain == 'out_of_domain'").iloc[0]
+    sheet = example_sheet(table[table["domain"] == "out_of_domain"])
+    (shown,) = (dict(zip(sheet.headers, cells, strict=True))["difference (95 %)"] for cells in sheet.rows)
+    assert row["difference"] > 0 and shown.startswith(f"{100 * row['difference']:.1f}")
+    assert math.isnan(row["low"]) == math.isnan(row["high"]) == ("(" not in shown) == (n_seeds < 3)
 
 
 def test_a_truncated_file_is_a_line_and_the_others_count(store):

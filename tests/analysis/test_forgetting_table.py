@@ -9,7 +9,8 @@ from scipy import stats
 from analysis import forgetting_table, load_forgetting, mean_relative_drop, write_report
 from analysis.report_tables import forgetting_sheet
 from llmft.errors import UserError
-from llmft.record import EVALUATION_FILE, Change, Evaluation, Measure, TrialRecord, write_record
+from llmft.record import Change, Evaluation, Measure, TrialRecord
+from llmft.record_files import EVALUATION_FILE, write_record
 from llmft.spec import ModelRef, TrialSpec
 
 

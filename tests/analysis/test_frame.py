@@ -10,7 +10,8 @@ from synthetic import HEURISTICS, prediction_rows, set_metrics
 
 import analysis
 from llmft.errors import Cause, UserError
-from llmft.record import Finding, RecordError
+from llmft.record import Finding
+from llmft.record_files import RecordError
 
 
 def test_declared_columns_come_first_with_their_types(full_store):

@@ -12,6 +12,7 @@ import pytest
 from synthetic import Store, fill, prediction_rows
 
 import analysis
+from analysis.report_tables import command_sheet
 from llmft.errors import Cause
 from llmft.record import Finding
 
@@ -72,6 +73,15 @@ def test_the_report_holds_everything(full_store):
     assert (
         len(analysis.load(full_store.root)) == len(list(full_store.root.glob("trials/*"))) * 2 - 14
     )  # the report is no record
+
+
+def test_each_cell_names_its_first_trial_and_the_command_for_it(store):
+    digests = {(name, seed): store.add(seed, name).digest for name in ("lora", "fine_tuning") for seed in (1, 0)}
+    sheet = command_sheet(analysis.load(store.root))
+    rows = {row["method"]: row for row in (dict(zip(sheet.headers, cells, strict=True)) for cells in sheet.rows)}
+    assert {name: row["digest of the first"] for name, row in rows.items()} == {name: digests[name, 0] for name in rows}
+    assert rows["lora"]["its command"].startswith("llmft trial --task rte --method lora")
+    assert rows["fine_tuning"]["its command"] == "–"  # no method of this llmft
 
 
 def test_the_report_is_self_contained_and_reproducible(full_store, tmp_path):

@@ -383,12 +383,16 @@ def _builds(student: str) -> bool:
         return False
 
 
-def test_a_student_is_held_near_its_start(spec_of):
-    moved = []
+@pytest.mark.parametrize("penalty", ["l2_sp", "ewc"])
+def test_a_student_is_held_near_its_start(spec_of, penalty):
+    """With a Fisher information of what it is trained on, unlabelled examples included."""
+    records = []
     for strength in (0.0, 100.0):
-        student = {"student": "regularised", "student_settings": {"strength": strength}}
-        moved.append(run_trial(spec_of(DISTILLED, FEW | student, epochs=6), CPU).record.weight_distance["last"])
-    assert 0 < moved[1] < 0.8 * moved[0]
+        student = {"student": "regularised", "student_settings": {"penalty": penalty, "strength": strength, "n_fisher_samples": 5}}
+        records.append(run_trial(spec_of(DISTILLED, FEW | student, epochs=6), CPU).record)
+    free, held = records
+    assert 0 < held.weight_distance["last"] < 0.8 * free.weight_distance["last"]
+    assert (held.cost.tokens_trained > free.cost.tokens_trained) == (penalty == "ewc")
 
 
 # --- the toy task

@@ -86,6 +86,7 @@ def runs(spec_of, tmp_path_factory):
         "encoded prompt": run("p_tuning", {"keep_weights": True}),
         "prefix": run("prefix_tuning"),
         "l2_sp": run("regularised"),
+        "ewc": run("regularised", FEW_AT_ONCE, of_method={"penalty": "ewc", "strength": 3.0, "n_fisher_samples": 5}, dropout=0.0),
         "kl_to_base": run("regularised", FEW_AT_ONCE, of_method={"penalty": "kl_to_base"}),
         "fine-tuned in context": run("finetuned_in_context"),
         "half": run("pattern", precision="bf16"),

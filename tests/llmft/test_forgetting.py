@@ -38,7 +38,7 @@ def nothing_remembered():
 def test_a_trial_says_what_the_model_could_before_and_can_after(spec_of, wanted, name):
     spec = spec_of(name, forgetting=wanted, **TRAIN)
     record = run_trial(spec, CPU).record
-    assert record.finished
+    assert record.finished and record.cost.forgetting_s > 0
     numbers = {change.after.key: change for change in record.forgetting}
     assert {key[:2] for key in numbers} == {("llmft", "toy"), ("text", "some.txt")}
     # independent: an ordinary zero-shot trial on the base model, and on the text the model of transformers itself
@@ -47,6 +47,13 @@ def test_a_trial_says_what_the_model_could_before_and_can_after(spec_of, wanted,
     assert (accuracy.before.value, accuracy.before.n) == (alone.metrics["none"]["toy"].accuracy, 30)
     perplexity = numbers["text", "some.txt", "token_perplexity"]
     assert perplexity.after.value != pytest.approx(perplexity.before.value, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["prompt_tuning", "prefix_tuning"])
+def test_a_learned_prompt_stands_in_front_of_what_all_queries_share(spec_of, wanted, monkeypatch, name):
+    monkeypatch.setattr("llmft.tokens.SHORTEST_PREFIX", 1)
+    record = run_trial(spec_of(name, forgetting=wanted, **TRAIN), CPU).record
+    assert record.finished, record.message
 
 
 def test_the_numbers_after_are_those_of_the_kept_weights(spec_of, wanted, tmp_path):

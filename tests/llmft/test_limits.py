@@ -21,7 +21,8 @@ from small_models import CPU
 from llmft.adapted import Adapted
 from llmft.batches import PASS_TOKENS, QueryBatch, deal, hardest_step, smaller_budget, split_by_tokens, split_for_training
 from llmft.errors import Cause, OutOfMemory
-from llmft.record import Cost, read_record, write_record
+from llmft.record import Cost
+from llmft.record_files import read_record, write_record
 from llmft.trial import run_trial
 
 lengths_of = st.lists(st.integers(1, 50), min_size=1, max_size=40)

@@ -15,18 +15,9 @@ import pytest
 from small_models import CPU
 
 from llmft.errors import Cause, TrialFailure, UserError
-from llmft.record import (
-    PREDICTIONS_FILE,
-    RECORD_FILE,
-    SCHEMA_VERSION,
-    Finding,
-    RecordError,
-    TrialRecord,
-    read_record,
-    read_records,
-    write_atomically,
-    write_record,
-)
+from llmft.files import write_atomically
+from llmft.record import SCHEMA_VERSION, Finding, TrialRecord
+from llmft.record_files import PREDICTIONS_FILE, RECORD_FILE, RecordError, read_record, read_records, write_record
 from llmft.spec import ModelRef, TrialSpec
 from llmft.trial import run_trial
 
@@ -57,7 +48,7 @@ def test_the_record_names_the_checksum_of_its_predictions(tmp_path):
 
 def test_the_record_is_written_after_the_predictions(tmp_path, monkeypatch):
     order = []
-    monkeypatch.setattr("llmft.record.write_atomically", lambda path, content: order.append(path.name))
+    monkeypatch.setattr("llmft.record_files.write_atomically", lambda path, content: order.append(path.name))
     write_record(tmp_path, record(), b"predictions")
     assert order == [PREDICTIONS_FILE, RECORD_FILE]
 
@@ -72,7 +63,8 @@ def test_a_killed_writer_leaves_a_whole_record_or_none(tmp_path):
     code = """
     import sys
     from pathlib import Path
-    from llmft.record import TrialRecord, write_record
+    from llmft.record import TrialRecord
+    from llmft.record_files import write_record
     record = TrialRecord.model_validate_json(Path(sys.argv[1]).read_bytes())
     print("ready", flush=True)
     number = 0

@@ -55,7 +55,7 @@ def test_a_strength_of_zero_is_pattern_based_fine_tuning(spec_of, penalty):
     assert ours.weight_distance["last"] == pytest.approx(plain.weight_distance["last"], rel=1e-3)
 
 
-@pytest.mark.parametrize(("penalty", "strength"), [("l2_sp", 100.0), ("kl_to_base", 10.0)])
+@pytest.mark.parametrize(("penalty", "strength"), [("l2_sp", 100.0), ("ewc", 100.0), ("kl_to_base", 10.0)])
 def test_a_strong_penalty_keeps_the_model_near(spec_of, penalty, strength):
     near, far = (
         run_trial(spec_of("regularised", {"penalty": penalty, "strength": s}, epochs=6), CPU).record for s in (strength, 0.0)

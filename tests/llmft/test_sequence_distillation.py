@@ -19,7 +19,7 @@ from llmft.export import export_model
 from llmft.method import Method
 from llmft.model import resolve_model
 from llmft.opening import encode
-from llmft.record import RESPONSES_FILE, read_record, write_record
+from llmft.record_files import RESPONSES_FILE, read_record, write_record
 from llmft.registry import build_method
 from llmft.setting import INPUTS, SHOTS, encode_lessons, encode_prompts, settle
 from llmft.spec import GenerationSpec

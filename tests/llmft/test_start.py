@@ -20,7 +20,9 @@ from llmft.trial import run_trial
 ADDS_PARTS_ALONE = {"adapter_parallel", "adapter_pfeiffer", "head_only", "p_tuning", "prefix_tuning", "prompt_tuning"}
 
 
-def test_the_pull_is_the_gradient_of_l2_sp():
+@pytest.mark.parametrize("weighed", [False, True])
+def test_the_pull_is_the_gradient_of_its_penalty(weighed):
+    """L2-SP, and with an importance of each weight EWC."""
     generator = torch.Generator().manual_seed(0)
     sizes = {"a": (3, 4), "b": (5,), "without_gradient": (2,), "new": (3,)}
     weights = torch.nn.ParameterDict({name: torch.randn(shape, generator=generator) for name, shape in sizes.items()})
@@ -29,7 +31,11 @@ def test_the_pull_is_the_gradient_of_l2_sp():
     with torch.no_grad():
         for name in ("a", "b", "new"):
             weights[name].add_(torch.randn(sizes[name], generator=generator))
-    penalty = 0.3 / 2 * sum((weights[name] - before[name]).square().sum() for name in ("a", "b"))
+    distance = {name: (weights[name] - before[name]).square() for name in ("a", "b")}
+    if weighed:
+        start.importance = [torch.rand(sizes[name], generator=generator) for name in ("a", "b", "without_gradient")]
+    counts = start.importance or [1.0, 1.0]
+    penalty = 0.3 / 2 * sum((count * of_one).sum() for count, of_one in zip(counts, distance.values(), strict=False))
     expected = torch.autograd.grad(penalty, [weights["a"], weights["b"]])
     for name in ("a", "b", "new"):
         weights[name].grad = torch.ones_like(weights[name])
@@ -37,7 +43,7 @@ def test_the_pull_is_the_gradient_of_l2_sp():
     for name, gradient in zip(("a", "b"), expected, strict=True):
         torch.testing.assert_close(weights[name].grad, 1 + gradient)
     assert weights["without_gradient"].grad is None and torch.equal(weights["new"].grad, torch.ones(3))
-    assert start.distance() == pytest.approx(float((2 * penalty.detach() / 0.3).sqrt()), rel=1e-6)
+    assert start.distance() == pytest.approx(float(sum(of_one.detach().sum() for of_one in distance.values()).sqrt()), rel=1e-6)
 
 
 @pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])

@@ -14,7 +14,7 @@ from llmft.adapted import Adapted
 from llmft.errors import UserError
 from llmft.evaluate import Evaluator
 from llmft.model import borrow_model
-from llmft.record import WEIGHTS_FILE, read_record, write_record
+from llmft.record_files import WEIGHTS_FILE, read_record, write_record
 from llmft.registry import METHODS, build_method, method_class
 from llmft.seeds import derive
 from llmft.setting import encode_prompts, settle

@@ -16,7 +16,8 @@ from llmft import sources
 from llmft.registry import TASKS, load_task
 from llmft.spec import DataRef
 from sweeps.catalogue import markdown_table, readmes
-from sweeps.plan import parse_plan
+from sweeps.cells import build_cells
+from sweeps.plan import load_plan, parse_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS_README, TASKS_README = ROOT / "llmft" / "methods" / "README.md", ROOT / "llmft" / "tasks" / "README.md"
@@ -41,6 +42,14 @@ def test_the_readme_of_the_project_names_both():
     text = (ROOT / "README.md").read_text()
     for path in (METHODS_README, TASKS_README):
         assert f"]({path.relative_to(ROOT)})" in text
+
+
+def test_the_plan_in_the_readme_of_the_project_is_one(tmp_path, tiny_model):
+    (text,) = re.findall(r"## A plan\n\n```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "plan.yaml").write_text(text)
+    plan, where = load_plan(str(tmp_path / "plan.yaml"), models=(tiny_model,))
+    cells = build_cells(plan, where, resolve_data=lambda task, folder: DataRef())
+    assert [cell.entry for cell in cells if cell.search] == 2 * ["vanilla"] + 2 * ["pattern"] + 2 * ["lora"] + 2 * ["lora_64"] + 2 * ["lora_wide"]
 
 
 RUN_BOTH = """

@@ -1,18 +1,28 @@
 """Time and disk, against arithmetic by hand."""
 
 import dataclasses
+import math
 
 import pytest
 from fakes import fake_record
 
+from llmft.adapted import Adapted
+from llmft.batches import QueryBatch
+from llmft.forgetting import measure
+from llmft.registry import load_task
+from llmft.runtime import Runtime
 from llmft.tokens import LabelWords
+from llmft.trial import run_trial
+from sweeps.cells import build_cells
 from sweeps.devices import GIB, Machine, Node
 from sweeps.estimate import UTILISATION, flops, n_left, remaining_disk, remaining_s, remaining_time
 from sweeps.memory import Memory
-from sweeps.resources import Placement
+from sweeps.plan import parse_plan
+from sweeps.resources import Placement, place
+from sweeps.run import run_sweep
 from sweeps.schedule import Schedule
 from sweeps.slots import Slot
-from sweeps.workload import Lengths, Workload
+from sweeps.workload import Lengths, Workload, heaviest
 
 LAPTOP = Machine((Node(4),))
 
@@ -82,6 +92,12 @@ def test_arithmetic_where_the_gpu_is_known(lora_cell):
         work, spec=spec.model_copy(update={"train": spec.train.model_copy(update={"gradient_checkpointing": True})})
     )
     assert flops(2, "search", checkpointing, memory) == pytest.approx(search + trained * 2e9)
+    weighed = dataclasses.replace(work, n_fisher_samples=8)
+    assert flops(2, "search", weighed, memory) == pytest.approx(search + 8 * 11 * (4e9 + 2e6))  # 11 tokens in the mean
+
+    measured = dataclasses.replace(work, tokens_measured=1000)  # by reported trials alone
+    assert flops(2, "search", measured, memory) == pytest.approx(search)
+    assert flops(2, "report", measured, memory) == pytest.approx(report + 2e9 * 1000)
 
     (state,) = Schedule([lora_cell]).states({})
     machine = Machine((Node(16, 2, None, 20 * GIB, "A10G"),))
@@ -89,6 +105,8 @@ def test_arithmetic_where_the_gpu_is_known(lora_cell):
     time = remaining_time([state], {}, placements, machine, None)
     assert time.device_s == pytest.approx((8 * search + 3 * report) / (UTILISATION * 31.2e12))
     assert time.wall_s == pytest.approx(time.device_s / 2) and (time.on_gpu, time.source) == (True, "arithmetic")
+    by_harness = {lora_cell.key: Placement(Slot(gpus=0.25), memory, dataclasses.replace(work, tokens_measured=math.nan))}
+    assert remaining_time([state], {}, by_harness, machine, None) is None
     unnamed = Machine((Node(16, 2, None, 20 * GIB, "GeForce-RTX-4090"),))
     assert remaining_time([state], {}, placements, unnamed, None) is None
 
@@ -97,13 +115,46 @@ def test_arithmetic_where_the_gpu_is_known(lora_cell):
     assert disk.results_bytes == 11 * (2048 + 3 * 160) + 3 * 2 * (2 * 2048 + 150 * (6 + 2 * 4))
 
 
+@pytest.mark.parametrize("method", ["lora", "prompt_tuning", "vanilla"])
+def test_what_forgetting_is_measured_on_is_counted(tmp_path, tiny_model, monkeypatch, method):
+    """As the tokens that a real trial sends through its network once it is trained; a new head is asked nothing."""
+    (tmp_path / "some.txt").write_text("the cats saw the dogs . " * 8)
+    content = {
+        "models": [tiny_model], "tasks": ["toy"], "methods": {method: {"n_shots": [2]}}, "report": {"seeds": [0]}, "n_dev": 4,
+        "train": {"epochs": 1}, "n_test": 4, "forgetting": {"tasks": ["toy", "toy_text"], "text": f"{tmp_path}/some.txt", "limit": 12},
+    }  # fmt: skip
+    (cell,) = build_cells(parse_plan(content, "test"))
+    counted = heaviest([cell]).tokens_measured
+    read = []
+
+    def forward(self, what, given=None, *more):
+        batch = isinstance(given, QueryBatch)
+        read.append(int(given.attention_mask.sum()) - len(given) * (given.prefix.length if given.prefix else 0) if batch else len(given))
+        return real(self, what, given, *more)
+
+    def measured(*given):
+        with monkeypatch.context() as patched:
+            patched.setattr(Adapted, "forward", forward)
+            return measure(*given)
+
+    real = Adapted.forward
+    monkeypatch.setattr("llmft.trial.measure", measured)
+    spec = cell.report_spec({}, 0)
+    assert run_trial(spec, Runtime(device="cpu")).record.finished
+    n_virtual = spec.settings.get("n_virtual_tokens", 0)
+    n_prompts = 0 if method == "vanilla" else 12 + 12
+    assert counted == sum(read) + n_virtual * n_prompts + (12 * load_task("toy_text").generation.max_new_tokens if n_prompts else 0)
+    assert (counted > 0) == (method != "vanilla")
+
+
+def test_what_the_harness_reads_is_not_known(tiny_model):
+    content = {"models": [tiny_model], "tasks": ["toy"], "methods": {"lora": {"n_shots": [2]}}, "forgetting": {"harness": ["boolq"]}}
+    (cell,) = build_cells(parse_plan(content, "test"))
+    assert math.isnan(heaviest([cell]).tokens_measured)
+
+
 def test_disk_is_about_what_is_written(tmp_path, tiny_model):
     """Real trials of the small plan, written by the store."""
-    from sweeps.cells import build_cells
-    from sweeps.plan import parse_plan
-    from sweeps.resources import place
-    from sweeps.run import run_sweep
-
     content = {
         "models": [tiny_model], "tasks": ["toy"], "methods": {"zero_shot": None, "lora": {"n_shots": [2]}},
         "train": {"epochs": 2}, "report": {"seeds": [0, 1]}, "n_dev": 4,

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from analysis import load_forgetting
-from llmft.record import EVALUATION_FILE, read_evaluation
+from llmft.record_files import EVALUATION_FILE, read_evaluation
 from sweeps.plan import load_plan
 
 PLAN = (

@@ -9,9 +9,13 @@ from small_models import FLAN, save_model, t5_tokenizer, toy_text
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GraniteConfig, OPTConfig
 
+from llmft.adapted import Adapted
+from llmft.evaluate import Evaluator
+from llmft.fisher import sum_of_squares
 from llmft.model import BorrowedModel, _has_plain_head, _load_base
 from llmft.registry import METHODS, build_method, method_class
 from llmft.runtime import Runtime
+from llmft.setting import encode_prompts, settle
 from llmft.spec import ModelRef
 from llmft.trial import run_trial
 from sweeps import memory
@@ -33,6 +37,7 @@ def one_thread():
 CPU = torch.device("cpu")
 DISTILLED = {"over": "vocabulary", "n_unlabelled": 300, "student": "lora"}  # the targets and the teacher weigh more than the training
 RECURSIVE = {"rounds": 2, "n_unlabelled": 64, "student": "prompt_tuning"}  # which reads its lessons without a shared prefix
+EWC = {"penalty": "ewc", "n_fisher_samples": 20}
 
 
 def cells_of(model, method, resolve_model=None, train=None, **changes):
@@ -64,6 +69,7 @@ def peak_of_trial(spec):
     + [("pattern", {"train": {"gradient_checkpointing": True}}), ("pattern", {"selections": ["last"]})]
     + [(name, {"precision": "bf16"}) for name in ("zero_shot", "in_context", "pattern", "lora", "context_distillation")]
     + [("lora", {"train": {"batch_size": 4}}), ("prompt_tuning", {"precision": "bf16"})]
+    + [("regularised", {"methods": {"regularised": {"settings": EWC}}})]
     + [("pattern", {"methods": {"pattern": {"settings": {"untie_embeddings": True}}}})]
     + [("context_distillation", {"methods": {"context_distillation": {"settings": DISTILLED}}})]
     + [("context_distillation", {"methods": {"context_distillation": {"settings": RECURSIVE, "n_shots": [4]}}})],
@@ -78,6 +84,25 @@ def test_an_estimate_is_what_a_real_trial_takes(tiny_model, method, changes):
     assert beside_base <= 1.03 * max(peaks) + estimated.checkpoint_bytes  # which is not there where the last epoch is the best
     assert (estimated.n_parameters, estimated.n_trainable) == (cost[0].n_parameters, cost[0].n_trainable_parameters)
     assert estimated.checkpoint_bytes in (0, 4 * cost[0].n_trainable_parameters)
+
+
+def test_a_fisher_information_takes_what_is_said(tiny_model):
+    """Of itself; the training after it takes more, unless its passes are small and the vocabulary is large."""
+    (cell,) = cells_of(tiny_model, "regularised", methods={"regularised": {"settings": EWC}}, report={"seeds": [0]})
+    estimated, setting = estimate_memory(heaviest([cell]), on_gpu=False), settle(cell.base)
+    network = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    adapted = Adapted(setting.method, BorrowedModel(network, CPU, "fp32", plain_head=True))
+    evaluator = Evaluator(adapted, encode_prompts(cell.base, setting), setting.words, Runtime(device="cpu"))
+    with Meter() as meter:
+        for tensor in [*network.parameters(), *network.buffers()]:
+            tensor.detach()  # so that the meter knows it
+        before = meter.peak = meter.now
+        sum_of_squares(evaluator, list(network.parameters()), len(setting.draw.shots), 0)
+    assert estimated.fisher_bytes == pytest.approx(meter.peak - before, rel=0.01)
+    assert estimated.fisher_bytes > 1.2 * 2 * estimated.gradient_bytes and estimated.importance_bytes == estimated.start_bytes
+    before_states = dataclasses.replace(estimated, optimizer_bytes=0, training_bytes=0, scoring_bytes=0, gradient_bytes=0)
+    assert before_states.device_bytes == estimated.weight_bytes + estimated.fisher_bytes
+    assert before_states.host_bytes == estimated.host_bytes >= estimated.base_bytes + 2 * estimated.start_bytes
 
 
 def test_every_round_is_counted(tiny_model):

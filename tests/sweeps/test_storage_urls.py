@@ -21,7 +21,7 @@ from rich.console import Console
 import analysis
 from llmft.errors import UserError
 from llmft.files import N_READERS, UrlPath, open_folder, read_many, reason, write_atomically
-from llmft.record import read_records, write_record
+from llmft.record_files import read_records, write_record
 from sweeps import locks
 from sweeps import store as store_module
 from sweeps.locks import ObjectLock
@@ -198,7 +198,8 @@ def test_many_writers_leave_only_whole_records(url, record):
     code = """
     import sys
     from llmft.files import open_folder
-    from llmft.record import TrialRecord, write_record
+    from llmft.record import TrialRecord
+    from llmft.record_files import write_record
     root, record, number = open_folder(sys.argv[1]), TrialRecord.model_validate_json(sys.argv[2]), sys.argv[3]
     for i in range(5):
         for digest in ("shared", f"own{number}-{i}"):

@@ -10,7 +10,8 @@ from rich.console import Console
 
 import analysis
 from llmft.errors import Cause, UserError
-from llmft.record import RECORD_FILE, Cost
+from llmft.record import Cost
+from llmft.record_files import RECORD_FILE
 from llmft.trial import TrialResult
 from sweeps.failures import FailurePolicy, wants_fresh_process
 from sweeps.run import run_sweep
