@@ -172,12 +172,18 @@ class Evaluator:
         """
         self.adapted.network.eval()
         queries, found = self.encoded.sets[name], {}
+
+        def keep(group: list[int], counts: bool, targets: dict[str, torch.Tensor]) -> None:
+            for key, rows in targets.items():
+                if key not in found:
+                    found[key] = torch.zeros(len(queries), *rows.shape[1:], dtype=rows.dtype)
+                if counts:
+                    found[key][group] = rows.cpu()
+
         with torch.no_grad():
             for group, counts, targets in self._each("targets", queries):
-                for key, rows in targets.items():
-                    whole = found.setdefault(key, torch.zeros(len(queries), *rows.shape[1:], dtype=rows.dtype))
-                    if counts:
-                        whole[group] = rows.cpu()
+                keep(group, counts, targets)
+                targets.clear()  # they are not to be there during the next pass
         return {key: self._gathered(whole) for key, whole in found.items()}
 
     def _each(self, what: Literal["scores", "targets"], queries: EncodedQueries) -> Iterator[tuple[list[int], bool, Any]]:

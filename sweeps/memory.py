@@ -113,7 +113,8 @@ class Memory:
         at_work += self.held_bytes + self.start_bytes + self.importance_bytes + self.checkpoint_bytes
         before = self.weight_bytes + self.gathered_bytes + self.start_bytes + self.fisher_bytes
         trained = self.taught_bytes + max(at_work, before, self.copying_bytes)
-        return (0 if self.n_workers > 1 else self.base_bytes) + max(trained, self.loading_bytes, self.teacher_bytes)
+        taught = self.taught_bytes + max(self.teacher_bytes, self.taught_bytes)  # while it is read, or copied once it was
+        return (0 if self.n_workers > 1 else self.base_bytes) + max(trained, self.loading_bytes, taught)
 
 
 def estimate_memory(
@@ -383,14 +384,13 @@ def _score(
             prefix = replace(prefix, is_shared=False)
         prefix_bytes = max(prefix_bytes, sum(_n_bytes(t) for layer in (prefix.layers if prefix else ()) for t in layer))
         pass_budget, overhead = scoring_budget(budget, prefix)
-        for n, length in reading.largest_batches(pass_budget, overhead):
-            text = length - reading.n_virtual_tokens - reading.n_new_tokens - overhead
-            if reading.n_new_tokens:
-                batch = _batch(replace(work, words=None), adapted.model, [text] * n, prefix)
-                with adapted.model.autocast():
-                    _generate(adapted.model, adapted.method.condition(adapted.model, batch), reading.n_new_tokens)
-            if work.words:
-                adapted(what, _batch(work, adapted.model, [text + reading.n_new_tokens] * n, prefix))
+        besides = reading.n_virtual_tokens + reading.n_new_tokens + overhead
+        for n, length in reading.largest_batches(budget, overhead) if reading.n_new_tokens else ():
+            batch = _batch(replace(work, words=None), adapted.model, [length - besides] * n, prefix)
+            with adapted.model.autocast():
+                _generate(adapted.model, adapted.method.condition(adapted.model, batch), reading.n_new_tokens)
+        for n, length in reading.largest_batches(pass_budget, overhead) if work.words else ():
+            adapted(what, _batch(work, adapted.model, [length - besides + reading.n_new_tokens] * n, prefix))
     return prefix_bytes, meter.peak - before
 
 

@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GraniteConfig, OPTConfig
 
 from llmft.adapted import Adapted
+from llmft.batches import PASS_TOKENS, PASS_TOKENS_ELSEWHERE
 from llmft.evaluate import Evaluator
 from llmft.fisher import sum_of_squares
 from llmft.model import BorrowedModel, _has_plain_head, _load_base
@@ -255,7 +256,8 @@ def test_what_takes_less(tiny_model):
     assert half.weight_bytes == whole.weight_bytes  # trained in fp32, and cast for the computation
 
 
-def test_attention_dropout_costs_its_matrix_on_a_cpu_alone(tiny_model, tmp_path):
+def test_attention_dropout_costs_its_matrix_on_a_cpu_alone(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setitem(PASS_TOKENS, "cpu", PASS_TOKENS_ELSEWHERE)  # the same passes
     shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256, "vocab_size": 500}
     (cell,) = cells_of("shape", "pattern", from_config(GPT2Config(**shape), tiny_model, tmp_path))
     work = heaviest([cell])
