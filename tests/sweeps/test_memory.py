@@ -19,9 +19,10 @@ from llmft.runtime import Runtime
 from llmft.setting import encode_prompts, settle
 from llmft.spec import ModelRef
 from llmft.trial import run_trial
-from sweeps import memory
+from sweeps import rehearsal
 from sweeps.cells import build_cells
-from sweeps.memory import Meter, estimate_memory
+from sweeps.memory import estimate_memory
+from sweeps.meter import Meter
 from sweeps.plan import parse_plan
 from sweeps.workload import heaviest
 
@@ -162,7 +163,7 @@ def test_activations_are_what_autograd_saves(tiny_model):
 
     def prepared(network):
         model = BorrowedModel(network.requires_grad_(True).train(), torch.device("cpu"), "fp32", plain_head=True)
-        return model, memory._batch(work, model, [31, 31, 30, 25, 12])
+        return model, rehearsal.batch_of(work, model, [31, 31, 30, 25, 12])
 
     real, batch = prepared(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32))
     given = [*real.network.parameters(), batch.input_ids, batch.answer_at, batch.labels]
@@ -177,8 +178,8 @@ def test_activations_are_what_autograd_saves(tiny_model):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = method.loss(real, batch)
     with FakeTensorMode(allow_non_fake_inputs=True), Meter() as meter:
-        network = memory._build(cell.base, on_gpu=False)
-        memory._fake(network)
+        network = rehearsal.build(cell.base, on_gpu=False)
+        rehearsal.fake(network)
         fake, fake_batch = prepared(network)
         before = meter.now
         fake_loss = method.loss(fake, fake_batch)
@@ -283,4 +284,4 @@ def test_whether_all_logits_are_computed_is_told_without_weights(config):
     expected = _has_plain_head(network)
     assert expected == (config.model_type in ("opt", "gpt2"))
     with FakeTensorMode(allow_non_fake_inputs=True):
-        assert memory._has_plain_head(AutoModelForCausalLM.from_config(config).eval()) == expected
+        assert rehearsal.has_plain_head(AutoModelForCausalLM.from_config(config).eval()) == expected
