@@ -79,8 +79,10 @@ def run_on_ray(
             return {"job": json.dumps(job)} | ({"run_trial": run_trial} if run_trial else {})
 
         searcher = ScheduleSearcher(ledger, job_of, slot_of, Room(ledger, slots, workers, elastic=bool(address)))
+        kinds = set(slots.values())
+        bundle = _bundle(kinds.pop()) if len(kinds) == 1 else lambda config: _bundle(slot_in(read_job(config)))
         tuner = tune.Tuner(
-            tune.with_resources(TrialTrainable, lambda config: _bundle(slot_in(read_job(config)))),
+            tune.with_resources(TrialTrainable, bundle),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=-1,
@@ -101,7 +103,7 @@ def run_on_ray(
             with watched_head(ledger.abandon):
                 tuner.fit()
         except Exception:
-            if searcher.error is None:
+            if searcher.error is None and not ledger.done:
                 raise
         if searcher.error:
             raise searcher.error
@@ -140,14 +142,23 @@ class Room:
         self._totals, self._looked = (0.0, 0.0), float("-inf")
         self._seen: tuple | None = None
         self._more: dict[Slot, int] = {}
+        self._is_uniform = len(set(slots.values())) == 1
 
-    def __call__(self) -> Callable[[Cell], bool]:
+    def __call__(self) -> Callable[[Cell], bool] | None:
+        """Which cells there is room for; None: for none."""
         if time.monotonic() - self._looked > LOOK_EVERY_S:
             there = ray.cluster_resources()
             self._totals, self._looked = (there.get("CPU", 0.0), there.get("GPU", 0.0)), time.monotonic()
         seen = self._totals, len(self.ledger.records.written), len(self.ledger.running)
         if seen != self._seen:  # between two calls trials only end, or only one starts
-            self._seen, self._more = seen, self._count()
+            started = self._seen is not None and seen == (*self._seen[:2], self._seen[2] + 1)
+            if started and self._is_uniform:
+                self._more = {slot: n - 1 for slot, n in self._more.items()}
+            else:
+                self._more = self._count()
+            self._seen = seen
+        if not any(n > 0 for n in self._more.values()):
+            return None
         return lambda cell: self._more.get(self.slots[cell.key], 0) > 0
 
     def _count(self) -> dict[Slot, int]:

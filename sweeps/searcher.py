@@ -39,7 +39,7 @@ class ScheduleSearcher(Searcher):
         ledger: what is known.
         job_of: a trial -> what its worker must know (a Tune configuration).
         slot_of: a trial -> what it gets.
-        fits: whether there is room now for one more trial of a cell.
+        fits: for which cells there is room now for one more trial; None: for none.
 
     Attributes:
         error: why the sweep must stop; `Overseer` raises it.
@@ -47,7 +47,7 @@ class ScheduleSearcher(Searcher):
 
     def __init__(
         self, ledger: Ledger, job_of: Callable[[Planned], dict[str, Any]], slot_of: Callable[[Planned], Slot],
-        fits: Callable[[], Callable[[Cell], bool]],
+        fits: Callable[[], Callable[[Cell], bool] | None],
     ):  # fmt: skip
         super().__init__()
         self.ledger, self.job_of, self.slot_of, self.fits = ledger, job_of, slot_of, fits
@@ -59,7 +59,8 @@ class ScheduleSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self.error or self.ledger.done:
             return Searcher.FINISHED
-        trial = self.ledger.next_trial(self.fits())
+        fits = self.fits()
+        trial = self.ledger.next_trial(fits) if fits else None
         if trial is None:
             return None
         self.trials[trial_id] = trial
@@ -132,6 +133,10 @@ class ScheduleSearcher(Searcher):
         return None
 
 
+class Done(Exception):
+    """Nothing is left to run."""
+
+
 class Overseer(tune.Callback):
     """Tells the searcher of trials that lost their process, shows what is waited for, and ends the experiment where it must end."""
 
@@ -146,6 +151,8 @@ class Overseer(tune.Callback):
         if self.searcher.error:
             raise self.searcher.error
         ledger = self.searcher.ledger
+        if ledger.done:
+            raise Done  # an experiment that ends by itself writes down what it knows of every trial, and reads it again: 5 ms each
         ledger.progress.update(ledger.records, len(ledger.running))  # also while no trial ends
         now = time.monotonic()
         if now > self._look_at:

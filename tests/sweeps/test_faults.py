@@ -96,6 +96,7 @@ def test_the_number_of_workers_changes_no_trial(tmp_path, undisturbed, workers):
     assert results(tmp_path / "r") == expected and (tmp_path / "r" / "sweep.json").read_bytes() == manifest
 
 
+@pytest.mark.long
 def test_the_head_of_the_cluster_disappears(tmp_path, undisturbed):
     plan, expected, _ = undisturbed()
     root = tmp_path / "r"

@@ -42,6 +42,7 @@ def trial_that_loses_its_driver(spec, runtime, log):
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.long
 def test_groups_and_single_workers_share_a_machine(tmp_path, plan_file):
     import ray
 
