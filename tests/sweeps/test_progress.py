@@ -283,7 +283,7 @@ def test_what_trials_wait_for_is_said(small_cells, monkeypatch):
     trials = dict(zip("abcd", progress.schedule.ready({}), strict=False))
     stub = SimpleNamespace(
         error=None, trials=trials, slot_of=lambda trial: Slot(gpus=1.0),
-        ledger=SimpleNamespace(progress=progress, records={}, running=trials),
+        ledger=SimpleNamespace(progress=progress, records={}, running=trials, done=False),
     )  # fmt: skip
     overseer = searcher.Overseer(stub)
     clock = [1000.0]
@@ -308,6 +308,9 @@ def test_what_trials_wait_for_is_said(small_cells, monkeypatch):
     stub.on_loss = lambda *_, **__: None
     overseer.on_trial_recover(0, [], SimpleNamespace(trial_id="a", pickled_error_file="nowhere"))
     assert look(2) == "" and look(6) == "starting workers ..."
+    stub.ledger.done = True
+    with pytest.raises(searcher.Done):  # before Tune writes down what it knows
+        look(1)
 
 
 ON_RAY = """
