@@ -206,8 +206,11 @@ def split_for_training(lengths: Sequence[int], budget: int, device: torch.device
     return groups[::-1]
 
 
-def hardest_step(lengths: Sequence[int], batch_size: int, budget: int, device: torch.device) -> list[list[int]]:
-    """The groups of the step that has the largest pass, among steps of examples much alike, which are padded together.
+def hardest_step(
+    lengths: Sequence[int], batch_size: int, budget: int, device: torch.device, n_processes: int = 1
+) -> list[list[int]]:
+    """The groups of the step that has the largest pass, among steps of examples much alike, which are padded together. Of several
+    processes, which do not cut a step further than they must, what the first gets of the longest examples.
 
     Args:
         lengths: tokens of all that is trained on, the longest first.
@@ -216,6 +219,9 @@ def hardest_step(lengths: Sequence[int], batch_size: int, budget: int, device: t
     Returns:
         Places in `lengths`.
     """
+    if n_processes > 1:
+        mine = range(len(lengths))[:batch_size:n_processes]
+        return [[mine[i] for i in group] for group in split_by_tokens([lengths[i] for i in mine], budget)]
     steps = []
     for start in range(0, max(1, len(lengths) - batch_size + 1), max(1, batch_size // 4)):
         groups = split_for_training(lengths[start : start + batch_size], budget, device)
@@ -259,15 +265,20 @@ def smaller_budget(passes: Iterable[Sequence[int]]) -> int | None:
     return largest and largest // 2
 
 
-def scoring_budget(budget: int, prefix: Prefix | None) -> tuple[int, int]:
-    """The tokens of a forward pass over queries, and how many of them each row has besides its own.
+def query_budget(budget: int, prefix_length: int) -> int:
+    """The tokens of a forward pass over queries whose rows hold nothing of a prefix; 0 where there is none.
 
-    Rows that share the prefix hold nothing of it. Their passes then need not be larger than the one that encoded it, so that the
-    queries take no more memory than it did. Neither do they where there is none: larger ones would only hold more padding.
+    It need not be larger than the pass that encoded the prefix, so that the queries take no more memory than that did; nor, where
+    there was none, than keeps a device busy: larger ones would only hold more padding.
     """
+    return min(budget, max(prefix_length, BUSY_PASS))
+
+
+def scoring_budget(budget: int, prefix: Prefix | None) -> tuple[int, int]:
+    """The tokens of a forward pass over queries, and how many of them each row has besides its own: those of a prefix that is not shared."""
     if prefix is not None and not prefix.is_shared:
         return budget, prefix.length
-    return min(budget, max(prefix.length if prefix else 0, BUSY_PASS)), 0
+    return query_budget(budget, prefix.length if prefix else 0), 0
 
 
 def split_by_tokens(lengths: Sequence[int], budget: int, overhead: int = 0) -> list[list[int]]:

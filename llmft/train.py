@@ -47,12 +47,12 @@ def fit(
     """Train in place on the shots (and on what else is among `EncodedTrial.trained`), and pick the checkpoints that `spec.selections` names.
 
     The last is the state after all epochs, or where `train.patience` or the runtime ends them, but the learning rates are laid out over
-    all. Where there are several rounds, each has all epochs, learning rates of its own, and its own patience.
+    all.
     Every process computes its share of each batch; weights, loss and looks at the dev set are the same in all of them. Dropout
     has a stream of its own in each.
 
-    A method of several rounds (`Method.n_rounds`) goes on from the weights that it has, with an optimiser and a schedule of its own
-    for the epochs of each round. Steps, epochs and selections are those of the whole training.
+    A method of several rounds (`Method.n_rounds`) goes on from the weights that it has, with an optimiser, a schedule and a patience of
+    its own for the epochs of each round. Steps, epochs and selections are those of the whole training.
 
     Args:
         module: what the runtime's `wrap` made of `evaluator.adapted`.

@@ -13,7 +13,7 @@ import torch
 
 from llmft import cost
 from llmft.adapted import Adapted
-from llmft.batches import BUSY_PASS, hardest_step, smaller_budget, split_by_tokens
+from llmft.batches import hardest_step, query_budget, smaller_budget, split_by_tokens
 from llmft.checkpoints import Checkpoint, Fit
 from llmft.distributed import is_lost_peer
 from llmft.errors import Cause, OutOfMemory, TrialFailure, UserError
@@ -235,17 +235,12 @@ def _passes(spec: TrialSpec, encoded: EncodedTrial, runtime: Runtime) -> Iterato
     for name in encoded.sets:
         if name in encoded.trained:
             own = sorted(encoded.lengths(name), reverse=True)
-            if n_processes == 1:
-                groups = hardest_step(own, spec.train.batch_size, budget, choose_device(runtime.device))
-            else:
-                own = own[: spec.train.batch_size : n_processes]
-                groups = split_by_tokens(own, budget)
+            groups = hardest_step(own, spec.train.batch_size, budget, choose_device(runtime.device), n_processes)
         else:
             apart = encoded.shares_prefix and not encoded.n_new_tokens
             read = map(len, encoded.sets[name].suffixes) if apart else encoded.lengths(name)
             own = sorted((length + encoded.n_new_tokens for length in read), reverse=True)[::n_processes]
-            largest = budget if encoded.n_new_tokens else min(budget, max(len(encoded.prefix) * apart, BUSY_PASS))
-            groups = split_by_tokens(own, largest)
+            groups = split_by_tokens(own, budget if encoded.n_new_tokens else query_budget(budget, len(encoded.prefix) * apart))
         yield from ([own[i] for i in group] for group in groups)
 
 

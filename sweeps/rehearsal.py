@@ -178,10 +178,9 @@ def _largest_passes(
     Returns:
         Places in `lengths`.
     """
+    passes = hardest_step(lengths, batch_size, budget, device, n_workers)
     if n_workers > 1:
-        mine = range(len(lengths))[:batch_size:n_workers]
-        return [[mine[i] for i in group] for group in split_by_tokens([lengths[i] for i in mine], budget)[:2]]
-    passes = hardest_step(lengths, batch_size, budget, device)
+        return passes[:2]
     return [passes[0], max(passes[1:], key=lambda group: lengths[group[0]] * len(group))] if len(passes) > 1 else passes
 
 
