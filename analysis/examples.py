@@ -86,10 +86,13 @@ def example_contrasts(root: str | Place, frame: pd.DataFrame, rule: str = "best_
         for (model, task, set_name), trials in scored.groupby(["model", "task", f"{domain}_set"]):
             n_shots = common_shots(trials)
             trials = trials[trials["n_shots"].isin([0, n_shots])]
+            by_cell = ["method", "pattern", "n_shots"]
+            if len(trials.drop_duplicates(by_cell)) < 2:
+                continue  # nothing to stand beside, so its answers need not be read
             scores, unread = example_scores(root, trials, set_name)
             problems |= dict.fromkeys(unread)
             cells, seed = {}, pairing_seed(trials)
-            for key, cell in trials[trials["digest"].isin(scores.index)].groupby(["method", "pattern", "n_shots"]):
+            for key, cell in trials[trials["digest"].isin(scores.index)].groupby(by_cell):
                 by_seed = cell.drop_duplicates(seed).set_index(seed)["digest"]
                 cells[key] = scores.loc[by_seed.to_numpy()].set_index(by_seed.index.astype(int))
             where = dict(zip(_COLUMNS, (model, task, n_shots, domain, set_name), strict=False))

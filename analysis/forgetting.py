@@ -115,12 +115,12 @@ def forgetting_table(frame: pd.DataFrame, confidence: float = 0.95) -> pd.DataFr
         Index model, task, method, n_shots, pattern, source, name, metric; columns n_trials, before, after, drop, drop_sd, drop_low,
         drop_high, relative_drop, weight_distance (means over the trials, but for n_trials, drop_sd and the interval's ends).
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     grouped = _counted(frame).groupby([*CELL, *NUMBER], sort=False)
     table = grouped[["before", "after", "drop", "relative_drop", "weight_distance"]].mean()
     n, sd = grouped.size(), grouped["drop"].std()
-    half = t.ppf((1 + confidence) / 2, (n - 1).where(n > 1)) * sd / n**0.5
+    half = stdtrit((n - 1).where(n > 1), (1 + confidence) / 2) * sd / n**0.5
     table.insert(0, "n_trials", n)
     table.insert(4, "drop_sd", sd)
     table.insert(5, "drop_low", table["drop"] - half)

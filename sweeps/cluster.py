@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sweeps.session import muted, ray_session, scratch_folder, watched_head  # isort: skip - before Ray, which reads the environment that it sets
+from sweeps.session import muted, ray_session, watched_head  # isort: skip - before Ray, which reads the environment that it sets
 
 import ray
 from ray import tune
@@ -18,9 +18,11 @@ from ray import tune
 from sweeps.cell_plan import Planned
 from sweeps.cells import Cell
 from sweeps.devices import Machine, cluster_machine, local_machine
+from sweeps.own_ray import OwnRay
 from sweeps.prefetch import fetch_on_every_node
 from sweeps.resources import place
 from sweeps.run import Ledger
+from sweeps.scratch import scratch_folder
 from sweeps.searcher import Overseer, ScheduleSearcher
 from sweeps.slots import Slot, admissible
 from sweeps.trainable import TrialTrainable, read_job, slot_in
@@ -40,6 +42,7 @@ def run_on_ray(
     workers: int | None,
     gpus_per_trial: float | None,
     run_trial: Callable[..., Any] | None,
+    own_ray: OwnRay,
     verbose: bool,
 ) -> None:
     """Run the ledger's trials; the arguments are those of `sweeps.run.run_sweep`."""
@@ -47,12 +50,16 @@ def run_on_ray(
     slots: dict[str, Slot] = {}
     if not address:  # mistakes show before Ray starts
         slots = _slots(ledger, local_machine(ledger.plan.device_memory), gpus_per_trial, workers)
-    n_cpus = max([workers or 1, *(slot.total_cpus for slot in slots.values())])
     ledger.progress.status("starting Ray ...")
+    if not (address or ray.is_initialized()):
+        own_ray.start(
+            max([workers or 1, *(slot.total_cpus for slot in slots.values())]),
+            groups=any(slot.n_workers > 1 for slot in slots.values()),
+        )
     with (
         muted(verbose),
         scratch_folder(root.absolute() if address and isinstance(root, Path) else None) as scratch,
-        ray_session(address, n_cpus, scratch, verbose, groups=any(slot.n_workers > 1 for slot in slots.values())),
+        ray_session(address, verbose, own_ray),
     ):
         if address:
             fetch_on_every_node(cells, ledger.progress.say)
@@ -107,6 +114,7 @@ def run_on_ray(
                 raise
         if searcher.error:
             raise searcher.error
+    own_ray.end()
 
 
 def _slots(ledger: Ledger, machine: Machine, gpus_per_trial: float | None, workers: int | None) -> dict[str, Slot]:

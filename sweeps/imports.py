@@ -9,11 +9,25 @@ from contextlib import contextmanager
 
 @contextmanager
 def collector_off() -> Iterator[None]:
-    """Within: nothing is collected. Modules stay, and looking through them while they come takes a quarter of the time of an import."""
+    """Within: nothing is collected, and what came is never looked through again.
+
+    Modules stay. Looking through them while they come takes a quarter of the time of an import, and looking through those of torch
+    and transformers, which a collection does at some trials later, as long as three short trials.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         if was_on:
             gc.enable()
+
+
+def import_for_trials() -> None:
+    """Everything that the first trial of a process would import while it runs."""
+    with collector_off():
+        import ray.train.torch
+        import sklearn.metrics
+
+        import llmft.trial  # noqa: F401

@@ -10,7 +10,7 @@ from llmft.errors import Cause, OutOfMemory, TrialFailure
 from llmft.record import Cost, TrialRecord
 from llmft.spec import TrialSpec
 from sweeps.failures import FreshProcessWanted, wants_fresh_process
-from sweeps.imports import collector_off
+from sweeps.imports import import_for_trials
 from sweeps.slots import Slot
 from sweeps.store import Store
 
@@ -34,11 +34,11 @@ def train_loop(job: dict[str, Any]) -> None:
         TrialFailure: one process of a group failed alone.
     """
     run_trial = job["run_trial"]
-    with collector_off():
-        import torch
+    if run_trial is None:
+        import_for_trials()
+        from llmft.trial import run_trial
+    import torch
 
-        if run_trial is None:
-            from llmft.trial import run_trial
     torch.set_num_threads(job["n_threads"])
     if torch.cuda.is_available() and 0 < job["slot"]["gpus"] < 1:  # a trial beyond its share fails alone, not its neighbours
         torch.cuda.set_per_process_memory_fraction(job["slot"]["gpus"])
@@ -56,6 +56,8 @@ def run_here(job: dict[str, Any]) -> None:
     Args:
         job: as for `train_loop`, and `scratch`, a folder for what Ray writes.
     """
+    if job["run_trial"] is None:
+        import_for_trials()
     import ray.train
     from ray.train.torch import TorchTrainer
 

@@ -57,11 +57,16 @@ class ModelEntry(ModelName):
                 f"workers: {workers} contradicts gpus: {gpus:g}, which means {max(1, int(gpus))} with "
                 f"{'a share of one' if gpus < 1 else 'one each'}; remove workers, or set gpus to {workers}"
             )
-        if self.parallel and max(workers or 1, gpus or 1) <= 1:
+        if self.parallel and not self.in_group:
             raise ValueError(
                 f"parallel: {self.parallel} needs several processes; set gpus (or workers) to 2 or more, or remove it"
             )
         return self
+
+    @property
+    def in_group(self) -> bool:
+        """Whether several processes are asked for, that train together."""
+        return max(self.workers or 1, self.gpus or 1) > 1
 
 
 class MethodEntry(Spec):
@@ -163,7 +168,7 @@ class Plan(Spec):
         for name, values in lists.items():
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} names a value twice")
-        if self.forgetting and any(max(entry.gpus or 1, entry.workers or 1) > 1 for entry in self.models):
+        if self.forgetting and any(entry.in_group for entry in self.models):
             raise ValueError(
                 "forgetting is measured by one process, and a model has several; remove it, set keep_weights to true and use "
                 "llmft evaluate afterwards"

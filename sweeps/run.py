@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from sweeps.cell_plan import Planned
 from sweeps.cells import Cell
 from sweeps.failures import FailurePolicy
 from sweeps.imports import collector_off
+from sweeps.own_ray import OwnRay
 from sweeps.plan import Plan
 from sweeps.prefetch import Needs, moved_models
 from sweeps.progress import Progress
@@ -161,6 +163,7 @@ def run_sweep(
     run_trial: Callable[..., Any] | None = None,
     studies: str | None = None,
     console: Any = None,
+    own_ray: OwnRay | None = None,
     verbose: bool = False,
 ) -> Outcome:
     """Run what the plan asks for and the store lacks. Killed at any moment, the next call finishes the rest.
@@ -178,6 +181,7 @@ def run_sweep(
         run_trial: what runs a trial, `llmft.trial.run_trial` unless a test says otherwise.
         studies: a database for the searches as Optuna studies, in place of a journal in `root` (`sweeps.studies.Mirror`).
         console: a `rich.console.Console` for the progress.
+        own_ray: the Ray on this machine, which may be coming up already; None: one that is there for this call alone.
         verbose: show what Ray and the workers print.
 
     Raises:
@@ -213,10 +217,11 @@ def run_sweep(
                     with collector_off():
                         from sweeps.cluster import run_on_ray
 
-                    run_on_ray(
-                        ledger, address=address, workers=workers, gpus_per_trial=gpus_per_trial, run_trial=run_trial,
-                        verbose=verbose,
-                    )  # fmt: skip
+                    with nullcontext(own_ray) if own_ray else OwnRay(verbose) as ray_here:
+                        run_on_ray(
+                            ledger, address=address, workers=workers, gpus_per_trial=gpus_per_trial, run_trial=run_trial,
+                            own_ray=ray_here, verbose=verbose,
+                        )  # fmt: skip
         finally:
             ledger.write_manifest()
             progress.update(ledger.records, 0, last=True)

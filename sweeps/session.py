@@ -1,54 +1,39 @@
-"""The Ray that a sweep runs in: its own on this machine, or a running cluster; and what it leaves on the disk."""
+"""The connection to the Ray that a sweep runs in: its own on this machine, or a running cluster."""
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
-import shutil
 import socket
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
+from typing import Any
 
-for _name, _value in {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # nearly doubles the trials per second
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own snapshots are never read
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C must end the sweep at once, not after the running trials
-    "TUNE_MAX_PENDING_TRIALS_PG": "16",
-    "RAY_AIR_NEW_OUTPUT": "0",  # prints a box at every verbosity
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}.items():
-    os.environ.setdefault(_name, _value)
+import sweeps.ray_settings  # isort: skip - before Ray
 
-import psutil  # noqa: E402
-import ray  # noqa: E402 - reads the environment when it is imported
-from ray.air._internal import usage  # noqa: E402
+import ray
+from ray._raylet import Config
+from ray.air._internal import usage
+from ray.tune.execution import class_cache
+
+from llmft.errors import UserError
+from sweeps.own_ray import OwnRay
+from sweeps.stop import heed_sigterm
 
 usage.tag_callbacks = lambda callbacks: False  # no usage is told, and counting them imports MLflow, Comet and wandb: 1 to 2 s
 
-from llmft.errors import UserError  # noqa: E402
-from sweeps.devices import usable_cpus  # noqa: E402
-from sweeps.stop import heed_sigterm  # noqa: E402
-
-SCRATCH_PREFIX, SCRATCH_LOCK, RAY_FOLDER, SOCKET_PATH_ROOM = "llmft-ray-", "scratch.lock", "ray", 10
 CONNECT_S, HEAD_LOOK_S, HEAD_MISSES = 5.0, 2.0, 8
-OBJECT_STORE_BYTES = 100 * 2**20  # specs and digests are all that travels
 
 
 @contextmanager
-def ray_session(address: str | None, n_cpus: int, scratch: Path, verbose: bool, groups: bool = False) -> Iterator[None]:
-    """A Ray of our own on this machine, or a running cluster; an existing connection is used as it is.
+def ray_session(address: str | None, verbose: bool, own: OwnRay | None = None) -> Iterator[None]:
+    """Within: this process is connected to the cluster at `address`, or where it is None to a Ray of its own; an existing connection
+    is used as it is.
 
-    Args:
-        n_cpus: that a Ray of our own has at least, real or not.
-        groups: whether trials run in groups of workers. Ray Train then needs the dashboard's server: what frees the places of a
-            group that was stopped asks it which are left.
+    Raises:
+        UserError: nothing answers, or our own did not start.
     """
     if ray.is_initialized():
         yield
@@ -58,29 +43,43 @@ def ray_session(address: str | None, n_cpus: int, scratch: Path, verbose: bool, 
     quiet = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
     if address:
         _check_answers(address)
-    try:
-        if address:
-            packages = [str(Path(__file__).parents[1] / name) for name in ("llmft", "sweeps")]
+        packages = [str(Path(__file__).parents[1] / name) for name in ("llmft", "sweeps")]
+        try:
             ray.init(address=address, runtime_env={"py_modules": packages}, **quiet)
-        else:
-            source = str(Path(__file__).parents[1])  # workers import the same code, installed or not
-            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
-            os.environ["RAY_TMPDIR"] = str(
-                scratch
-            )  # by which processes of this Ray find it, where there are others on the machine
-            n_cpus = max(usable_cpus(), n_cpus)
-            ray.init(
-                address="local", num_cpus=n_cpus, include_dashboard=groups, object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=str(scratch / RAY_FOLDER), **quiet,
-            )  # fmt: skip
-            (scratch / RAY_FOLDER / "ray_current_cluster").write_text(ray.get_runtime_context().gcs_address)
-    except ConnectionError as error:
-        raise UserError(f"--address: no Ray cluster answers at {address} ({' '.join(str(error).split())[:120]}).") from None
+        except ConnectionError as error:
+            raise UserError(f"--address: no Ray cluster answers at {address} ({' '.join(str(error).split())[:120]}).") from None
+    else:
+        Config.initialize("")  # Ray was perhaps imported before there was a token
+        ray.init(address=own.address(), **quiet)
     heed_sigterm()
+    try:
+        with nullcontext() if address else _environment_inherited():
+            yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def local_ray(n_cpus: int, groups: bool = False, verbose: bool = False) -> Iterator[None]:
+    """Within: this process is connected to a Ray of its own. The arguments are those of `OwnRay.start`."""
+    with OwnRay(verbose) as own:
+        own.start(n_cpus, groups)
+        with ray_session(None, verbose, own):
+            yield
+
+
+@contextmanager
+def _environment_inherited() -> Iterator[None]:
+    """Within: Tune gives its actors no variables. They inherit ours, and so can take the workers that wait since Ray came up."""
+    names = ("DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE")
+    before = {name: getattr(class_cache, name) for name in names}
+    for name, value in before.items():
+        setattr(class_cache, name, type(value)())
     try:
         yield
     finally:
-        ray.shutdown()
+        for name, value in before.items():
+            setattr(class_cache, name, value)
 
 
 @contextmanager
@@ -139,45 +138,3 @@ def _check_answers(address: str) -> None:
         raise UserError(
             f"--address: nothing answers at {address} ({error}). Is the cluster up, and this machine one of its nodes?"
         ) from None
-
-
-@contextmanager
-def scratch_folder(shared: Path | None) -> Iterator[Path]:
-    """A folder for what Ray writes, removed at the end; those of sweeps that were killed are removed at the start.
-
-    Args:
-        shared: a folder that all nodes see, where trials run on several; None: this machine's folder for temporary files, which
-            will do for several too, since no trial reports a checkpoint to Ray.
-    """
-    parent = shared or Path(tempfile.gettempdir())
-    if not shared and len(str(parent)) > SOCKET_PATH_ROOM:
-        parent = Path("/tmp")
-    for folder in parent.glob(f"{SCRATCH_PREFIX}*"):
-        _remove_abandoned(folder)
-    folder = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=parent))
-    with open(folder / SCRATCH_LOCK, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # held while this process lives
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_abandoned(folder: Path) -> None:
-    try:
-        with open(folder / SCRATCH_LOCK) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _end_processes_that_write(folder)
-            shutil.rmtree(folder, ignore_errors=True)
-    except OSError:
-        return  # in use, someone else's, or not ours at all
-
-
-def _end_processes_that_write(folder: Path) -> None:
-    """After a driver was killed, Ray's agents stay for a minute."""
-    for process in psutil.process_iter():
-        try:
-            if any(Path(file.path).is_relative_to(folder / RAY_FOLDER) for file in process.open_files()):
-                process.kill()
-        except psutil.Error:
-            continue  # ended by itself, or another user's

@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ray import tune
+from sweeps.imports import collector_off
+
+with collector_off():
+    from ray import tune
 
 from llmft.errors import Cause
 from llmft.record import Cost, TrialRecord

@@ -39,28 +39,37 @@ def sweep(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="show what Ray and the workers print")] = False,
 ) -> int:
     """Run every trial of a plan that has no result yet, then compare. Stopped at any moment, the same command goes on."""
+    from sweeps.cells import build_cells
     from sweeps.failures import FailurePolicy
+    from sweeps.own_ray import OwnRay
+    from sweeps.plan import load_plan
     from sweeps.run import check_cells, run_sweep
+    from sweeps.store import TRIALS
     from sweeps.trackers import check_trackers
 
     check_trackers(track or ())
     if serial and (address or workers):
         raise UserError("--serial runs without Ray: leave out --address and --workers.")
-    plan, cells, where = load_cells(plan_name, models, data_dir)
-    check_cells(cells, where, here=address is None)
+    plan, where = load_plan(plan_name, models=tuple(models or ()), data_dir=data_dir)
     root = out or Path("results") / plan.name
-    try:
-        outcome = run_sweep(
-            plan, cells, root, serial=serial, address=address, workers=workers, gpus_per_trial=gpus_per_trial,
-            policy=FailurePolicy(retry_failed=retry_failed), studies=studies, trackers=tuple(track or ()), verbose=verbose,
-        )  # fmt: skip
-    except KeyboardInterrupt:
-        print(f"\nllmft: stopped. What has finished lies in {root}; the same command goes on from there.", file=sys.stderr)
-        return STOPPED
-    for cell in outcome.failed_cells:
-        print(f"llmft: {cell}: every trial of the search failed, so nothing is reported.", file=sys.stderr)
-    if outcome.n_finished:
-        show_report(root)
+    with OwnRay(verbose) as own_ray:
+        if not (serial or address) and isinstance(root, Path) and not (root / TRIALS).exists():
+            own_ray.start(workers or 1, groups=any(entry.in_group for entry in plan.models))  # comes up while cells are checked
+        cells = build_cells(plan, where)
+        check_cells(cells, where, here=address is None)
+        try:
+            outcome = run_sweep(
+                plan, cells, root, serial=serial, address=address, workers=workers, gpus_per_trial=gpus_per_trial,
+                policy=FailurePolicy(retry_failed=retry_failed), studies=studies, trackers=tuple(track or ()), own_ray=own_ray,
+                verbose=verbose,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            print(f"\nllmft: stopped. What has finished lies in {root}; the same command goes on from there.", file=sys.stderr)
+            return STOPPED
+        for cell in outcome.failed_cells:
+            print(f"llmft: {cell}: every trial of the search failed, so nothing is reported.", file=sys.stderr)
+        if outcome.n_finished:
+            show_report(root)
     print(
         f"{outcome.n_finished} trials finished, {outcome.n_failed} failed; {outcome.n_new} ran now. Records: {root / 'trials'}"
     )

@@ -28,9 +28,10 @@ PAIR = SimpleNamespace(n_workers=2, cpus=1, gpus=0)
 
 @pytest.fixture(scope="module")
 def local_ray():
-    from sweeps.session import ray_session, scratch_folder
+    from sweeps import session
+    from sweeps.scratch import scratch_folder
 
-    with scratch_folder(None) as scratch, ray_session(None, 2, scratch, verbose=False):
+    with scratch_folder(None) as scratch, session.local_ray(2):
         yield scratch
 
 

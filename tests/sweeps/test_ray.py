@@ -33,9 +33,9 @@ TWO_POINTS = (  # one cell, whose search is 1e-3 and 1e-2; three trials are repo
 @pytest.fixture(scope="module")
 def local_ray(tmp_path_factory):
     """One Ray with two workers for every test here that needs one in this process."""
-    from sweeps.session import ray_session, scratch_folder
+    from sweeps import session
 
-    with scratch_folder(None) as scratch, ray_session(None, 2, scratch, verbose=False):
+    with session.local_ray(2):
         yield
 
 
@@ -105,7 +105,7 @@ def test_the_sweep_stops_where_every_worker_dies(on_ray):
 
 
 def test_only_abandoned_scratch_folders_are_removed(tmp_path):
-    from sweeps.session import SCRATCH_LOCK, SCRATCH_PREFIX, scratch_folder
+    from sweeps.scratch import SCRATCH_LOCK, SCRATCH_PREFIX, scratch_folder
 
     abandoned, results = tmp_path / f"{SCRATCH_PREFIX}dead", tmp_path / f"{SCRATCH_PREFIX}results"
     abandoned.mkdir()

@@ -511,13 +511,13 @@ def test_a_sweep_on_ray_and_a_url_is_that_of_one_process_and_a_folder(
     from sweeps.cells import build_cells
     from sweeps.cli import _run
     from sweeps.plan import load_plan
-    from sweeps.session import ray_session, scratch_folder
+    from sweeps.session import local_ray
 
     smaller = [("n_trials: 4", "n_trials: 2"), ("seeds: [0, 1, 2]", "seeds: [0, 1]"), ("n_shots: [2, 4]", "n_shots: [2]")]
     path = str(plan_file(*smaller, model=tiny_model))
     plan, where = load_plan(path)
     cells = build_cells(plan, where)
-    with scratch_folder(None) as scratch, ray_session(None, 2, scratch, verbose=False):
+    with local_ray(2):
         outcomes = [run_sweep(plan, cells, url, console=QUIET)]
     outcomes.append(run_sweep(plan, cells, tmp_path / "results", serial=True, console=QUIET))
     assert [(outcome.n_finished, outcome.n_failed) for outcome in outcomes] == [(9, 0), (9, 0)]

@@ -1,0 +1,144 @@
+"""A Ray of our own on this machine.
+
+Its head is a process beside the sweep's: it comes up while the sweep reads its plan and checks its cells, and ends at once. It
+ends too when the sweep's process does, however that ends, since it reads from a pipe that is closed then.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import sweeps.ray_settings  # noqa: F401 - the head inherits them
+from llmft.errors import UserError
+from sweeps.devices import usable_cpus
+from sweeps.scratch import RAY_FOLDER, end_processes_that_write, scratch_folder
+
+OBJECT_STORE_BYTES = 100 * 2**20  # specs and digests are all that travels
+ERRORS_FILE, WAITS_S = "head.txt", 10.0
+
+
+class OwnRay:
+    """Within: there can be a Ray on this machine. It comes up after `start`, and is gone when the context is left.
+
+    Args:
+        verbose: show what Ray prints.
+
+    Attributes:
+        scratch: the folder of what Ray writes, once it was started.
+    """
+
+    def __init__(self, verbose: bool = False):
+        self.verbose, self.scratch = verbose, Path()
+        self._head: subprocess.Popen[str] | None = None
+        self._given: tuple[int, bool] = (0, False)
+        self._kept = ExitStack()
+        self._address = ""
+
+    def start(self, n_cpus: int = 1, groups: bool = False) -> None:
+        """Begin to start it; one that runs already stays, if it is large enough.
+
+        Args:
+            n_cpus: that it has at least, real or not.
+            groups: whether trials run in groups of workers. Ray Train then needs the dashboard's server: what frees the places of a
+                group that was stopped asks it which are left.
+        """
+        if self._head and n_cpus <= self._given[0] and groups <= self._given[1]:
+            return
+        self.close()
+        self._given = max(usable_cpus(), n_cpus), groups
+        self.scratch = self._kept.enter_context(scratch_folder(None))
+        settings = {"num_cpus": self._given[0], "include_dashboard": groups, "include_log_monitor": self.verbose}
+        command = [sys.executable, "-m", "sweeps.own_ray", str(self.scratch), json.dumps(settings)]
+        with open(self.scratch / ERRORS_FILE, "w") as errors:
+            self._head = subprocess.Popen(
+                command, env=_environment(self.scratch), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=None if self.verbose else errors, text=True, start_new_session=True,
+            )  # fmt: skip
+
+    def address(self) -> str:
+        """Where it answers; waits until it does.
+
+        Raises:
+            UserError: it did not start.
+        """
+        assert self._head and self._head.stdout
+        self._address = self._address or self._head.stdout.readline().strip()
+        if not self._address:
+            told = (self.scratch / ERRORS_FILE).read_text(errors="replace").split("\n")
+            why = next((line for line in reversed(told) if line.strip()), "no word why; -v shows what it prints")
+            raise UserError(f"Ray did not start on this machine: {why.strip()[:300]}")
+        return self._address
+
+    def end(self) -> None:
+        """Begin to end it."""
+        self._given = (0, False)
+        if self._head and self._head.stdin:
+            self._head.stdin.close()
+
+    def close(self) -> None:
+        """End it, and wait until it is gone."""
+        if self._head:
+            self.end()
+            try:
+                self._head.wait(WAITS_S if self._address else 0)  # one that is still coming up hears nothing
+            except subprocess.TimeoutExpired:
+                self._head.kill()  # the kernel ends what it started, but not what that started
+                self._head.wait()
+                end_processes_that_write(self.scratch)
+            self._head.stdout.close()
+        self._head, self._address = None, ""
+        self._kept.close()
+
+    def __enter__(self) -> OwnRay:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+def _environment(scratch: Path) -> dict[str, str]:
+    """The head's, and so the workers'."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # nobody else on this machine may run code here
+    source = str(Path(__file__).parents[1])  # workers import the same code, installed or not
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")])),
+        "RAY_TMPDIR": str(scratch),  # by which processes of this Ray find it, where there are others on the machine
+    }
+
+
+def _be_head(scratch: Path, settings: dict[str, Any]) -> None:
+    """Start Ray's processes, say where they answer, and end them when nobody listens any more.
+
+    `ray.init` would do, but connects as a driver, for which workers are started that wait in vain, and starts an autoscaler, which
+    has nothing to scale.
+    """
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a scheduler that ends a job tells all processes; the sweep's decides
+    params = RayParams(
+        temp_dir=str(scratch / RAY_FOLDER), object_store_memory=OBJECT_STORE_BYTES, dashboard_port=None, no_monitor=True, **settings
+    )  # fmt: skip
+    node = Node(params, head=True, shutdown_at_exit=False, spawn_reaper=True, ray_init_cluster=True)
+    (scratch / RAY_FOLDER / "ray_current_cluster").write_text(node.gcs_address)
+    print(node.gcs_address, flush=True)
+    sys.stdin.read()
+    node.kill_all_processes(check_alive=False, allow_graceful=True)
+
+
+if __name__ == "__main__":
+    from sweeps.imports import collector_off
+
+    with collector_off():
+        import ray  # noqa: F401
+    _be_head(Path(sys.argv[1]), json.loads(sys.argv[2]))

@@ -1,0 +1,130 @@
+"""A Ray of our own: it is there when it is asked for, and nothing of it is left afterwards, however its sweep ended."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from llmft.errors import UserError
+from sweeps import own_ray
+from sweeps.own_ray import OwnRay
+
+STARTER = """
+import sys, time
+from sweeps.own_ray import OwnRay
+with OwnRay() as ray_here:
+    ray_here.start(1)
+    if sys.argv[1] == "up":
+        ray_here.address()
+    print(ray_here.scratch, flush=True)
+    time.sleep(600)
+"""
+
+
+def processes_of(folder, variable: str = "RAY_TMPDIR") -> list[str]:
+    """Command lines of the processes that belong to the Ray below a folder: a variable of theirs names it."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(variable) == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return found
+
+
+def assert_nothing_is_left(folder, variable: str = "RAY_TMPDIR") -> None:
+    deadline = time.monotonic() + 20
+    while left := processes_of(folder, variable):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+
+
+@pytest.mark.ray
+def test_it_grows_where_more_is_asked_for_and_is_gone_at_the_end():
+    with OwnRay() as ray_here:
+        ray_here.start(1)
+        first = ray_here._head.pid
+        ray_here.start(1)
+        assert ray_here._head.pid == first
+        address, folder = ray_here.address(), ray_here.scratch
+        assert ray_here.address() == address and processes_of(folder)
+        ray_here.start(1, groups=True)
+        assert ray_here._head.pid != first
+        assert not folder.exists()
+        assert_nothing_is_left(folder)
+        folder = ray_here.scratch
+        ray_here.end()
+        ray_here.start(1)  # what ends is of no use any more
+        assert not folder.exists() and ray_here.address()
+        folder = ray_here.scratch
+    assert not folder.exists()
+    assert_nothing_is_left(folder)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("when", ["coming up", "up"])
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT])
+def test_it_goes_with_the_process_that_started_it(when, by):
+    starter = subprocess.Popen(
+        [sys.executable, "-c", STARTER, when], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    folder = starter.stdout.readline().strip()
+    if when == "coming up":
+        time.sleep(1.0)
+    assert processes_of(folder)
+    starter.send_signal(by)
+    starter.wait()
+    assert_nothing_is_left(folder)
+    assert by is signal.SIGKILL or not os.path.exists(folder)
+
+
+@pytest.mark.parametrize(
+    ("script", "line"),
+    [
+        ("echo Traceback >&2; echo 'OSError: no room in /dev/shm' >&2", "OSError: no room in /dev/shm"),
+        ("exit 1", "no word why; -v shows what it prints"),
+    ],
+)
+def test_one_that_does_not_start_says_why_in_a_line(tmp_path, monkeypatch, script, line):
+    broken = tmp_path / "python"
+    broken.write_text(f"#!/bin/sh\n{script}\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(own_ray.sys, "executable", str(broken))
+    with OwnRay() as ray_here:
+        ray_here.start()
+        with pytest.raises(UserError) as caught:
+            ray_here.address()
+        folder = ray_here.scratch
+    assert str(caught.value) == f"Ray did not start on this machine: {line}"
+    assert not folder.exists()
+
+
+@pytest.mark.ray
+def test_a_mistake_that_shows_while_ray_comes_up_is_one_line_and_leaves_nothing(tmp_path, plan_file):
+    arguments = ["sweep", str(plan_file()), "--model", str(tmp_path / "nowhere"), "--out", str(tmp_path / "results")]
+    done = subprocess.run(
+        [sys.executable, "-m", "sweeps.cli", *arguments], capture_output=True, text=True, env=os.environ | {"MARK": str(tmp_path)}
+    )
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
+    assert "there is no folder" in done.stderr
+    assert not (tmp_path / "results").exists()
+    assert_nothing_is_left(tmp_path, "MARK")
+
+
+def test_a_sweep_that_may_have_results_starts_none_before_it_has_looked(tmp_path, plan_file, tiny_model, monkeypatch, capsys):
+    from sweeps.cli import _run
+
+    def start(*_, **__):
+        raise AssertionError("Ray was started")
+
+    changes = [("n_shots: [2, 4]", "n_shots: [2]"), ("n_trials: 4", "n_trials: 1"), ("seeds: [0, 1, 2]", "seeds: [0]")]
+    arguments = ["sweep", str(plan_file(*changes, model=tiny_model)), "--out", str(tmp_path / "results")]
+    assert _run([*arguments, "--serial"]) == 0
+    monkeypatch.setattr(OwnRay, "start", start)
+    assert _run(arguments) == 0
+    assert " 0 ran now" in capsys.readouterr().out
