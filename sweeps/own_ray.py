@@ -33,10 +33,14 @@ class OwnRay:
 
     Attributes:
         scratch: the folder of what Ray writes, once it was started.
+        credentials: variables without which it lets nobody in, so that no other user of this machine runs code here; none where the
+            environment says how Ray is to go about that.
     """
 
     def __init__(self, verbose: bool = False):
         self.verbose, self.scratch = verbose, Path()
+        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self.credentials = {} if "RAY_AUTH_MODE" in os.environ else own
         self._head: subprocess.Popen[str] | None = None
         self._given: tuple[int, bool] = (0, False)
         self._kept = ExitStack()
@@ -59,7 +63,7 @@ class OwnRay:
         command = [sys.executable, "-m", "sweeps.own_ray", str(self.scratch), json.dumps(settings)]
         with open(self.scratch / ERRORS_FILE, "w") as errors:
             self._head = subprocess.Popen(
-                command, env=_environment(self.scratch), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                command, env=_environment(self.scratch, self.credentials), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=None if self.verbose else errors, text=True, start_new_session=True,
             )  # fmt: skip
 
@@ -104,13 +108,12 @@ class OwnRay:
         self.close()
 
 
-def _environment(scratch: Path) -> dict[str, str]:
+def _environment(scratch: Path, credentials: dict[str, str]) -> dict[str, str]:
     """The head's, and so the workers'."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # nobody else on this machine may run code here
     source = str(Path(__file__).parents[1])  # workers import the same code, installed or not
-    return os.environ | {
+    return {
+        **os.environ,
+        **credentials,
         "PYTHONPATH": os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")])),
         "RAY_TMPDIR": str(scratch),  # by which processes of this Ray find it, where there are others on the machine
     }

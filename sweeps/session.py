@@ -7,14 +7,14 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import sweeps.ray_settings  # isort: skip - before Ray
 
 import ray
-from ray._raylet import Config
+from ray._raylet import AuthenticationTokenLoader, Config
 from ray.air._internal import usage
 from ray.tune.execution import class_cache
 
@@ -48,15 +48,14 @@ def ray_session(address: str | None, verbose: bool, own: OwnRay | None = None) -
             ray.init(address=address, runtime_env={"py_modules": packages}, **quiet)
         except ConnectionError as error:
             raise UserError(f"--address: no Ray cluster answers at {address} ({' '.join(str(error).split())[:120]}).") from None
-    else:
-        Config.initialize("")  # Ray was perhaps imported before there was a token
-        ray.init(address=own.address(), **quiet)
-    heed_sigterm()
-    try:
-        with nullcontext() if address else _environment_inherited():
-            yield
-    finally:
-        ray.shutdown()
+    with ExitStack() as left:
+        if not address:
+            left.enter_context(_variables(own.credentials))
+            left.enter_context(_environment_inherited())
+            ray.init(address=own.address(), **quiet)
+        left.callback(ray.shutdown)
+        heed_sigterm()
+        yield
 
 
 @contextmanager
@@ -66,6 +65,26 @@ def local_ray(n_cpus: int, groups: bool = False, verbose: bool = False) -> Itera
         own.start(n_cpus, groups)
         with ray_session(None, verbose, own):
             yield
+
+
+@contextmanager
+def _variables(variables: dict[str, str]) -> Iterator[None]:
+    """Within: the environment has these variables, of which Ray knows."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    _reread()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        _reread()
+
+
+def _reread() -> None:
+    """Ray was perhaps imported, and connected elsewhere, with other variables."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager

@@ -128,3 +128,27 @@ def test_a_sweep_that_may_have_results_starts_none_before_it_has_looked(tmp_path
     monkeypatch.setattr(OwnRay, "start", start)
     assert _run(arguments) == 0
     assert " 0 ran now" in capsys.readouterr().out
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_it_leaves_the_environment_and_another_ray_alone(tmp_path):
+    code = """
+import os, ray
+how = {"num_cpus": 1, "include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
+def one_task():
+    return ray.get(ray.remote(lambda: 1).remote())
+ray.init(address="local", **how); assert one_task() == 1; ray.shutdown()
+before = dict(os.environ)
+from sweeps import session
+with session.local_ray(2):
+    assert one_task() == 1 and ray.cluster_resources()["CPU"] >= 2
+after = {name: value for name, value in os.environ.items() if name not in before}
+assert after.keys() <= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_GLOBAL_CHECKPOINT_S", "TUNE_DISABLE_SIGINT_HANDLER",
+    "TUNE_MAX_PENDING_TRIALS_PG", "RAY_AIR_NEW_OUTPUT", "RAY_CHDIR_TO_TRIAL_DIR", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_USAGE_STATS_ENABLED"}, after
+assert not [name for name in before if os.environ.get(name) != before[name]]
+ray.init(address="local", **how); assert one_task() == 1; ray.shutdown()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"HOME": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
