@@ -20,6 +20,7 @@ import sweeps.ray_settings  # noqa: F401 - the head inherits them
 from llmft.errors import UserError
 from sweeps.devices import usable_cpus
 from sweeps.scratch import RAY_FOLDER, end_processes_that_write, scratch_folder
+from sweeps.stop import uninterrupted
 
 OBJECT_STORE_BYTES = 100 * 2**20  # specs and digests are all that travels
 ERRORS_FILE, WAITS_S = "head.txt", 10.0
@@ -87,6 +88,7 @@ class OwnRay:
         if self._head and self._head.stdin:
             self._head.stdin.close()
 
+    @uninterrupted()
     def close(self) -> None:
         """End it, and wait until it is gone."""
         if self._head:

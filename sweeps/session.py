@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from ray.tune.execution import class_cache
 
 from llmft.errors import UserError
 from sweeps.own_ray import OwnRay
-from sweeps.stop import heed_sigterm
+from sweeps.stop import heed_sigterm, uninterrupted
 
 usage.tag_callbacks = lambda callbacks: False  # no usage is told, and counting them imports MLflow, Comet and wandb: 1 to 2 s
 
@@ -39,20 +40,25 @@ def ray_session(address: str | None, verbose: bool, own: OwnRay | None = None) -
         return
     if not verbose:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are said by our own progress
-    quiet = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
+    settings: dict[str, Any] = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
     if address:
         _check_answers(address)
-        packages = [str(Path(__file__).parents[1] / name) for name in ("llmft", "sweeps")]
-        try:
-            ray.init(address=address, runtime_env={"py_modules": packages}, **quiet)
-        except ConnectionError as error:
-            raise UserError(f"--address: no Ray cluster answers at {address} ({' '.join(str(error).split())[:120]}).") from None
+        settings["runtime_env"] = {"py_modules": [str(Path(__file__).parents[1] / name) for name in ("llmft", "sweeps")]}
     with ExitStack() as left:
         if not address:
             left.enter_context(_variables(own.credentials))
             left.enter_context(_environment_inherited())
-            ray.init(address=own.address(), **quiet)
-        left.callback(ray.shutdown)
+        where = address or own.address()
+        left.callback(uninterrupted()(ray.shutdown))  # also where the connection was half made
+        try:
+            ray.init(address=where, **settings)
+        except ConnectionError as error:
+            whose = "--address" if address else "Ray on this machine"
+            raise UserError(f"{whose}: no Ray cluster answers at {where} ({' '.join(str(error).split())[:120]}).") from None
+        except SystemExit as ended:
+            if ended.code != signal.SIGTERM:  # Ray takes the signal over when it starts
+                raise
+            raise KeyboardInterrupt from None
         heed_sigterm()
         yield
 
