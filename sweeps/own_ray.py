@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import select
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from sweeps.scratch import RAY_FOLDER, end_processes_that_write, scratch_folder
 from sweeps.stop import uninterrupted
 
 OBJECT_STORE_BYTES = 100 * 2**20  # specs and digests are all that travels
-ERRORS_FILE, WAITS_S = "head.txt", 10.0
+ERRORS_FILE, WAITS_S, LOOK_EVERY_S = "head.txt", 10.0, 1.0
 
 
 class OwnRay:
@@ -77,10 +78,22 @@ class OwnRay:
         assert self._head and self._head.stdout
         self._address = self._address or self._head.stdout.readline().strip()
         if not self._address:
-            told = (self.scratch / ERRORS_FILE).read_text(errors="replace").split("\n")
-            why = next((line for line in reversed(told) if line.strip()), "no word why; -v shows what it prints")
-            raise UserError(f"Ray did not start on this machine: {why.strip()[:300]}")
+            self._head.wait()
+            raise UserError(f"Ray did not start on this machine: {self.why_ended()}")
         return self._address
+
+    @property
+    def is_started(self) -> bool:
+        return self._head is not None
+
+    def why_ended(self) -> str:
+        """Why it is there no more though nobody ended it; empty while it is, or where none was started."""
+        if self._head is None or (code := self._head.poll()) is None:
+            return ""
+        if code < 0:
+            return f"its process was killed (signal {-code})"
+        told = (self.scratch / ERRORS_FILE).read_text(errors="replace").split("\n")
+        return next((line.strip()[:300] for line in reversed(told) if line.strip()), "no word why; -v shows what it prints")
 
     def end(self) -> None:
         """Begin to end it."""
@@ -122,13 +135,14 @@ def _environment(scratch: Path, credentials: dict[str, str]) -> dict[str, str]:
 
 
 def _be_head(scratch: Path, settings: dict[str, Any]) -> None:
-    """Start Ray's processes, say where they answer, and end them when nobody listens any more.
+    """Start Ray's processes, say where they answer, and end them when nobody listens any more, or one that Ray is nothing without is lost.
 
     `ray.init` would do, but connects as a driver, for which workers are started that wait in vain, and starts an autoscaler, which
     has nothing to scale.
     """
     from ray._private.node import Node
     from ray._private.parameter import RayParams
+    from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a scheduler that ends a job tells all processes; the sweep's decides
     params = RayParams(
@@ -137,8 +151,12 @@ def _be_head(scratch: Path, settings: dict[str, Any]) -> None:
     node = Node(params, head=True, shutdown_at_exit=False, spawn_reaper=True, ray_init_cluster=True)
     (scratch / RAY_FOLDER / "ray_current_cluster").write_text(node.gcs_address)
     print(node.gcs_address, flush=True)
-    sys.stdin.read()
+    lost: set[str] = set()
+    while not lost and not select.select([sys.stdin], [], [], LOOK_EVERY_S)[0]:
+        lost = {kind for kind, _ in node.dead_processes()} & {PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET}
     node.kill_all_processes(check_alive=False, allow_graceful=True)
+    if lost:
+        sys.exit(f"its {' and '.join(sorted(lost))} ended")
 
 
 if __name__ == "__main__":

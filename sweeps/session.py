@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import sweeps.ray_settings  # isort: skip # noqa: F401 - before Ray, which reads them
 
@@ -114,31 +115,23 @@ def muted(verbose: bool) -> Iterator[None]:
 
 
 @contextmanager
-def watched_head(leave: Callable[[str], None]) -> Iterator[None]:
-    """Within: where the head of the cluster goes away, `leave` is called, and this process ends.
+def watched_head(leave: Callable[[str], None], own: OwnRay) -> Iterator[None]:
+    """Within: where the head goes away, `leave` is called, and this process ends.
 
     Nothing milder is possible: the main thread then hangs in Ray, which ends the process itself after a minute.
 
     Args:
         leave: called from another thread, with what to tell the user.
+        own: the Ray that this process is connected to, unless it was never started.
     """
-    address, over = ray.get_runtime_context().gcs_address, threading.Event()
-    host, _, port = address.rpartition(":")
+    why_gone = own.why_ended if own.is_started else _silent_head(ray.get_runtime_context().gcs_address)
+    over = threading.Event()
 
     def watch() -> None:
-        n_misses = 0
         while not over.wait(HEAD_LOOK_S):
-            try:
-                socket.create_connection((host, int(port)), CONNECT_S).close()
-                n_misses = 0
-            except OSError:
-                n_misses += 1
-            if n_misses == HEAD_MISSES:
+            if (why := why_gone()) and not over.is_set():
                 try:
-                    leave(
-                        f"Ray: the head at {address} does not answer any more. What has finished is stored; once there is a "
-                        "cluster again, the same command goes on from there."
-                    )
+                    leave(f"Ray: {why}. What has finished is stored; the same command goes on from there.")
                 finally:
                     os._exit(1)
 
@@ -147,6 +140,23 @@ def watched_head(leave: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         over.set()
+
+
+def _silent_head(address: str) -> Callable[[], str]:
+    """Says that the head of a cluster answers no more, once it was asked so often that it is not merely busy."""
+    host, _, port = address.rpartition(":")
+    n_misses = 0
+
+    def ask() -> str:
+        nonlocal n_misses
+        try:
+            socket.create_connection((host, int(port)), CONNECT_S).close()
+            n_misses = 0
+        except OSError:
+            n_misses += 1
+        return f"the head at {address} does not answer any more" if n_misses >= HEAD_MISSES else ""
+
+    return ask
 
 
 def _check_answers(address: str) -> None:

@@ -83,11 +83,39 @@ def test_it_goes_with_the_process_that_started_it(when, by):
     assert by is signal.SIGKILL or not os.path.exists(folder)
 
 
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("raylet", "its raylet ended"),
+        pytest.param("gcs_server", "its gcs_server ended", marks=pytest.mark.long),
+        pytest.param("sweeps.own_ray", "its process was killed (signal 9)", marks=pytest.mark.long),
+    ],
+)
+def test_it_says_why_it_is_there_no_more(name, why):
+    with OwnRay() as ray_here:
+        assert ray_here.why_ended() == ""
+        ray_here.start()
+        ray_here.address()
+        assert ray_here.why_ended() == ""
+        mine = [psutil.Process(ray_here._head.pid), *psutil.Process(ray_here._head.pid).children()]
+        (victim,) = [process for process in mine if any(part.endswith(name) for part in process.cmdline()[:3])]
+        victim.kill()
+        deadline = time.monotonic() + 20
+        while not ray_here.why_ended():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert ray_here.why_ended() == why
+        folder = ray_here.scratch
+    assert_nothing_is_left(folder)
+
+
 @pytest.mark.parametrize(
     ("script", "line"),
     [
         ("echo Traceback >&2; echo 'OSError: no room in /dev/shm' >&2", "OSError: no room in /dev/shm"),
         ("exit 1", "no word why; -v shows what it prints"),
+        ("kill -9 $$", "its process was killed (signal 9)"),
     ],
 )
 def test_one_that_does_not_start_says_why_in_a_line(tmp_path, monkeypatch, script, line):
