@@ -62,7 +62,8 @@ class OwnRay:
         self._given = max(usable_cpus(), n_cpus), groups
         self.scratch = self._kept.enter_context(scratch_folder(None))
         settings = {"num_cpus": self._given[0], "include_dashboard": groups, "include_log_monitor": self.verbose}
-        command = [sys.executable, "-m", "sweeps.own_ray", str(self.scratch), json.dumps(settings)]
+        # -P: what lies in the working directory may have the name of a module
+        command = [sys.executable, "-P", "-m", "sweeps.own_ray", str(self.scratch), json.dumps(settings)]
         with open(self.scratch / ERRORS_FILE, "w") as errors:
             self._head = subprocess.Popen(
                 command, env=_environment(self.scratch, self.credentials), stdin=subprocess.PIPE, stdout=subprocess.PIPE,

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
@@ -17,6 +18,7 @@ import sweeps.ray_settings  # isort: skip # noqa: F401 - before Ray, which reads
 import ray
 from ray._raylet import AuthenticationTokenLoader, Config
 from ray.air._internal import usage
+from ray.job_config import JobConfig
 from ray.tune.execution import class_cache
 
 from llmft.errors import UserError
@@ -47,6 +49,8 @@ def ray_session(address: str | None, verbose: bool, own: OwnRay | None = None) -
         settings["runtime_env"] = {"py_modules": [str(Path(__file__).parents[1] / name) for name in ("llmft", "sweeps")]}
     with ExitStack() as left:
         if not address:
+            # else Ray's workers import from the working directory before all else, even where this process does not
+            settings["job_config"] = JobConfig(_client_job=not {"", os.getcwd()} & set(sys.path))
             left.enter_context(_variables(own.credentials))
             left.enter_context(_environment_inherited())
         where = address or own.address()

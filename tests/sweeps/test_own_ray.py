@@ -99,7 +99,7 @@ def test_it_says_why_it_is_there_no_more(name, why):
         ray_here.address()
         assert ray_here.why_ended() == ""
         mine = [psutil.Process(ray_here._head.pid), *psutil.Process(ray_here._head.pid).children()]
-        (victim,) = [process for process in mine if any(part.endswith(name) for part in process.cmdline()[:3])]
+        (victim,) = [process for process in mine if any(part.endswith(name) for part in process.cmdline()[:4])]
         victim.kill()
         deadline = time.monotonic() + 20
         while not ray_here.why_ended():
@@ -179,4 +179,26 @@ assert not [name for name in before if os.environ.get(name) != before[name]]
 ray.init(address="local", **how); assert one_task() == 1; ray.shutdown()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"HOME": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_modules_of_the_working_directory_are_not_taken_for_ours(tmp_path):
+    for name in ("sweeps", "llmft"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('not ours')")
+    (tmp_path / "json.py").write_text("raise SystemExit('not ours')")
+    script = tmp_path / "bin" / "script.py"
+    script.parent.mkdir()
+    script.write_text("""
+import json, ray, sweeps
+from sweeps import session
+def files():
+    import json, sweeps
+    return json.__file__, sweeps.__file__
+with session.local_ray(1):
+    assert ray.get(ray.remote(files).remote()) == (json.__file__, sweeps.__file__)
+""")
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
