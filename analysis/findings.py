@@ -118,7 +118,7 @@ def _of_tasks(chosen: pd.DataFrame, trials: pd.DataFrame) -> Iterator[Finding]:
             text = f"from {sizes.min()} trials ({cell_name(fewest)}) to {sizes.max()} ({cell_name(most)}): intervals differ for that alone"
             yield _warning("unbalanced_seeds", f"{where}: {text}", int(sizes.max() - sizes.min()))
         if len(sizes) and (smallest := int(sizes.min())) < N_SEEDS:
-            text = f"{where}: {smallest} trials in the smallest cell; {N_SEEDS} is the least that a paired test needs"
+            text = f"{where}: {smallest} trial{'s' * (smallest > 1)} in the smallest cell; {N_SEEDS} is the least that a paired test needs"
             yield _finding("few_seeds", "note", text, smallest)
         if "zero_shot" not in set(group["method"]):
             yield _finding(

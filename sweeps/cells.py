@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from llmft.errors import UserError, unknown_name
+from llmft.errors import UserError, error_lines, unknown_name
 from llmft.method import Method, Range
 from llmft.registry import METHODS, build_method, check_kinds, complete_settings, load_task, method_class
-from llmft.spec import STREAMS, DataRef, ForgettingSpec, GenerationSpec, ModelRef, TaskRef, TrainSpec, TrialSpec, error_lines
+from llmft.spec import STREAMS, DataRef, ForgettingSpec, GenerationSpec, ModelRef, TaskRef, TrainSpec, TrialSpec
 from llmft.task import Task
 from sweeps.imports import collector_off
 from sweeps.plan import MethodEntry, ModelEntry, Plan, SearchPlan
