@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from analysis.columns import DOMAINS
@@ -213,8 +213,8 @@ def _common(row: dict[str, Any]) -> str:
 
 
 def _differing(mine: pd.DataFrame, other: pd.DataFrame) -> list[str]:
-    def differs(column: str) -> bool:
-        a, b = set(mine[column].dropna()), set(other[column].dropna())
+    def differs(values: Callable[[pd.DataFrame], pd.Series]) -> bool:
+        a, b = set(values(mine).dropna()), set(values(other).dropna())
         return bool(a and b) and a != b
 
     return differing_conditions(differs)

@@ -103,7 +103,7 @@ def _of_cells(trials: pd.DataFrame, chosen: pd.DataFrame, rule: str) -> Iterator
             yield _warning(
                 "identical_draws", f"{name}: different data seeds drew the same examples ({n_same} draws recur)", n_same
             )
-        if mixed := differing_conditions(lambda column, group=group: group[column].nunique(dropna=False) > 1):
+        if mixed := differing_conditions(lambda values, group=group: values(group).nunique(dropna=False) > 1):
             yield _warning(
                 "mixed_settings", f"{name}: trials differ in {', '.join(mixed)}, and the row averages over them", len(mixed)
             )

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from llmft.answers import LabelWords
 from llmft.model import BorrowedModel
-from llmft.tokens import EncodedQueries, LabelWords
+from llmft.tokens import EncodedQueries
 
 BUSY_PASS = 2048  # tokens: what keeps a device busy
 PASS_TOKENS = {"cpu": 64}

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from llmft.adapted import Adapted
+from llmft.answers import LabelWords
 from llmft.batches import Prefix, QueryBatch, deal, make_batch, scoring_budget, split_by_tokens
 from llmft.errors import Cause, TrialFailure
 from llmft.generate import Decoding, end_tokens
@@ -18,7 +19,7 @@ from llmft.reasoning import Reasoning
 from llmft.runtime import Runtime
 from llmft.setting import CONTENT_FREE
 from llmft.text_metrics import example_scores
-from llmft.tokens import EncodedQueries, EncodedTrial, LabelWords
+from llmft.tokens import EncodedQueries, EncodedTrial
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from llmft.answers import LabelWords
 from llmft.record import CurvePoint, Finding, SetMetrics, Teacher
 from llmft.task import Example, TaskData, TestSet
-from llmft.tokens import EncodedTrial, LabelWords
+from llmft.tokens import EncodedTrial
 
 CODES = {
     "constant_prediction": "every query got the same label",

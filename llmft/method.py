@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
     from llmft.adapted import Adapted
+    from llmft.answers import LabelWords
     from llmft.batches import QueryBatch
     from llmft.generate import Decoding
     from llmft.model import BorrowedModel
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from llmft.scoring import Scores
     from llmft.spec import TrialSpec
     from llmft.task import Draw, Example, Kind
-    from llmft.tokens import LabelWords
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from llmft.answers import LabelWords, resolve_label_words
 from llmft.errors import UserError
 from llmft.method import Method
 from llmft.prompts import Pattern
@@ -16,7 +17,7 @@ from llmft.registry import load_task
 from llmft.seeds import stream
 from llmft.spec import TrialSpec, pattern_of
 from llmft.task import Example, TaskData
-from llmft.tokens import EncodedTrial, LabelWords, encode_trial, resolve_label_words
+from llmft.tokens import EncodedTrial, encode_trial
 
 
 @dataclass(frozen=True)

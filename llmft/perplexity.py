@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 
 from llmft.adapted import Adapted
+from llmft.answers import LabelWords
 from llmft.batches import make_batch, split_by_tokens
 from llmft.errors import Cause, TrialFailure
 from llmft.opening import encode
-from llmft.tokens import EncodedQueries, LabelWords
+from llmft.tokens import EncodedQueries
 
 UNBOUNDED = 2048  # tokens of a window where the model's positions have no bound, as in the harness
 NO_ANSWER = LabelWords(("",), ((0,),))  # a text has no label; one token, so that it takes one row

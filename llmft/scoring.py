@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from llmft.answers import LabelWords
 from llmft.batches import QueryBatch
 from llmft.model import BorrowedModel
 from llmft.shared_prefix import shared_attention
 from llmft.task import NO_LABEL
-from llmft.tokens import LabelWords
 
 
 @dataclass(frozen=True)

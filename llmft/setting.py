@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from llmft import registry
+from llmft.answers import LabelWords, decoder_start, resolve_label_words
 from llmft.architecture import decoder_start_token, shares_prefix
 from llmft.definition import TaskDefinition
 from llmft.depth import check_blocks
@@ -21,7 +22,7 @@ from llmft.reasoning import Reasoning
 from llmft.seeds import derive, stream
 from llmft.spec import DataRef, GenerationSpec, ModelRef, TrialSpec
 from llmft.task import Draw, Example, Task, TaskData, TestSet, draw_examples, draw_unlabelled, subsample
-from llmft.tokens import EncodedTrial, LabelWords, decoder_start, encode_trial, resolve_label_words
+from llmft.tokens import EncodedTrial, encode_trial
 
 SHOTS, DEV = "shots", "dev"  # names of these sets among a trial's encoded sets
 CONTENT_FREE, INPUTS = "content_free", "inputs"  # queries without content; what a lesson asks about

@@ -1,4 +1,4 @@
-"""From text to token ids: label words, whole prompts, and the demonstrations that fit.
+"""From text to token ids: whole prompts, and the demonstrations that fit.
 
 A prompt's tokens are those of the whole text. What all prompts of a trial have in common (the demonstrations) is found on the ids, so
 that encoding it once is exact for every tokenizer.
@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from llmft.errors import Cause, TrialFailure, UserError
+from llmft.answers import LabelWords, encode_completions, encode_decoder_completions
+from llmft.errors import Cause, TrialFailure
 from llmft.opening import Opening, encode
 from llmft.prompts import Pattern, render_opening
 from llmft.task import Example
@@ -17,81 +18,6 @@ from llmft.task import Example
 CHUNK = 512  # prompts tokenised at once
 SHORTEST_PREFIX = 8  # tokens; below that a cache costs more than it saves
 CANDIDATES = 8  # longest queries that are tried when demonstrations must be dropped
-
-
-@dataclass(frozen=True)
-class LabelWords:
-    """The label words of a trial: their texts and, for each, the token ids that follow the prompt (or a decoder's start).
-
-    `n_known`: how many words of the vocabulary the model and its teacher both have (some pad theirs); None without a teacher.
-    """
-
-    words: tuple[str, ...]
-    ids: tuple[tuple[int, ...], ...]
-    n_known: int | None = None
-
-    @property
-    def beginnings(self) -> tuple[tuple[int, ...], ...]:
-        """After which token ids an answer goes on: nothing, and the beginnings of words of several tokens; each once."""
-        return tuple(dict.fromkeys(ids[:step] for ids in self.ids for step in range(len(ids))))
-
-    @property
-    def single(self) -> bool:
-        """Whether every word is one token."""
-        return all(len(ids) == 1 for ids in self.ids)
-
-    @property
-    def longest(self) -> int:
-        return max(len(ids) for ids in self.ids)
-
-
-def encode_answer(tokenizer, text: str) -> tuple[int, ...]:
-    """The token ids of an answer that a decoder of its own says: tokenised alone, as a target, without what the tokenizer adds."""
-    return tuple(tokenizer(text_target=text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def decoder_start(tokenizer, token: int) -> tuple[int, ...]:
-    """What a decoder reads before an answer: its start `token`, and whatever opens the tokenizer's texts.
-
-    As transformers trains encoder-decoder models. T5: `<pad>`; BART: `</s><s>`.
-    """
-    sample = tokenizer(text_target="a", return_special_tokens_mask=True)
-    return (token, *sample["input_ids"][: sample["special_tokens_mask"].index(0)])
-
-
-def resolve_label_words(
-    tokenizer, pattern: Pattern, words: Sequence[str], sample: Mapping[str, str], in_decoder: bool = False
-) -> LabelWords:
-    """The token ids of each label word after a prompt.
-
-    Args:
-        sample: the fields of any example, to see the words in their place.
-        in_decoder: whether a decoder of its own says them, so that they stand alone and not behind the prompt.
-
-    Raises:
-        UserError: a word is unknown to the tokenizer, melts into the prompt's last token, or two words have the same tokens.
-    """
-    prompt = pattern.render(sample)
-    (before,), ids = encode(tokenizer, [prompt]), []
-    for word in words:
-        if in_decoder:
-            answer = encode_answer(tokenizer, word)
-        else:
-            (whole,) = encode(tokenizer, [prompt + pattern.label_prefix + word])
-            answer = tuple(whole[len(before) :])
-            if whole[: len(before)] != before:
-                raise UserError(
-                    f"verbalizer: label word {word!r} cannot be scored after the pattern {pattern.template!r}: this tokenizer "
-                    "joins it with the text before. Choose a pattern that does not end in a space, or another word."
-                )
-        if not answer or (tokenizer.unk_token_id in answer and tokenizer.unk_token_id != tokenizer.bos_token_id):
-            raise UserError(f"verbalizer: label word {word!r} is unknown to this model's tokenizer. Choose another verbalizer.")
-        ids.append(answer)
-    if len(set(ids)) < len(ids):
-        raise UserError(
-            f"verbalizer: two of the label words {', '.join(map(repr, words))} have the same tokens. Choose other words."
-        )
-    return LabelWords(tuple(words), tuple(ids))
 
 
 @dataclass(frozen=True)
@@ -241,11 +167,11 @@ def encode_trial(
         if name in trained and (marker or (not words and all(example.references for example in examples))):
             answers = [(example.id, answer(example)) for example in examples]
             if start:
-                completions = _encode_answers(tokenizer, answers, max_length - len(start))
+                completions = encode_decoder_completions(tokenizer, answers, max_length - len(start))
             else:
                 before, begun = ((), opening(())) if name in bare else (prefix, opening(shown))
                 prompts, ids = [begun + query for query in texts[name]], [(*before, *suffix) for suffix in rows[name]]
-                completions = _encode_completions(tokenizer, pattern, prompts, ids, answers, max_length - n_virtual_tokens)
+                completions = encode_completions(tokenizer, pattern, prompts, ids, answers, max_length - n_virtual_tokens)
         if words:
             labels = tuple(example.label for example in examples)
             alone = tuple(pattern.render(example.fields) for example in examples) if marker else ()
@@ -259,49 +185,6 @@ def encode_trial(
         )
     n_dropped, trained = len(demonstrations) - len(kept), tuple(name for name in trained if name in sets)
     return EncodedTrial(prefix, encoded, tuple(shown), n_dropped, n_virtual_tokens, n_new_tokens, trained)
-
-
-def _encode_completions(
-    tokenizer, pattern: Pattern, prompts: Sequence[str], ids: Sequence[tuple[int, ...]], answers: Sequence[tuple[str, str]], most: int
-) -> tuple[tuple[int, ...], ...]:
-    """The tokens of each answer (the example's id, and its text) after its prompt (`ids`), and the end of the text."""
-    end, completions = _end_of_text(tokenizer), []
-    whole = encode(tokenizer, [prompt + pattern.label_prefix + text for prompt, (_, text) in zip(prompts, answers, strict=True)])
-    for (name, _), prompt, all_ids in zip(answers, ids, whole, strict=True):
-        if tuple(all_ids[: len(prompt)]) != prompt:
-            raise UserError(
-                f"pattern: the answer of {name} cannot be trained on after the pattern {pattern.template!r}: this tokenizer "
-                "joins it with the text before. Choose a pattern that does not end in a space."
-            )
-        if len(all_ids) > most:
-            raise TrialFailure(
-                Cause.QUERY_TOO_LONG,
-                f"{name} and its answer take {len(all_ids)} tokens; at most {most} fit this model or max_length.",
-            )
-        completions.append((*all_ids[len(prompt) :], end))
-    return tuple(completions)
-
-
-def _encode_answers(tokenizer, answers: Sequence[tuple[str, str]], most: int) -> tuple[tuple[int, ...], ...]:
-    """The tokens of each answer (the example's id, and its text) as a decoder of its own says it, at most `most`, and the end."""
-    end, completions = _end_of_text(tokenizer), []
-    for name, text in answers:
-        ids = encode_answer(tokenizer, text)
-        if len(ids) > most:
-            raise TrialFailure(
-                Cause.QUERY_TOO_LONG,
-                f"the answer of {name} takes {len(ids)} tokens; at most {most} fit this model's decoder or max_length.",
-            )
-        completions.append((*ids, end))
-    return tuple(completions)
-
-
-def _end_of_text(tokenizer) -> int:
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            "model: its tokenizer has no token that ends a text, so it cannot learn where to stop. Use another model."
-        )
-    return tokenizer.eos_token_id
 
 
 def _encode_all(

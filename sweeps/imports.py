@@ -27,7 +27,7 @@ def collector_off() -> Iterator[None]:
 def import_for_trials() -> None:
     """Everything that the first trial of a process would import while it runs."""
     with collector_off():
-        import ray.train.torch
-        import sklearn.metrics
+        import ray.train.torch  # noqa: F401
+        import sklearn.metrics  # noqa: F401
 
         import llmft.trial  # noqa: F401

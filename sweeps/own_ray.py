@@ -12,13 +12,15 @@ import secrets
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+import threading
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import sweeps.ray_settings  # noqa: F401 - the head inherits them
 from llmft.errors import UserError
 from sweeps.devices import usable_cpus
+from sweeps.imports import collector_off
 from sweeps.scratch import RAY_FOLDER, end_processes_that_write, scratch_folder
 
 OBJECT_STORE_BYTES = 100 * 2**20  # specs and digests are all that travels
@@ -92,10 +94,11 @@ class OwnRay:
         if self._head:
             self.end()
             try:
-                self._head.wait(WAITS_S if self._address else 0)  # one that is still coming up hears nothing
+                self._head.wait(WAITS_S)
             except subprocess.TimeoutExpired:
-                self._head.kill()  # the kernel ends what it started, but not what that started
+                self._head.kill()
                 self._head.wait()
+            if not self._address:  # the kernel ended what the head had started, but not what that had started
                 end_processes_that_write(self.scratch)
             self._head.stdout.close()
         self._head, self._address = None, ""
@@ -125,23 +128,31 @@ def _be_head(scratch: Path, settings: dict[str, Any]) -> None:
     `ray.init` would do, but connects as a driver, for which workers are started that wait in vain, and starts an autoscaler, which
     has nothing to scale.
     """
-    from ray._private.node import Node
-    from ray._private.parameter import RayParams
+    answer = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else is printed is none
+    nodes: list[Any] = []
+
+    def leave() -> None:
+        sys.stdin.read()
+        for node in nodes:
+            node.kill_all_processes(check_alive=False, allow_graceful=True)
+        os._exit(0)  # where there is none yet, the kernel ends what was started
+
+    threading.Thread(target=leave, daemon=True).start()
+    with collector_off():
+        from ray._private.node import Node
+        from ray._private.parameter import RayParams
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a scheduler that ends a job tells all processes; the sweep's decides
     params = RayParams(
         temp_dir=str(scratch / RAY_FOLDER), object_store_memory=OBJECT_STORE_BYTES, dashboard_port=None, no_monitor=True, **settings
     )  # fmt: skip
-    node = Node(params, head=True, shutdown_at_exit=False, spawn_reaper=True, ray_init_cluster=True)
+    nodes.append(node := Node(params, head=True, shutdown_at_exit=False, spawn_reaper=True, ray_init_cluster=True))
     (scratch / RAY_FOLDER / "ray_current_cluster").write_text(node.gcs_address)
-    print(node.gcs_address, flush=True)
-    sys.stdin.read()
-    node.kill_all_processes(check_alive=False, allow_graceful=True)
+    with suppress(BrokenPipeError):
+        print(node.gcs_address, file=answer, flush=True)
+    threading.Event().wait()
 
 
 if __name__ == "__main__":
-    from sweeps.imports import collector_off
-
-    with collector_off():
-        import ray  # noqa: F401
     _be_head(Path(sys.argv[1]), json.loads(sys.argv[2]))

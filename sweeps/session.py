@@ -9,9 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Any
 
-import sweeps.ray_settings  # isort: skip - before Ray
+import sweeps.ray_settings  # isort: skip # noqa: F401 - before Ray, which reads them
 
 import ray
 from ray._raylet import AuthenticationTokenLoader, Config

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+from llmft.answers import LabelWords
 from llmft.forgetting import read_text, zero_shot_spec
 from llmft.method import Lesson, Method
 from llmft.model import load_tokenizer
@@ -16,7 +17,7 @@ from llmft.seeds import stream
 from llmft.setting import DEV, Setting, draw, encode_alone, encode_lessons, encode_prompts, settle
 from llmft.spec import ORACLES, FileRef, ModelRef, TrialSpec
 from llmft.task import Draw, Example
-from llmft.tokens import EncodedTrial, LabelWords
+from llmft.tokens import EncodedTrial
 from sweeps.cells import Cell, Params
 
 SAMPLE, MOST_SEEDS = 48, 16

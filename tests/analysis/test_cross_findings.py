@@ -63,7 +63,7 @@ def test_zero_shot_absent(store):
 @pytest.mark.parametrize(
     ("change", "said"),
     [({"learning_rate": 1e-4}, "learning_rate"), ({"verbalizer": "yes_no"}, "verbalizer"), ({"settings": {"rank": 8}}, "settings"),
-     ({"train": {"patience": 3}}, "train"), ({"train": {"epochs": 9, "layer_decay": 0.5}}, "epochs")],
+     ({"train": {"patience": 3}}, "patience"), ({"train": {"epochs": 9, "layer_decay": 0.5}}, "epochs, layer_decay")],
 )  # fmt: skip
 def test_a_cell_of_different_settings(store, change, said):
     store.add(0), store.add(1, **change)

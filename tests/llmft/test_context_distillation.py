@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from llmft import model as models
 from llmft.adapted import Adapted
+from llmft.answers import LabelWords
 from llmft.batches import make_batch
 from llmft.errors import UserError
 from llmft.evaluate import Evaluator
@@ -28,7 +29,6 @@ from llmft.setting import DEV, INPUTS, SHOTS, encode_lessons, encode_prompts, se
 from llmft.spec import TrainSpec, TrialSpec
 from llmft.task import NO_LABEL, Example, TaskData, draw_examples, draw_unlabelled
 from llmft.teacher import teach
-from llmft.tokens import LabelWords
 from llmft.trial import run_trial
 from llmft.weights import restored
 

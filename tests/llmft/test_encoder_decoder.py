@@ -12,6 +12,7 @@ from small_models import CPU, ENCODER_DECODERS, save_model, t5_tokenizer, toy_te
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from llmft.adapted import Adapted
+from llmft.answers import LabelWords, decoder_start, resolve_label_words
 from llmft.batches import make_batch
 from llmft.errors import UserError
 from llmft.evaluate import Evaluator
@@ -21,7 +22,7 @@ from llmft.prompts import Pattern, render_prompt
 from llmft.registry import build_method
 from llmft.scoring import NO_LABEL, label_word_scores
 from llmft.setting import encode_prompts, settle
-from llmft.tokens import EncodedQueries, LabelWords, decoder_start, resolve_label_words
+from llmft.tokens import EncodedQueries
 from llmft.trial import run_trial
 
 each_family = pytest.mark.parametrize("family", ENCODER_DECODERS)

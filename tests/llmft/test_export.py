@@ -10,6 +10,7 @@ from small_models import CPU, save_model, t5_tokenizer, toy_text
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from llmft.adapted import Adapted
+from llmft.answers import LabelWords
 from llmft.batches import make_batch
 from llmft.defined import DefinedTask, complete
 from llmft.definition import TaskDefinition
@@ -17,7 +18,7 @@ from llmft.errors import UserError
 from llmft.export import export_adapter, export_model
 from llmft.model import borrow_model, resolve_model
 from llmft.registry import build_method
-from llmft.tokens import EncodedQueries, LabelWords
+from llmft.tokens import EncodedQueries
 from llmft.trial import run_trial
 from llmft.weights import put_weights, restored
 

@@ -11,6 +11,7 @@ from scipy.stats import norm
 from small_models import CPU, byte_level_tokenizer, toy_text
 
 from llmft import findings
+from llmft.answers import LabelWords, resolve_label_words
 from llmft.contamination import contamination_findings
 from llmft.evaluate import Evaluator, Generated, Predictions
 from llmft.findings import CODES, accuracy_interval, set_findings, text_findings, training_findings, word_findings, worst
@@ -19,7 +20,7 @@ from llmft.record import CurvePoint, Finding, Teacher, TeacherRound
 from llmft.registry import load_task
 from llmft.task import Example, TaskData
 from llmft.task import TestSet as ReportedSet
-from llmft.tokens import LabelWords, encode_trial, resolve_label_words
+from llmft.tokens import encode_trial
 from llmft.trial import run_trial
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from small_models import OPT_350M, config, network
 
+from llmft.answers import LabelWords
 from llmft.batches import encode_prefix, make_batch, split_by_tokens
 from llmft.model import BorrowedModel, _has_plain_head
 from llmft.scoring import NO_LABEL, answer_logits, label_word_scores, word_log_probabilities
-from llmft.tokens import EncodedQueries, LabelWords
+from llmft.tokens import EncodedQueries
 
 N_WORDS = 90
 PREFIX = tuple(range(40, 70))

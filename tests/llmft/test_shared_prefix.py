@@ -8,12 +8,13 @@ from small_models import config, network
 
 from llmft import shared_prefix
 from llmft.adapted import Adapted
+from llmft.answers import LabelWords
 from llmft.batches import encode_prefix, make_batch, scoring_budget
 from llmft.model import BorrowedModel
 from llmft.registry import build_method
 from llmft.scoring import label_word_scores
 from llmft.shared_prefix import NAME, attend, attention, encode_shared, matrix_attention, shared_attention
-from llmft.tokens import EncodedQueries, LabelWords
+from llmft.tokens import EncodedQueries
 
 N_WORDS, PREFIX = 400, tuple(range(10, 50))
 QUERIES = EncodedQueries(tuple(tuple(range(60 + n, 60 + 2 * n)) for n in (3, 1, 7, 90, 7, 12, 30)), (0, 1, 0, 1, 0, 1, 1))

@@ -12,13 +12,14 @@ from small_models import CPU, FLAN, config, network, save_model, t5_tokenizer, t
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from llmft.adapted import Adapted
+from llmft.answers import LabelWords
 from llmft.batches import make_batch
 from llmft.errors import UserError
 from llmft.model import BorrowedModel, _has_plain_head, borrow_model, load_tokenizer, resolve_model
 from llmft.registry import build_method
 from llmft.setting import encode_prompts, settle
 from llmft.soft_prompt import sample_words
-from llmft.tokens import EncodedQueries, LabelWords
+from llmft.tokens import EncodedQueries
 from llmft.trial import run_trial
 
 N_WORDS, K = 90, 4

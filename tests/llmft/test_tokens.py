@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import byte_level_tokenizer, metaspace_tokenizer, toy_text
 
+from llmft.answers import LabelWords, resolve_label_words
 from llmft.errors import Cause, TrialFailure, UserError
 from llmft.prompts import NLI_PATTERNS, Pattern, render_prompt
 from llmft.task import Example
-from llmft.tokens import LabelWords, encode_trial, resolve_label_words
+from llmft.tokens import encode_trial
 
 TOKENIZERS = {"byte-level": byte_level_tokenizer(toy_text()), "metaspace": metaspace_tokenizer(toy_text())}
 FIELDS = {"premise": "Today doctors saw lawyers.", "hypothesis": "doctors saw lawyers"}

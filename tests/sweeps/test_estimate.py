@@ -7,11 +7,11 @@ import pytest
 from fakes import fake_record
 
 from llmft.adapted import Adapted
+from llmft.answers import LabelWords
 from llmft.batches import QueryBatch
 from llmft.forgetting import measure
 from llmft.registry import load_task
 from llmft.runtime import Runtime
-from llmft.tokens import LabelWords
 from llmft.trial import run_trial
 from sweeps.cells import build_cells
 from sweeps.devices import GIB, Machine, Node
