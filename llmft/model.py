@@ -242,11 +242,6 @@ def _has_plain_head(network) -> bool:
     return bool(torch.allclose(head(last_states(network, ids)), own_logits(network, ids), atol=1e-5, rtol=1e-5))
 
 
-def choose_device(name: str | None) -> torch.device:
-    """The device called `name`, or the best there is."""
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
 @contextmanager
 def borrow_model(
     ref: ModelRef,
