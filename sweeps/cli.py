@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 from typing import Annotated, Any
@@ -44,6 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         quiet["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # which would fill a log
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it misses a kernel that nobody asked for
     heed_sigterm()
     code = _run(sys.argv[1:] if arguments is None else arguments)
     gc.freeze()  # all there is goes with the process; looking through it once more would take up to two seconds
