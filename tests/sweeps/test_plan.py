@@ -66,6 +66,7 @@ def error_of(path):
         ("round_size: 2", "prune: {rule: median, epochs: 3}", ["unknown key 'search.prune.epochs'", "min_epochs"]),
         ("round_size: 2", "prune: {min_epochs: 3}", ["search.prune.rule: is missing"]),
         ("search: {n_trials: 4", "generation: {}\n# search: {n_trials: 4", ["methods.lora.search gives ranges", "add search: {n_trials"]),
+        ("lora: {", "lora: {teacher: fake, ", ["methods.lora.teacher: the method 'lora' learns from no teacher; remove the key"]),
         ("tasks: [toy]", "tasks: []", ["tasks: is empty; name at least one"]),
         ("tasks: [toy]", "tasks: toy", ["tasks: must be a list, as in [toy]"]),
         ("round_size: 2", "prune: {rule: hyperband}", ["search.prune.rule", "'median' or 'asha'"]),
