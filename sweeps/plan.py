@@ -165,11 +165,13 @@ class Plan(Spec):
                 raise ValueError(f"search.seeds and report.seeds share {both}; a search must not see what is reported")
             if self.n_dev == 0:
                 raise ValueError("search needs dev examples: set n_dev above 0, or search to null")
-        elif idle := [name for name, entry in self.methods.items() if any(entry.search.values()) and "search" not in self.model_fields_set]:
-            raise ValueError(
-                f"methods.{idle[0]}.search gives ranges, and the plan has no search; add search: {{n_trials: 4, seeds: [100, 101]}}, "
-                "or search: null to run without one"
-            )
+        elif "search" not in self.model_fields_set:
+            for name, entry in self.methods.items():
+                if any(entry.search.values()):
+                    raise ValueError(
+                        f"methods.{name}.search gives ranges, and the plan has no search; add search: {{n_trials: 4, "
+                        "seeds: [100, 101]}, or search: null to run without one"
+                    )
         for name, values in lists.items():
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} names a value twice")
