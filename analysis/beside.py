@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -174,7 +175,10 @@ def _row(cell: tuple, other_method: str, mine: pd.DataFrame | None, other: pd.Da
         "test": difference.test,
         "n_compared": difference.n,
     }
-    row["differs"] = ", ".join(_differing(mine, other)) if mine is not None and other is not None else ""
+    differing = _differing(mine, other) if mine is not None and other is not None else []
+    if row["status"] == "both" and len({frozenset(_sizes(side, row["set"])) for side in sides} - {frozenset()}) > 1:
+        differing.append("n_test")
+    row["differs"] = ", ".join(differing)
     return row
 
 
@@ -194,6 +198,12 @@ def _difference(mine: pd.DataFrame, other: pd.DataFrame, score: str) -> Differen
     if len(both) > 1:
         return one_sample((both[f"{score}_x"] - both[f"{score}_y"]).to_numpy())
     return welch(mine[score].to_numpy(), other[score].to_numpy())
+
+
+def _sizes(trials: pd.DataFrame, name: str) -> set[int]:
+    """How many examples of a set were scored; empty where that is not known."""
+    shapes = [json.loads(text).get(name, {}) for text in trials["sets"].dropna().unique()]
+    return {shape["n"] for shape in shapes if "n" in shape}
 
 
 def _common(row: dict[str, Any]) -> str:

@@ -93,7 +93,8 @@ def _of_cells(trials: pd.DataFrame, chosen: pd.DataFrame, rule: str) -> Iterator
         name, n = cell_name(cell), len(group)
         if n_failed := int((group["status"] == "failed").sum()):
             causes = ", ".join(f"{cause} {count}" for cause, count in group["cause"].value_counts().items())
-            text = f"{name}: {n_failed} of {n} trials failed ({causes}); the mean is that of the others"
+            rest = "; the mean is that of the others" if n_failed < n else ", so there is no mean"
+            text = f"{name}: {n_failed} of {n} trials failed ({causes}){rest}"
             yield _warning("failed_trials", text, n_failed / n)
         if n_lost := int((~group["selected"]).sum()):
             text = f"{name}: {n_lost} finished trials have no '{rule}' checkpoint and are in no number here"
@@ -118,7 +119,7 @@ def _of_tasks(chosen: pd.DataFrame, trials: pd.DataFrame) -> Iterator[Finding]:
             text = f"from {sizes.min()} trials ({cell_name(fewest)}) to {sizes.max()} ({cell_name(most)}): intervals differ for that alone"
             yield _warning("unbalanced_seeds", f"{where}: {text}", int(sizes.max() - sizes.min()))
         if len(sizes) and (smallest := int(sizes.min())) < N_SEEDS:
-            text = f"{where}: {smallest} trials in the smallest cell; {N_SEEDS} is the least that a paired test needs"
+            text = f"{where}: {smallest} trial{'s' * (smallest > 1)} in the smallest cell; {N_SEEDS} is the least that a paired test needs"
             yield _finding("few_seeds", "note", text, smallest)
         if "zero_shot" not in set(group["method"]):
             yield _finding(

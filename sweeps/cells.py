@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from llmft.errors import UserError
+from llmft.errors import UserError, error_lines
 from llmft.method import Method, Range
 from llmft.registry import METHODS, build_method, check_kinds, complete_settings, load_task, method_class
-from llmft.spec import STREAMS, DataRef, ForgettingSpec, GenerationSpec, ModelRef, TaskRef, TrainSpec, TrialSpec, error_lines
+from llmft.spec import STREAMS, DataRef, ForgettingSpec, GenerationSpec, ModelRef, TaskRef, TrainSpec, TrialSpec
 from llmft.task import Task
 from sweeps.imports import collector_off
 from sweeps.plan import MethodEntry, ModelEntry, Plan, SearchPlan
@@ -146,6 +146,8 @@ def _entry_cells(
         raise UserError(f"{where}.mixture: name tasks to train on, besides {subject['task']!r} itself.")
     if entry.mixture and not mixes:
         raise UserError(f"{where}.mixture: the method {method!r} trains on its own task alone; remove the key.")
+    if entry.teacher and cls.lessons is Method.lessons:
+        raise UserError(f"{where}.teacher: the method {method!r} learns from no teacher; remove the key.")
     if not cls.trains and (entry.train or entry.search):
         raise UserError(f"{where}: the method {method!r} trains nothing; remove {'train' if entry.train else 'search'}.")
     try:

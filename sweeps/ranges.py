@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from llmft.errors import UserError, unknown_name
+from llmft.errors import UserError, error_lines, unknown_name
 from llmft.method import Method, Range
-from llmft.spec import TrainSpec, error_lines
+from llmft.spec import TrainSpec
 from sweeps.space import Params, among, can_be, ordered
 
 if TYPE_CHECKING:
