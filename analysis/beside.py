@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from analysis.columns import DOMAINS
@@ -174,7 +175,10 @@ def _row(cell: tuple, other_method: str, mine: pd.DataFrame | None, other: pd.Da
         "test": difference.test,
         "n_compared": difference.n,
     }
-    row["differs"] = ", ".join(_differing(mine, other)) if mine is not None and other is not None else ""
+    differing = _differing(mine, other) if mine is not None and other is not None else []
+    if row["status"] == "both" and len({frozenset(_sizes(side, row["set"])) for side in sides} - {frozenset()}) > 1:
+        differing.append("n_test")
+    row["differs"] = ", ".join(differing)
     return row
 
 
@@ -196,6 +200,12 @@ def _difference(mine: pd.DataFrame, other: pd.DataFrame, score: str) -> Differen
     return welch(mine[score].to_numpy(), other[score].to_numpy())
 
 
+def _sizes(trials: pd.DataFrame, name: str) -> set[int]:
+    """How many examples of a set were scored; empty where that is not known."""
+    shapes = [json.loads(text).get(name, {}) for text in trials["sets"].dropna().unique()]
+    return {shape["n"] for shape in shapes if "n" in shape}
+
+
 def _common(row: dict[str, Any]) -> str:
     """'on 3 common seeds' where a difference is taken over fewer trials than one of its means."""
     fewer = row["test"] == "paired" and row["n_compared"] < max(row["n"], row["other_n"])
@@ -203,8 +213,8 @@ def _common(row: dict[str, Any]) -> str:
 
 
 def _differing(mine: pd.DataFrame, other: pd.DataFrame) -> list[str]:
-    def differs(column: str) -> bool:
-        a, b = set(mine[column].dropna()), set(other[column].dropna())
+    def differs(values: Callable[[pd.DataFrame], pd.Series]) -> bool:
+        a, b = set(values(mine).dropna()), set(values(other).dropna())
         return bool(a and b) and a != b
 
     return differing_conditions(differs)

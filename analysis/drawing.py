@@ -157,8 +157,9 @@ def log_axis(axes: Axes, ticks: Sequence[float] | None = None, names: Sequence[s
 
 def notice(text: str) -> str:
     """A figure that says why there is none."""
+    width = 9 * len(text)  # pixels; a letter of this size takes 7 to 8
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="notice" role="img" aria-label="{text}" viewBox="0 0 520 48" width="520" height="48">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="notice" role="img" aria-label="{text}" viewBox="0 0 {width} 48" width="{width}" height="48">'
         f'<text x="0" y="28" fill="currentColor" font-family="system-ui, sans-serif" font-size="14">{text}</text></svg>\n'
     )
 

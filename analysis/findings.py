@@ -93,7 +93,8 @@ def _of_cells(trials: pd.DataFrame, chosen: pd.DataFrame, rule: str) -> Iterator
         name, n = cell_name(cell), len(group)
         if n_failed := int((group["status"] == "failed").sum()):
             causes = ", ".join(f"{cause} {count}" for cause, count in group["cause"].value_counts().items())
-            text = f"{name}: {n_failed} of {n} trials failed ({causes}); the mean is that of the others"
+            rest = "; the mean is that of the others" if n_failed < n else ", so there is no mean"
+            text = f"{name}: {n_failed} of {n} trials failed ({causes}){rest}"
             yield _warning("failed_trials", text, n_failed / n)
         if n_lost := int((~group["selected"]).sum()):
             text = f"{name}: {n_lost} finished trials have no '{rule}' checkpoint and are in no number here"
@@ -103,7 +104,7 @@ def _of_cells(trials: pd.DataFrame, chosen: pd.DataFrame, rule: str) -> Iterator
             yield _warning(
                 "identical_draws", f"{name}: different data seeds drew the same examples ({n_same} draws recur)", n_same
             )
-        if mixed := differing_conditions(lambda column, group=group: group[column].nunique(dropna=False) > 1):
+        if mixed := differing_conditions(lambda values, group=group: values(group).nunique(dropna=False) > 1):
             yield _warning(
                 "mixed_settings", f"{name}: trials differ in {', '.join(mixed)}, and the row averages over them", len(mixed)
             )
@@ -118,7 +119,7 @@ def _of_tasks(chosen: pd.DataFrame, trials: pd.DataFrame) -> Iterator[Finding]:
             text = f"from {sizes.min()} trials ({cell_name(fewest)}) to {sizes.max()} ({cell_name(most)}): intervals differ for that alone"
             yield _warning("unbalanced_seeds", f"{where}: {text}", int(sizes.max() - sizes.min()))
         if len(sizes) and (smallest := int(sizes.min())) < N_SEEDS:
-            text = f"{where}: {smallest} trials in the smallest cell; {N_SEEDS} is the least that a paired test needs"
+            text = f"{where}: {smallest} trial{'s' * (smallest > 1)} in the smallest cell; {N_SEEDS} is the least that a paired test needs"
             yield _finding("few_seeds", "note", text, smallest)
         if "zero_shot" not in set(group["method"]):
             yield _finding(

@@ -132,7 +132,16 @@ def _sentence(rows: pd.DataFrame, found: list[Family], domain: str, rule: str) -
     teller = _Teller(family, unit(metric))
     text, sure = teller.verdict()
     caution = _caution(rows, family.samples[0], domain, name)
-    return f"{where} {text}{caution}", sure and not caution
+    return f"{where} {text}{caution}{_elsewhere(family, found, unit(metric))}", sure and not caution
+
+
+def _elsewhere(family: Family, found: list[Family], unit: str) -> str:
+    """The best mean at another number of shots, where it is higher than all that `family` speaks of."""
+    other = max(found, key=lambda each: each.samples[0].mean)
+    best = other.samples[0]
+    if best.mean <= family.samples[0].mean:
+        return ""
+    return f" The highest mean at any number of shots: {other.name(best)} with {best.n_shots}, {_Teller(other, unit).value(best)}."
 
 
 def _caution(rows: pd.DataFrame, best: Sample, domain: str, set_name: str | None) -> str:

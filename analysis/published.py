@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.columns import COLUMNS
 from analysis.frame import load
-from llmft.errors import unknown_name
+from llmft.errors import UserError, nearest, unknown_name
+from llmft.files import open_folder
 from llmft.spec import ORACLES
 
 if TYPE_CHECKING:
@@ -68,7 +69,11 @@ def published_places(name: str = "mosbach2023") -> set[tuple[str, str]]:
 
 def load_results(name: str) -> pd.DataFrame:
     """`load_published` for one of `SOURCES`, `analysis.load` for anything else: a folder or its URL."""
-    return load_published(name) if name in SOURCES else load(name)
+    if name in SOURCES:
+        return load_published(name)
+    if (near := nearest(name, SOURCES)) and not open_folder(name).exists():
+        raise UserError(f"{name}: no such folder. Did you mean {near!r}?")
+    return load(name)
 
 
 def _read(name: str) -> pd.DataFrame:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from operator import itemgetter
 from typing import TYPE_CHECKING, get_args
 
 from llmft.errors import unknown_name
-from llmft.spec import Selection
+from llmft.spec import Selection, TrainSpec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,16 +16,26 @@ if TYPE_CHECKING:
 CELL = ["model", "task", "method", "n_shots", "pattern"]
 """The columns that tell one row of the comparison from another."""
 
-CONDITIONS = ("shots_unit", "verbalizer", "precision", "learning_rate", "epochs", "batch_size", "settings", "n_dev", "train")
-"""The columns that should be the same in all that one row averages, and in rows that are compared."""
+CONDITIONS = ("shots_unit", "verbalizer", "precision", "learning_rate", "epochs", "batch_size", "settings", "n_dev")
+"""The columns that, with the rest of `train`, should be the same in all that one row averages, and in rows that are compared."""
 
 RULES: tuple[str, ...] = tuple(rule for rule in get_args(Selection) if rule != "none")
 
 
-def differing_conditions(differs: Callable[[str], bool]) -> list[str]:
-    """The conditions for which `differs` holds; `train`, which holds all of the training, only where no column of a part of it tells."""
-    found = [column for column in CONDITIONS if differs(column)]
-    return [column for column in found if column != "train" or not {"learning_rate", "epochs", "batch_size"} & {*found}]
+def differing_conditions(differs: Callable[[Callable[[pd.DataFrame], pd.Series]], bool]) -> list[str]:
+    """The conditions that differ, by the names of their columns or, for the rest of the training, of its fields.
+
+    Args:
+        differs: what takes a condition's values from a frame -> whether they differ.
+    """
+
+    def of_training(field: str) -> Callable[[pd.DataFrame], pd.Series]:
+        return lambda frame: frame["train"].map(lambda text: json.dumps(json.loads(text).get(field)), na_action="ignore")
+
+    found = [column for column in CONDITIONS if differs(itemgetter(column))]
+    if differs(itemgetter("train")):
+        found += [field for field in TrainSpec.model_fields if field not in CONDITIONS and differs(of_training(field))]
+    return found
 
 
 def select(frame: pd.DataFrame, rule: str = "best_dev") -> pd.DataFrame:

@@ -37,9 +37,9 @@ def main() -> None:
 def measure(folder: Path, data_dir: str, repeats: int) -> None:
     from llmft.adapted import Adapted
     from llmft.evaluate import Evaluator
-    from llmft.model import borrow_model, choose_device
+    from llmft.model import borrow_model
     from llmft.registry import build_method
-    from llmft.runtime import Runtime
+    from llmft.runtime import Runtime, choose_device
     from llmft.setting import encode_prompts, settle
     from llmft.spec import TrainSpec
     from llmft.tokens import EncodedQueries, EncodedTrial

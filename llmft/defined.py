@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from llmft import hub
 from llmft.definition import Table, TaskDefinition, label_text
-from llmft.errors import UserError
+from llmft.errors import UserError, error_lines
 from llmft.prompts import FIELD, Pattern
 from llmft.sources import Source, checked_references, content_hash
-from llmft.spec import DataRef, GenerationSpec, error_lines
+from llmft.spec import DataRef, GenerationSpec
 from llmft.tables import Placed, placed_rows
 from llmft.task import Example, Task, TaskData, TestSet
 

@@ -226,7 +226,7 @@ def bias_findings(content_free: Mapping[str, float]) -> list[Finding]:
 def training_findings(first_loss: float, last_loss: float, n_steps: int, n_skipped: int) -> list[Finding]:
     """What is suspicious about the course of training."""
     found = []
-    if last_loss >= first_loss:
+    if n_steps > 1 and last_loss >= first_loss:  # of a single step the two are one
         message = f"the training loss went from {first_loss:.4f} to {last_loss:.4f}"
         found.append(Finding(code="loss_did_not_fall", severity="warning", message=message, value=last_loss))
     if n_skipped:

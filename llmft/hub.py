@@ -110,10 +110,12 @@ def fetch_model(name: str, revision: str, weights: bool = True) -> Path:
     """A local folder with a model's configuration and tokenizer, and its weights if asked for: safetensors, or else pickled.
 
     Raises:
-        UserError: it cannot be fetched, or holds no weights that transformers reads.
+        UserError: it cannot be fetched, or holds no configuration or weights that transformers reads.
     """
     commit = pin(name, revision)
     folder = fetch(name, commit, MODEL_TEXT)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model: {name} at commit {commit} holds no config.json. Name a repository in transformers' format (GGUF is another).")
     return fetch(name, commit, _weight_files(name, commit, folder)) if weights else folder
 
 

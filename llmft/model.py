@@ -92,9 +92,7 @@ def _load_from_folder(ref: ModelRef, load, what: str, **arguments) -> Any:
             return load(folder, **arguments)
     except (OSError, ValueError, KeyError, ImportError, EOFError, UnpicklingError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"model: cannot load the {what} from the folder {folder}: {reason} Check that the folder is complete."
-        ) from None
+        raise UserError(f"model: cannot load the {what} from the folder {folder}: {reason} Check that the folder is complete.") from None
 
 
 @lru_cache(maxsize=4)
@@ -102,11 +100,13 @@ def load_tokenizer(ref: ModelRef):
     """The tokenizer, with a padding token (its ids are masked, so which one does not matter).
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: it cannot be loaded, or there is none.
     """
     from transformers import AutoTokenizer
 
     tokenizer = _load_from_folder(ref, AutoTokenizer.from_pretrained, "tokenizer")
+    if len(tokenizer) == len(tokenizer.all_special_ids):  # what transformers makes of a folder without one
+        raise UserError(f"model: {ref.name} comes without a tokenizer. Put its base model's tokenizer files into a local copy of it.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
@@ -240,11 +240,6 @@ def _has_plain_head(network) -> bool:
     if head is None:
         return False
     return bool(torch.allclose(head(last_states(network, ids)), own_logits(network, ids), atol=1e-5, rtol=1e-5))
-
-
-def choose_device(name: str | None) -> torch.device:
-    """The device called `name`, or the best there is."""
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from llmft.errors import UserError, unknown_name
-from llmft.spec import TrainSpec, error_lines
+from llmft.errors import UserError, error_lines, unknown_name
+from llmft.spec import TrainSpec
 
 if TYPE_CHECKING:
     from llmft.definition import TaskDefinition

@@ -7,12 +7,29 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmft.errors import Cause, TrialFailure
+from llmft.errors import Cause, TrialFailure, UserError
 
 if TYPE_CHECKING:
     import torch
 
     from llmft.adapted import Adapted
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device called `name`; None: CUDA where there is one.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    import torch
+
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name or best)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # no such name; a torch that was built without it
+        raise UserError(f"--device: there is no device {name!r} here. Leave it out for the best there is ({best}).") from None
+    return device
 
 
 def _place(adapted: Adapted) -> torch.nn.Module:

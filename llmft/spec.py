@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from llmft.definition import TaskDefinition
 from llmft.strict import Spec
@@ -234,38 +234,3 @@ class TrialSpec(Spec):
     def with_seed(self, seed: int, streams: Iterable[str] = STREAMS) -> TrialSpec:
         """The same trial with the seeds of `streams`, by default all four, set to `seed`."""
         return self.model_copy(update={f"{name}_seed": seed for name in streams})
-
-
-def error_lines(
-    error, where: str, allowed: dict[str, Any] | None = None, belongs: Callable[[str, str], str] | None = None
-) -> str:
-    """One line for a pydantic ValidationError: where, what was got, what is allowed.
-
-    Args:
-        error: the `pydantic.ValidationError`.
-        where: file or option that holds the value.
-        allowed: per section ("" for the top) the names that are known there, for the nearest one.
-        belongs: section and key -> the section where an unknown key is known, or "".
-    """
-    import difflib
-
-    lines = []
-    for problem in error.errors(include_url=False):
-        path = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            section, key = ".".join(str(part) for part in problem["loc"][:-1]), str(problem["loc"][-1])
-            names = sorted((allowed or {}).get(section, ()))
-            if belongs and (other := belongs(section, key)):
-                lines.append(f"unknown key '{path}'. {key} belongs under '{other}'.")
-                continue
-            near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-            lines.append(
-                f"unknown key '{path}'."
-                + (f" Did you mean '{near[0]}'?" if near else "")
-                + (f" Keys: {', '.join(names)}." if names else "")
-            )
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            got = f" (got {problem['input']!r})" if not isinstance(problem["input"], dict | BaseModel) else ""
-            lines.append(f"{path + ': ' if path else ''}{message}{got}")
-    return f"{where}: " + "; ".join(lines)

@@ -63,7 +63,7 @@ def _by_number(rows: Sequence[dict[str, Any]]) -> list[Placed]:
 
 def _damaged(where: str, problem: object, kind: str) -> UserError:
     return UserError(
-        f"{where}: cannot be read ({str(problem).splitlines()[0]}). The file is damaged or no {kind}; fetch it again."
+        f"{where}: cannot be read ({str(problem).splitlines()[0]}). The file is damaged or no {kind}; correct it or fetch it again."
     )
 
 

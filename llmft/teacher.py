@@ -19,9 +19,9 @@ from llmft.errors import UserError
 from llmft.evaluate import Evaluator, Generated
 from llmft.generate import Decoding
 from llmft.method import Method
-from llmft.model import borrow_model, choose_device, load_tokenizer
+from llmft.model import borrow_model, load_tokenizer
 from llmft.record import Teacher, TeacherRound
-from llmft.runtime import Runtime
+from llmft.runtime import Runtime, choose_device
 from llmft.seeds import derive
 from llmft.setting import DEV, INPUTS, Setting, encode_alone
 from llmft.spec import TrialSpec

@@ -6,6 +6,7 @@ that encoding it once is exact for every tokenizer.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -140,8 +141,16 @@ def encode_trial(
     texts = {name: [pattern.render(example.fields) for example in examples] for name, examples in sets.items()}
     shared = {name: queries for name, queries in texts.items() if name not in bare}
     longest = sorted((query for queries in shared.values() for query in queries), key=len)[-CANDIDATES:]
-    kept, n_labels = list(demonstrations), len(words.words) if words else 1
-    while kept and max(len(ids) for ids in encode(tokenizer, [opening(kept) + query for query in longest], closed)) > limit:
+    n_labels = len(words.words) if words else 1
+
+    def fit(n_shown: int, queries: Sequence[str]) -> bool:
+        begun = opening(demonstrations[:n_shown])
+        return not n_shown or max(len(ids) for ids in encode(tokenizer, [begun + query for query in queries], closed)) <= limit
+
+    sizes = [*range(len(demonstrations), 0, -n_labels), 0]
+    # by halving, for there may be hundreds too many, and by one query, which nearly always tells
+    kept = list(demonstrations[: sizes[bisect_left(sizes, True, key=lambda n: fit(n, longest[-1:]))]])
+    while not fit(len(kept), longest):
         kept = kept[:-n_labels]
     while True:
         shown = [kept[i] for i in order.permutation(len(kept))] if order is not None and kept else kept

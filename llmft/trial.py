@@ -20,12 +20,12 @@ from llmft.errors import Cause, OutOfMemory, TrialFailure, UserError
 from llmft.evaluate import Evaluator
 from llmft.forgetting import check_alone, check_forgetting, measure, measure_base, pair
 from llmft.method import Method
-from llmft.model import borrow_model, choose_device, load_tokenizer, n_parameters
+from llmft.model import borrow_model, load_tokenizer, n_parameters
 from llmft.optimizers import check_optimizer
 from llmft.quantised import check_bitsandbytes
 from llmft.record import Cost, Measure, Teacher
 from llmft.result import TrialResult, failed_record, finished_record, predictions_file
-from llmft.runtime import Runtime
+from llmft.runtime import Runtime, choose_device
 from llmft.seeds import derive
 from llmft.setting import DEV, Setting, encode_lessons, encode_prompts, settle
 from llmft.spec import TrialSpec

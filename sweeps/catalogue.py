@@ -82,7 +82,7 @@ def task_page(name: str, directory: str | None = None) -> Group:
         UserError: there is no such task, or the folder does not hold it.
     """
     task = load_task(name)
-    parts = [Text(" ".join(_description(type(task)).split()) + "\n"), terminal_table(TASK_COLUMNS, task_rows([name]))]
+    parts = [Text(" ".join(description(type(task)).split()) + "\n"), terminal_table(TASK_COLUMNS, task_rows([name]))]
     if task.sources:
         parts += [Text(), _files_table(task.sources)]
     data = _data_here(task, directory)
@@ -136,12 +136,12 @@ def _counts(task: Task, data: TaskData) -> list[tuple[str, ...]]:
     ]
 
 
-def _description(cls: type) -> str:
+def description(cls: type) -> str:
     return (sys.modules[cls.__module__].__doc__ or "").strip()
 
 
 def _first_sentence(cls: type) -> str:
-    text = " ".join(_description(cls).split())
+    text = " ".join(description(cls).split())
     return re.sub(r" \([^()]*\d{4}[^()]*\)", "", text).split(". ")[0].rstrip(".")  # without its sources
 
 

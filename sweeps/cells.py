@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from pydantic import ValidationError
 
-from llmft.errors import UserError, unknown_name
+from llmft.errors import UserError, error_lines
 from llmft.method import Method, Range
 from llmft.registry import METHODS, build_method, check_kinds, complete_settings, load_task, method_class
-from llmft.spec import STREAMS, DataRef, ForgettingSpec, GenerationSpec, ModelRef, TaskRef, TrainSpec, TrialSpec, error_lines
+from llmft.spec import STREAMS, DataRef, ForgettingSpec, GenerationSpec, ModelRef, TaskRef, TrainSpec, TrialSpec
 from llmft.task import Task
 from sweeps.imports import collector_off
 from sweeps.plan import MethodEntry, ModelEntry, Plan, SearchPlan
 from sweeps.plan_tasks import resolve_mixtures, resolve_named, resolve_tasks
-from sweeps.space import Params, Space, among, can_be, ordered
+from sweeps.ranges import check_ranges, ranges_of, values_of
+from sweeps.space import Params, Space
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ class Cell:
     @cached_property
     def defaults(self) -> Params:
         """The values that the searched hyper-parameters have when nothing is searched."""
-        return self.space.restrict(_values(self.base.train, self.base.settings))
+        return self.space.restrict(values_of(self.base.train, self.base.settings))
 
     def search_spec(self, params: Params, seed: int) -> TrialSpec:
         """One trial of the search."""
@@ -126,73 +127,6 @@ def _trial_spec(where: str, **fields: Any) -> TrialSpec:
         raise UserError(error_lines(error, where)) from None
 
 
-def _values(train: TrainSpec, settings: Params) -> Params:
-    return {**train.model_dump(mode="json"), **settings}  # a setting of the method goes before a training field of that name
-
-
-def _ranges(where: str, plan: Plan, entry: MethodEntry, cls: Any, values: Params) -> dict[str, Range]:
-    """What a cell searches; `values` are those of all hyper-parameters when nothing is searched."""
-    fixed = {*plan.train, *entry.train, *entry.settings}
-    ranges = {name: span for name, span in cls.search.items() if name not in fixed}
-    for name, span in entry.search.items():
-        if name not in values:
-            raise unknown_name("hyper-parameter", name, values, f"{where}.search")
-        if span and span.levels and plan.search.sampler != "grid":
-            raise UserError(f"{where}.search.{name}.levels: is for sampler: grid; the plan's search has {plan.search.sampler}.")
-        ranges.pop(name, None)
-        if span is not None:
-            ranges[name] = Range(**span.model_dump())
-    return _settle_conditions(f"{where}.search", ranges, values, entry.search)
-
-
-def _settle_conditions(where: str, ranges: Mapping[str, Range], values: Params, asked: Collection[str]) -> dict[str, Range]:
-    """`ranges` by name, with conditions on searched hyper-parameters alone: what is fixed has been looked at.
-
-    Where a condition never holds, a range of the method's own is left out, and one that the plan asks for is a mistake.
-    """
-    settled: dict[str, Range] = {}
-    try:
-        names = ordered(ranges)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-    for name in names:
-        never, when = None, {}
-        for other, wanted in ranges[name].when.items():
-            if other not in values:
-                raise unknown_name("hyper-parameter", other, values, f"{where}.{name}.when")
-            if other in settled:
-                when[other] = wanted
-                possible = any(can_be(settled[other], value) for value in wanted)
-            else:
-                possible = other not in ranges and among(values[other], wanted)
-            if not possible:
-                never = f"{where}.{name}.when: never holds, for {other} is never {' or '.join(map(repr, wanted))}."
-        if never is None:
-            settled[name] = replace(ranges[name], when=when)
-        elif name in asked:
-            raise UserError(never)
-    return dict(sorted(settled.items()))
-
-
-def _check_ranges(where: str, cell: Cell) -> None:
-    """Every end and choice must be a value that the hyper-parameter may have, and a grid must fit into the budget."""
-    for name, span in cell.ranges.items():
-        ends = [int(end) if span.integer else end for end in (span.low, span.high)]
-        for value in span.choices or ends:
-            try:
-                cell.search_spec({name: value}, 0)
-            except ValidationError as error:
-                raise UserError(error_lines(error, f"{where}.search")) from None
-            except UserError as error:
-                raise UserError(f"{where}.search: {error}") from None
-    try:
-        space = cell.space
-        if cell.search and cell.search.sampler == "grid":
-            space.grid(cell.search.n_trials)
-    except UserError as error:
-        raise UserError(f"{where}.search: {error}") from None
-
-
 def _entry_cells(
     where: str, plan: Plan, name: str, entry: MethodEntry, model_entry: ModelEntry, model: ModelRef, subject: Mapping[str, Any],
     teacher: ModelRef | None, mixture: Mapping[str, TaskRef],
@@ -212,6 +146,8 @@ def _entry_cells(
         raise UserError(f"{where}.mixture: name tasks to train on, besides {subject['task']!r} itself.")
     if entry.mixture and not mixes:
         raise UserError(f"{where}.mixture: the method {method!r} trains on its own task alone; remove the key.")
+    if entry.teacher and cls.lessons is Method.lessons:
+        raise UserError(f"{where}.teacher: the method {method!r} learns from no teacher; remove the key.")
     if not cls.trains and (entry.train or entry.search):
         raise UserError(f"{where}: the method {method!r} trains nothing; remove {'train' if entry.train else 'search'}.")
     try:
@@ -220,7 +156,7 @@ def _entry_cells(
         raise UserError(f"{where}: {error}") from None
     _train_spec(f"{where}.train", entry.train, {name: method})
     train = TrainSpec.model_validate({**cls.train_defaults, **plan.train, **entry.train}) if cls.trains else TrainSpec()
-    ranges = _ranges(where, plan, entry, cls, _values(train, settings)) if cls.trains and plan.search else {}
+    ranges = ranges_of(where, plan, entry, cls, values_of(train, settings)) if cls.trains and plan.search else {}
     generation = _generation_spec(f"{where.split(': ')[0]}: generation", task, plan.generation)
     cells = []
     for n_shots in (entry.n_shots or plan.n_shots) if cls.uses_shots else (0,):
@@ -241,7 +177,7 @@ def _entry_cells(
             entry=name, base=base, search_base=search_base, ranges=ranges, search=plan.search if ranges else None,
             report_seeds=_report_seeds(plan, cls, generation), vary=plan.report.vary, model_entry=model_entry,
         )  # fmt: skip
-        _check_ranges(where, cell)
+        check_ranges(where, cell)
         cells.append(cell)
     return cells
 

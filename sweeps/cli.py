@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 import sys
@@ -41,8 +42,11 @@ def _top(version: Annotated[bool, typer.Option("--version", help="show the versi
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `llmft`. Exit codes: 0 all well, 1 a trial failed, 2 a mistake of the user's (one line), 130 stopped."""
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
+    if not sys.stderr.isatty():
+        quiet["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # which would fill a log
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it misses a kernel that nobody asked for
     heed_sigterm()
     code = _run(sys.argv[1:] if arguments is None else arguments)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -62,7 +66,8 @@ def _run(arguments: list[str]) -> int:
         print(f"llmft: {' '.join(str(error).split())}", file=sys.stderr)
         return MISTAKE
     except _UsageError as error:
-        print(f"llmft: {' '.join(error.format_message().split())} See llmft --help.", file=sys.stderr)
+        said = " ".join(error.format_message().split()).replace("Input should be", "must be").rstrip(".")
+        print(f"llmft: {said}. See {error.ctx.command_path if error.ctx else 'llmft'} --help.", file=sys.stderr)
         return MISTAKE
     except (KeyboardInterrupt, typer.Abort):
         code = STOPPED

@@ -42,8 +42,7 @@ def evaluate_trial(
     """
     from llmft import cost
     from llmft.forgetting import check_forgetting, measure, measure_base, pair, resolve_forgetting
-    from llmft.model import choose_device
-    from llmft.runtime import Runtime
+    from llmft.runtime import Runtime, choose_device
     from llmft.weights import restored
 
     if not (tasks or harness or text):

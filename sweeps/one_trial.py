@@ -101,10 +101,11 @@ def run_one(
     if store and (stored := store.get(spec.digest)) and stored.finished:
         return stored
     with collector_off():
-        from llmft.runtime import Runtime
+        from llmft.runtime import Runtime, choose_device
         from llmft.trial import check_spec, run_trial
 
     check_spec(spec)
+    choose_device(device)
     runtime = Runtime(device=device) if report is None else Runtime(device=device, report=report)
     if store is None:
         return run_trial(spec, runtime).record

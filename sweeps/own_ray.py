@@ -9,17 +9,19 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import select
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+import threading
+import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import sweeps.ray_settings  # noqa: F401 - the head inherits them
 from llmft.errors import UserError
 from sweeps.devices import usable_cpus
+from sweeps.imports import collector_off
 from sweeps.scratch import RAY_FOLDER, end_processes_that_write, scratch_folder
 from sweeps.stop import uninterrupted
 
@@ -108,10 +110,11 @@ class OwnRay:
         if self._head:
             self.end()
             try:
-                self._head.wait(WAITS_S if self._address else 0)  # one that is still coming up hears nothing
+                self._head.wait(WAITS_S)
             except subprocess.TimeoutExpired:
-                self._head.kill()  # the kernel ends what it started, but not what that started
+                self._head.kill()
                 self._head.wait()
+            if not self._address:  # the kernel ended what the head had started, but not what that had started
                 end_processes_that_write(self.scratch)
             self._head.stdout.close()
         self._head, self._address = None, ""
@@ -136,33 +139,42 @@ def _environment(scratch: Path, credentials: dict[str, str]) -> dict[str, str]:
 
 
 def _be_head(scratch: Path, settings: dict[str, Any]) -> None:
-    """Start Ray's processes, say where they answer, and end them when nobody listens any more, or one that Ray is nothing without is lost.
+    """Start Ray's processes, say where they answer, and end them when nobody listens any more or one of the two that it cannot do
+    without is lost.
 
     `ray.init` would do, but connects as a driver, for which workers are started that wait in vain, and starts an autoscaler, which
     has nothing to scale.
     """
-    from ray._private.node import Node
-    from ray._private.parameter import RayParams
-    from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
+    answer = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else is printed is none
+    nodes: list[Any] = []
+
+    def leave() -> None:
+        sys.stdin.read()
+        for node in nodes:
+            node.kill_all_processes(check_alive=False, allow_graceful=True)
+        os._exit(0)  # where there is none yet, the kernel ends what was started
+
+    threading.Thread(target=leave, daemon=True).start()
+    with collector_off():
+        from ray._private.node import Node
+        from ray._private.parameter import RayParams
+        from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a scheduler that ends a job tells all processes; the sweep's decides
     params = RayParams(
         temp_dir=str(scratch / RAY_FOLDER), object_store_memory=OBJECT_STORE_BYTES, dashboard_port=None, no_monitor=True, **settings
     )  # fmt: skip
-    node = Node(params, head=True, shutdown_at_exit=False, spawn_reaper=True, ray_init_cluster=True)
+    nodes.append(node := Node(params, head=True, shutdown_at_exit=False, spawn_reaper=True, ray_init_cluster=True))
     (scratch / RAY_FOLDER / "ray_current_cluster").write_text(node.gcs_address)
-    print(node.gcs_address, flush=True)
-    lost: set[str] = set()
-    while not lost and not select.select([sys.stdin], [], [], LOOK_EVERY_S)[0]:
-        lost = {kind for kind, _ in node.dead_processes()} & {PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET}
+    with suppress(BrokenPipeError):
+        print(node.gcs_address, file=answer, flush=True)
+    while not (lost := {kind for kind, _ in node.dead_processes()} & {PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET}):
+        time.sleep(LOOK_EVERY_S)
     node.kill_all_processes(check_alive=False, allow_graceful=True)
-    if lost:
-        sys.exit(f"its {' and '.join(sorted(lost))} ended")
+    print(f"its {' and '.join(sorted(lost))} ended", file=sys.stderr, flush=True)
+    os._exit(1)  # the thread that listens would be in the way of an ordinary end
 
 
 if __name__ == "__main__":
-    from sweeps.imports import collector_off
-
-    with collector_off():
-        import ray  # noqa: F401
     _be_head(Path(sys.argv[1]), json.loads(sys.argv[2]))

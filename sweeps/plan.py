@@ -16,9 +16,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from llmft.definition import TaskDefinition, TaskEntry, definition_keys
-from llmft.errors import UserError, unknown_name
+from llmft.errors import UserError, error_lines, unknown_name
 from llmft.registry import METHODS, TASKS, method_class
-from llmft.spec import ORACLES, STREAMS, GenerationSpec, Selection, Spec, TrainSpec, error_lines
+from llmft.spec import ORACLES, STREAMS, GenerationSpec, Selection, Spec, TrainSpec
 from sweeps.plan_files import read_files
 from sweeps.plan_search import PrunePlan, RangeEntry, SearchPlan
 from sweeps.yaml_file import read_yaml
@@ -165,6 +165,13 @@ class Plan(Spec):
                 raise ValueError(f"search.seeds and report.seeds share {both}; a search must not see what is reported")
             if self.n_dev == 0:
                 raise ValueError("search needs dev examples: set n_dev above 0, or search to null")
+        elif "search" not in self.model_fields_set:
+            for name, entry in self.methods.items():
+                if any(entry.search.values()):
+                    raise ValueError(
+                        f"methods.{name}.search gives ranges, and the plan has no search; add search: {{n_trials: 4, "
+                        "seeds: [100, 101]}, or search: null to run without one"
+                    )
         for name, values in lists.items():
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} names a value twice")

@@ -111,6 +111,8 @@ class Store:
         Raises:
             UserError: a record is damaged, or of a newer llmft; the storage cannot be read.
         """
+        if isinstance(self.root, Path) and self.root.is_file():
+            raise UserError(f"{self.root}: is a file, and results need a folder. Choose another place with --out.")
         records = {}
         with self._reading():
             for record in read_records(self.root / TRIALS):

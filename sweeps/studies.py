@@ -51,7 +51,6 @@ class Mirror:
         self._url = url and check_url(url)
         self._storage: optuna.storages.BaseStorage | None = None
         self._studies: dict[str, tuple[optuna.Study, set[str]]] = {}  # cell -> its study and the points in it
-        self._mirrored: dict[int, Point] = {}  # by identity: a point without news is the same object as before
         self._seen: dict[str, CellState] = {}
         self._off = False
 
@@ -101,7 +100,7 @@ class Mirror:
             return optuna.storages.JournalStorage(JournalFileBackend(str(self._journal), lock))
 
     def _add_points(self, state: CellState) -> None:
-        ended = [point for point in state.points if point.outcome is not None and id(point) not in self._mirrored]
+        ended = [point for point in state.points if point.outcome is not None]
         if ended and state.cell.key not in self._studies:
             study = self._study(state.cell)
             written = {_key(trial.state, trial.user_attrs.get("digests", ())) for trial in study.get_trials(deepcopy=False)}
@@ -112,7 +111,6 @@ class Mirror:
             if key not in written:
                 study.add_trial(_trial(state.cell, point))
                 written.add(key)
-            self._mirrored[id(point)] = point
 
     def _study(self, cell: Cell) -> optuna.Study:
         """The cell's study under the cell's name; if a search of another kind has that, with a suffix of its own."""

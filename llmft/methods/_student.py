@@ -11,8 +11,8 @@ from llmft.spec import Spec
 
 
 class StudentSettings(Spec):
-    student: str = "pattern"
-    student_settings: dict[str, Any] = Field(default_factory=dict, validate_default=True)
+    student: str = Field("pattern", description="the method that trains it: pattern, lora, ...")
+    student_settings: dict[str, Any] = Field(default_factory=dict, validate_default=True, description="its settings")
 
     @field_validator("student")
     @classmethod

@@ -12,8 +12,8 @@ from llmft.methods.pattern import PatternBased, PatternSettings
 
 
 class HoulsbySettings(PatternSettings):
-    bottleneck: int = Field(64, ge=1)
-    train_norms: bool = True
+    bottleneck: int = Field(64, ge=1, description="width of an adapter")
+    train_norms: bool = Field(True, description="the layer norms are trained as well")
 
 
 class Houlsby(PatternBased):

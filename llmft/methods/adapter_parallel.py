@@ -13,9 +13,11 @@ from llmft.methods.pattern import PatternBased, PatternSettings
 
 
 class ParallelSettings(PatternSettings):
-    beside: Literal["feed_forward", "attention", "both"] = "feed_forward"
-    reduction: int = Field(2, ge=1)
-    scale: float = Field(4.0, gt=0)
+    beside: Literal["feed_forward", "attention", "both"] = Field(
+        "feed_forward", description="which part of a block has an adapter beside it"
+    )
+    reduction: int = Field(2, ge=1, description="the model's width over the adapter's")
+    scale: float = Field(4.0, gt=0, description="factor of what an adapter adds")
 
 
 class Parallel(PatternBased):

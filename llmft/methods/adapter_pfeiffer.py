@@ -12,7 +12,7 @@ from llmft.methods.pattern import PatternBased, PatternSettings
 
 
 class PfeifferSettings(PatternSettings):
-    reduction: int = Field(16, ge=1)
+    reduction: int = Field(16, ge=1, description="the model's width over the adapter's")
 
 
 class Pfeiffer(PatternBased):

@@ -7,6 +7,8 @@ et al. 2023. Models that have few biases, as Llama's family, are refused.
 
 from typing import Literal
 
+from pydantic import Field
+
 from llmft.errors import UserError
 from llmft.method import Range
 from llmft.methods.pattern import PatternBased, PatternSettings
@@ -16,7 +18,9 @@ MIN_SHARE = 0.25
 
 
 class BitFitSettings(PatternSettings):
-    subset: Literal["all", "query_mlp"] = "all"
+    subset: Literal["all", "query_mlp"] = Field(
+        "all", description="every bias, or those of the query projection and of the first feed-forward layer"
+    )
 
 
 class BitFit(PatternBased):

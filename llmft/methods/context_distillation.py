@@ -54,15 +54,21 @@ from llmft.registry import method_class
 
 
 class DistillationSettings(StudentSettings):
-    teacher_context: Literal["demonstrations", "instruction", "shuffled_labels", "none"] = "demonstrations"
-    instruction: str = ""  # opens the teacher's prompt, with or without demonstrations
-    n_unlabelled: int = Field(128, ge=0)
-    distil_shots: bool = False
-    distance: Literal["kl", "js", "mse", "l1", "pseudo_labels"] = "kl"
-    over: Literal["label_words", "top_k", "vocabulary"] = "label_words"
-    k: int = Field(50, ge=1)
-    temperature: float = Field(1.0, gt=0)
-    cross_entropy_weight: float = Field(0.0, ge=0, le=1)
+    teacher_context: Literal["demonstrations", "instruction", "shuffled_labels", "none"] = Field(
+        "demonstrations", description="what stands in the teacher's prompt"
+    )
+    instruction: str = Field("", description="opens the teacher's prompt, with or without demonstrations")
+    n_unlabelled: int = Field(128, ge=0, description="examples of the training pool that are taught without their labels")
+    distil_shots: bool = Field(False, description="the labelled shots are taught as well")
+    distance: Literal["kl", "js", "mse", "l1", "pseudo_labels"] = Field(
+        "kl", description="between the teacher's answer and the student's"
+    )
+    over: Literal["label_words", "top_k", "vocabulary"] = Field(
+        "label_words", description="what an answer's probabilities are over"
+    )
+    k: int = Field(50, ge=1, description="words of the teacher, for top_k")
+    temperature: float = Field(1.0, gt=0, description="of both distributions")
+    cross_entropy_weight: float = Field(0.0, ge=0, le=1, description="share of the shots' own labels in the loss")
     rounds: int = Field(1, ge=1, description="after each but the last, the student is the next teacher")
     only_correct: bool = Field(False, description="of labelled inputs, learn only from answers in which the right label is best")
     min_confidence: float = Field(0.0, ge=0, le=1, description="learn only from answers whose best label has this probability")

@@ -17,9 +17,9 @@ from llmft.methods.pattern import WholeModel, WholeModelSettings
 
 
 class FinetunedInContextSettings(WholeModelSettings):
-    n_demonstrations: int = Field(4, ge=1)
-    train_on: Literal["others", "all"] = "others"
-    train_prompts: Literal["bare", "with_demonstrations"] = "bare"
+    n_demonstrations: int = Field(4, ge=1, description="shots that stand in the prompt")
+    train_on: Literal["others", "all"] = Field("others", description="the other shots, or all of them")
+    train_prompts: Literal["bare", "with_demonstrations"] = Field("bare", description="what a prompt holds in training")
 
     @model_validator(mode="after")
     def _no_answer_in_the_prompt(self):

@@ -6,6 +6,8 @@ unlearned, so the probe says how much the model knew before.
 
 from typing import Literal
 
+from pydantic import Field
+
 from llmft.method import Range
 from llmft.methods.vanilla import Vanilla
 from llmft.spec import Spec
@@ -13,7 +15,7 @@ from llmft.spec import Spec
 
 class HeadOnly(Vanilla):
     class Settings(Spec):
-        head: Literal["fully_connected", "linear"] = "linear"
+        head: Literal["fully_connected", "linear"] = Field("linear", description="one layer, or two with a ReLU between")
 
     train_defaults = {"learning_rate": 1e-3}
     search = {"learning_rate": Range(1e-4, 1e-1, log=True)}

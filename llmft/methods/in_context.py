@@ -18,12 +18,12 @@ from llmft.spec import Spec
 
 
 class ReasoningSettings(Spec):
-    marker: str = Field(" The answer is", pattern=r"\S$")  # behind it the label word follows as behind a pattern
-    max_rationale_tokens: int = Field(64, ge=1)
+    marker: str = Field(" The answer is", pattern=r"\S$", description="stands between a rationale and its label word")
+    max_rationale_tokens: int = Field(64, ge=1, description="the longest rationale that the model says")
 
 
 class InContextSettings(ReasoningSettings, PromptingSettings):
-    rationales: bool = False
+    rationales: bool = Field(False, description="chain of thought: demonstrations say why")
 
     @model_validator(mode="after")
     def _one_reading(self):

@@ -12,7 +12,7 @@ from llmft.methods.pattern import PatternBased, PatternSettings
 
 
 class LastLayersSettings(PatternSettings):
-    n_layers: int = Field(2, ge=1)
+    n_layers: int = Field(2, ge=1, description="how many blocks are trained")
 
 
 class LastLayers(PatternBased):

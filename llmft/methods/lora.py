@@ -15,14 +15,15 @@ from llmft.methods.pattern import PatternBased, PatternSettings
 
 
 class LoraSettings(PatternSettings):
-    r: int = Field(8, ge=1)
-    alpha: int = Field(8, ge=1)
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
-    init: Literal["kaiming", "gaussian"] = "kaiming"  # of A
-    rslora: bool = False
-    dora: bool = False
-    # names of linear layers, or every one but the head; empty: peft's choice for the architecture (query and value)
-    targets: Literal["all-linear"] | tuple[str, ...] = ()
+    r: int = Field(8, ge=1, description="rank: the inner width of B A")
+    alpha: int = Field(8, ge=1, description="B A is scaled by alpha / r")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="of what A reads")
+    init: Literal["kaiming", "gaussian"] = Field("kaiming", description="of A")
+    rslora: bool = Field(False, description="scales by alpha / sqrt(r) instead")
+    dora: bool = Field(False, description="learns the length of W's columns apart from their direction")
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        (), description="names of linear layers, or every one but the head; empty: peft's choice (query and value)"
+    )
 
 
 class Lora(PatternBased):

@@ -21,9 +21,9 @@ from llmft.methods._student import ByStudent, WordStudentSettings
 
 
 class MultiTaskSettings(WordStudentSettings):
-    n_examples: int = Field(1024, ge=1)  # of all tasks of the mixture together
-    cap: int = Field(3000, ge=1)
-    temperature: float = Field(1.0, gt=0)
+    n_examples: int = Field(1024, ge=1, description="of all tasks of the mixture together")
+    cap: int = Field(3000, ge=1, description="the largest pool that raises a task's rate")
+    temperature: float = Field(1.0, gt=0, description="above 1: rates more alike")
 
 
 class MultiTask(ByStudent):

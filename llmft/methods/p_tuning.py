@@ -14,8 +14,8 @@ from llmft.methods.prompt_tuning import SoftPromptMethod, SoftPromptSettings
 
 
 class PTuningSettings(SoftPromptSettings):
-    encoder: Literal["mlp", "lstm"] = "mlp"
-    encoder_width: int | None = Field(None, ge=1)  # null: that of the embeddings
+    encoder: Literal["mlp", "lstm"] = Field("mlp", description="the network that computes the embeddings")
+    encoder_width: int | None = Field(None, ge=1, description="null: that of the embeddings")
 
 
 class PTuning(SoftPromptMethod):

@@ -10,16 +10,20 @@ Mosbach et al. 2023 does. It is for models that tie them (OPT, GPT-2, T5), and a
 
 from typing import Literal
 
+from pydantic import Field
+
 from llmft.method import Method, Range
 from llmft.spec import Spec
 
 
 class PatternSettings(Spec):
-    loss: Literal["full_vocabulary", "restricted"] = "full_vocabulary"
+    loss: Literal["full_vocabulary", "restricted"] = Field(
+        "full_vocabulary", description="raises the label word among all words, or among the label words"
+    )
 
 
 class WholeModelSettings(PatternSettings):
-    untie_embeddings: bool = False
+    untie_embeddings: bool = Field(False, description="the head is trained apart from the input embedding")
 
 
 def label_word_loss(kind: str, scores, labels):

@@ -22,9 +22,9 @@ INIT_STD = 0.02
 
 
 class PrefixSettings(SoftPromptSettings):
-    initialisation: Literal["vocabulary", "random"] = "vocabulary"
-    reparametrise: bool = False
-    encoder_width: int = Field(512, ge=1)
+    initialisation: Literal["vocabulary", "random"] = Field("vocabulary", description="keys and values of words, or near zero")
+    reparametrise: bool = Field(False, description="a network computes them in training")
+    encoder_width: int = Field(512, ge=1, description="of that network")
 
 
 class PrefixTuning(SoftPromptMethod):

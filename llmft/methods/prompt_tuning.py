@@ -18,12 +18,14 @@ from llmft.methods.pattern import PatternBased, PatternSettings
 
 
 class SoftPromptSettings(PatternSettings):
-    n_virtual_tokens: int = Field(20, ge=1)
+    n_virtual_tokens: int = Field(20, ge=1, description="length of what is learned")
 
 
 class PromptSettings(SoftPromptSettings):
-    initialisation: Literal["vocabulary", "random", "text", "labels"] = "vocabulary"
-    text: str = ""
+    initialisation: Literal["vocabulary", "random", "text", "labels"] = Field(
+        "vocabulary", description="where the embeddings begin"
+    )
+    text: str = Field("", description="for initialisation: text")
 
     @model_validator(mode="after")
     def _text_is_there(self):

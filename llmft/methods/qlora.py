@@ -15,9 +15,9 @@ from llmft.methods.lora import Lora, LoraSettings
 
 
 class QLoraSettings(LoraSettings):
-    r: int = Field(64, ge=1)
-    alpha: int = Field(16, ge=1)
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    r: int = Field(64, ge=1, description="rank: the inner width of B A")
+    alpha: int = Field(16, ge=1, description="B A is scaled by alpha / r")
+    targets: Literal["all-linear"] | tuple[str, ...] = Field("all-linear", description="as of lora")
 
 
 class QLora(Lora):

@@ -26,9 +26,11 @@ from llmft.methods.pattern import WholeModel, WholeModelSettings, label_word_los
 
 
 class RegularisedSettings(WholeModelSettings):
-    penalty: Literal["l2_sp", "ewc", "kl_to_base"] = "l2_sp"
-    strength: float = Field(0.1, ge=0)
-    n_fisher_samples: int = Field(128, ge=1)  # of ewc: passes forward and backward, before the training
+    penalty: Literal["l2_sp", "ewc", "kl_to_base"] = Field(
+        "l2_sp", description="what holds the model: distance of the weights, by their importance, or KL of the next word"
+    )
+    strength: float = Field(0.1, ge=0, description="weight of the penalty")
+    n_fisher_samples: int = Field(128, ge=1, description="of ewc: passes forward and backward, before the training")
 
 
 class Regularised(WholeModel):

@@ -27,11 +27,13 @@ from llmft.registry import method_class
 
 
 class SequenceDistillationSettings(StudentSettings):
-    teacher_context: Literal["demonstrations", "none"] = "demonstrations"
-    instruction: str = ""  # opens the teacher's prompt, with or without demonstrations
-    n_unlabelled: int = Field(128, ge=1)
-    train_on_shots: bool = False
-    keep_unfinished: bool = False
+    teacher_context: Literal["demonstrations", "none"] = Field(
+        "demonstrations", description="what stands in the teacher's prompt"
+    )
+    instruction: str = Field("", description="opens the teacher's prompt, with or without demonstrations")
+    n_unlabelled: int = Field(128, ge=1, description="examples of the training pool that the teacher answers")
+    train_on_shots: bool = Field(False, description="the shots and their references are trained on as well")
+    keep_unfinished: bool = Field(False, description="answers that were cut are learned from too")
 
     @field_validator("student")
     @classmethod

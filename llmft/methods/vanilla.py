@@ -8,6 +8,8 @@ N(0, 0.02), biases 0.
 
 from typing import Literal
 
+from pydantic import Field
+
 from llmft.method import Method, Range
 from llmft.spec import Spec
 
@@ -16,7 +18,9 @@ INIT_STD = 0.02
 
 class Vanilla(Method):
     class Settings(Spec):
-        head: Literal["fully_connected", "linear"] = "fully_connected"
+        head: Literal["fully_connected", "linear"] = Field(
+            "fully_connected", description="one layer, or two with a ReLU between"
+        )
 
     kinds = ("classification",)
     has_own_head = True

@@ -10,6 +10,8 @@ query, then loses its lead. The full-vocabulary rule is left as it is.
 
 from typing import Literal
 
+from pydantic import Field
+
 from llmft.method import Method
 from llmft.spec import Spec
 
@@ -17,7 +19,9 @@ CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021, section 5
 
 
 class PromptingSettings(Spec):
-    calibration: Literal["none", "contextual"] = "none"
+    calibration: Literal["none", "contextual"] = Field(
+        "none", description="contextual: label words are judged against prompts without content"
+    )
 
 
 class ZeroShot(Method):

@@ -24,6 +24,7 @@ PlanName = Annotated[
     str, typer.Argument(help="a plan file, or the name of a plan that comes with llmft: quickstart, rte_hans, paper, ...", metavar="PLAN")
 ]
 DataDir = Annotated[str | None, typer.Option("--data-dir", help="a local folder with the tasks' files [default: the plan's, else the hub]")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... [default: cuda where there is one]")]
 Models = Annotated[
     list[str] | None, typer.Option("--model", help="hub name, folder or 'toy', in place of the plan's models; may be repeated")
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -13,19 +12,18 @@ Markdown = Annotated[bool, typer.Option("--markdown", help="print the table as M
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="one method, with its whole description")] = None, markdown: Markdown = False
+    name: Annotated[str | None, typer.Argument(help="one method, with its whole description and its settings")] = None, markdown: Markdown = False
 ) -> int:
     """The ways of adapting a model."""
-    from llmft.registry import METHODS, method_class
+    from llmft.registry import METHODS
     from sweeps.catalogue import METHOD_COLUMNS, markdown_table, method_rows, terminal_table
+    from sweeps.method_page import method_page
 
-    rows = method_rows(METHODS if name is None else [name])
     if markdown:
-        print(markdown_table(METHOD_COLUMNS, rows))
-        return 0
-    if name is not None:
-        print(sys.modules[method_class(name).__module__].__doc__)
-    terminal().print(terminal_table(METHOD_COLUMNS, rows))
+        print(markdown_table(METHOD_COLUMNS, method_rows(METHODS if name is None else [name])))
+    else:
+        page = terminal_table(METHOD_COLUMNS, method_rows(METHODS)) if name is None else method_page(name)
+        terminal().print(page, highlight=False)
     return 0
 
 

@@ -41,7 +41,10 @@ def sweep(
     models: Models = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="show what Ray and the workers print")] = False,
 ) -> int:
-    """Run every trial of a plan that has no result yet, then compare. Stopped at any moment, the same command goes on."""
+    """Run every trial of a plan that has no result yet, then compare.
+
+    Stopped at any moment, the same command goes on.
+    """
     from sweeps.cells import build_cells
     from sweeps.failures import FailurePolicy
     from sweeps.own_ray import OwnRay
@@ -100,7 +103,10 @@ def plan(
     models: Models = None,
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
 ) -> int:
-    """Show what a plan would run, what of it is done, and what it would take; starts nothing."""
+    """Show what a plan would run, and what it would take.
+
+    Fetches what that hangs on (tokenizers, rows) where it is not here, and starts nothing.
+    """
     from sweeps.devices import local_machine
     from sweeps.outlook import look_ahead
     from sweeps.run import check_cells
@@ -133,7 +139,7 @@ def plan(
 
 
 def fetch(plan_name: PlanName, data_dir: DataDir = None, models: Models = None) -> int:
-    """Fetch a plan's models and data from the hub into this machine's cache. The plan then runs without a network."""
+    """Fetch a plan's models and data from the hub. It then runs without a network."""
     from sweeps.prefetch import Needs
 
     needs = Needs.of(load_cells(plan_name, models, data_dir)[1])

@@ -39,7 +39,10 @@ def report(
         str, typer.Option(help="which checkpoint counts: best_dev, last, ...; best_on_50: best on 50 out-of-domain examples")
     ] = "best_dev",
 ) -> int:
-    """Compare what lies in a folder of results: the table here, and the report as HTML. Needs neither torch nor Ray."""
+    """Write the tables and the report of results again.
+
+    The table comes here, the report as HTML. Needs neither torch nor Ray.
+    """
     show_report(open_folder(results), rule)
     return 0
 
@@ -51,7 +54,10 @@ def compare(
     other_rule: Annotated[str | None, typer.Option(help="the same for the other [default: --rule, or last]")] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="print the table as CSV, with everything it knows")] = False,
 ) -> int:
-    """Two sets of results side by side, cell by cell, with the difference and its test. Needs neither torch nor Ray."""
+    """Two sets of results side by side, cell by cell, with a test.
+
+    Needs neither torch nor Ray.
+    """
     from analysis.beside import beside, beside_notes, beside_sheet, beside_title
     from analysis.published import SOURCES, load_results
     from analysis.sheets import sheet_to_terminal

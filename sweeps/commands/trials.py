@@ -10,35 +10,35 @@ import typer
 
 from llmft.errors import UserError
 from llmft.files import open_folder
-from sweeps.commands import FAILED, DataDir, Folder, terminal
+from sweeps.commands import FAILED, DataDir, Device, Folder, terminal
 
 
 def trial(
     task: Annotated[str, typer.Option(help="llmft tasks lists them")],
     method: Annotated[str, typer.Option(help="llmft methods lists them")],
     model: Annotated[str, typer.Option(help="hub name, folder or 'toy'")] = "toy",
-    revision: str = "main",
+    revision: Annotated[str, typer.Option(help="branch, tag or commit of a hub model")] = "main",
     teacher: Annotated[str | None, typer.Option(help="which model a distilled one learns from [default: itself]")] = None,
     mixture: Annotated[list[str] | None, typer.Option(metavar="TASK", help="another task to train on; once for each")] = None,
     shots: Annotated[
         int | None, typer.Option(min=0, help="labelled examples in total [default: 16 where the method uses any]")
     ] = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="draws the examples, their order, new weights and the dropout")] = 0,
     lr: Annotated[float | None, typer.Option(help="learning rate [default: the method's]")] = None,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    pattern: str = "minimal",
-    verbalizer: str = "default",
-    n_dev: int = 64,
+    epochs: Annotated[int | None, typer.Option(help="passes over the shots [default: 40]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="examples per optimiser step [default: 32]")] = None,
+    pattern: Annotated[str, typer.Option(help="how a prompt is written; llmft tasks NAME shows the task's")] = "minimal",
+    verbalizer: Annotated[str, typer.Option(help="the label words [default: the pattern's]", show_default=False)] = "default",
+    n_dev: Annotated[int, typer.Option(help="examples that select the checkpoint")] = 64,
     n_test: Annotated[int | None, typer.Option(help="rows of each test set [default: all]")] = None,
-    max_length: int | None = None,
-    precision: str = "fp32",
+    max_length: Annotated[int | None, typer.Option(help="tokens of a prompt [default: the model's context]")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or (on CUDA) fp16")] = "fp32",
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="a setting of the method, its training or the generation, or plan.KEY"),
     ] = None,
     data_dir: DataDir = None,
-    device: str | None = None,
+    device: Device = None,
     out: Annotated[
         Folder, typer.Option(parser=open_folder, metavar="FOLDER", help="keep the record in this folder, or URL, of results")
     ] = None,
@@ -83,7 +83,7 @@ def export(
         bool, typer.Option("--merge", help="a whole model for transformers, in place of an adapter for peft")
     ] = False,
 ) -> int:
-    """Write what a trial has trained so that peft or transformers loads it. Its plan says keep_weights: true."""
+    """Write what a trial has trained for peft or transformers. Its plan says keep_weights: true."""
     from sweeps.exports import export_trial
 
     print(export_trial(results, digest, folder, merge))
@@ -105,12 +105,12 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="examples of each task [default: all]")] = None,
     before: Annotated[bool, typer.Option("--before", help="measure the base model too")] = False,
     data_dir: DataDir = None,
-    device: str | None = None,
+    device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
 ) -> int:
-    """Ask a trial's adapted model what else it can do, from the weights that a plan with keep_weights: true has kept.
+    """Ask a trial's adapted model what else it can do.
 
-    The numbers go into evaluation.json beside the trial's record; those of earlier calls stay, unless measured again.
+    Its weights are those that a plan with keep_weights: true has kept. The numbers go into evaluation.json beside the trial's record; those of earlier calls stay, unless measured again.
     """
     from sweeps.evaluate import evaluate_trial
     from sweeps.views import changes_table

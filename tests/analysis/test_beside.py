@@ -48,6 +48,13 @@ def test_cells_of_one_alone_and_without_result_are_rows(two):
     assert "1 cell only in B" in notes and any("differ in learning_rate in 1 cell (lora)" in note for note in notes)
 
 
+def test_another_number_of_test_examples_is_told(two):
+    ours, theirs = (analysis.load(each.root) for each in two)
+    fewer = theirs["sets"].str.replace(r'("domain": "in", "n": )\d+', r"\g<1>100", regex=True)
+    differs = analysis.beside(ours, theirs.assign(sets=fewer)).set_index(["method", "domain"])["differs"]
+    assert differs[("lora", "in_domain")] == "learning_rate, n_test" and differs[("lora", "out_of_domain")] == "learning_rate"
+
+
 def test_sets_of_other_names_are_not_compared(two):
     ours, theirs = (analysis.load(each.root) for each in two)
     table = analysis.beside(ours, theirs.assign(in_domain_set="rte2")).query("method == 'lora' and domain == 'in_domain'")

@@ -127,6 +127,17 @@ def test_the_answer_says_that_nothing_beats_the_majority():
     assert "no method is shown to beat the majority class (58.0 %) at 16 shots: a leads with" in answer(near).out_of_domain
 
 
+def test_a_higher_mean_at_another_number_of_shots_is_named_beside_the_answer(store):
+    """Methods are compared where most of them are, which need not be where the best number stands."""
+    for seed in range(6):
+        for method, n_shots, accuracy in (("a", 16, 0.6), ("b", 16, 0.5), ("c", 2, 0.7), ("a", 2, 0.4)):
+            store.add(seed, method, accuracy + 0.01 * (seed % 2), 0.5, n_shots=n_shots)
+    only = answer(analysis.load(store.root))
+    assert "a is best at 16 shots" in only.in_domain
+    assert only.in_domain.endswith(" The highest mean at any number of shots: c with 2, 70.5 % (69.9 to 71.1).")
+    assert "any number" not in only.out_of_domain
+
+
 def test_one_trial_tells_nothing():
     only = answer(own({"a": [0.9], "b": [0.6]}))
     assert not only.out_of_domain_sure and "a single trial allows no test" in only.out_of_domain

@@ -38,6 +38,11 @@ def test_failures_name_cell_share_and_cause(store):
     assert finding.value == 0.5 and "2 of 4" in finding.message and "diverged 1" in finding.message
 
 
+def test_where_every_trial_failed_there_is_no_mean(store):
+    store.add(0, failed=Cause.USER_ERROR)
+    assert found(store)["failed_trials"].message.endswith("1 of 1 trials failed (user_error 1), so there is no mean")
+
+
 def test_unreadable_records(store):
     store.add(0)
     (store.folder(store.add(1)) / "record.json").write_text("{")
@@ -63,7 +68,7 @@ def test_zero_shot_absent(store):
 @pytest.mark.parametrize(
     ("change", "said"),
     [({"learning_rate": 1e-4}, "learning_rate"), ({"verbalizer": "yes_no"}, "verbalizer"), ({"settings": {"rank": 8}}, "settings"),
-     ({"train": {"patience": 3}}, "train"), ({"train": {"epochs": 9, "layer_decay": 0.5}}, "epochs")],
+     ({"train": {"patience": 3}}, "patience"), ({"train": {"epochs": 9, "layer_decay": 0.5}}, "epochs, layer_decay")],
 )  # fmt: skip
 def test_a_cell_of_different_settings(store, change, said):
     store.add(0), store.add(1, **change)

@@ -178,11 +178,15 @@ addEventListener("load", () => {
     const box = each.querySelector("svg").getBoundingClientRect();
     return [each.id, box.width > 100 && box.height > 20, each.checkVisibility()];
   });
+  const cut = [...document.querySelectorAll("figure svg text")].filter(text => {
+    const inner = text.getBoundingClientRect(), outer = text.ownerSVGElement.getBoundingClientRect();
+    return inner.left < outer.left - 1 || inner.right > outer.right + 1 || inner.top < outer.top - 1 || inner.bottom > outer.bottom + 1;
+  }).map(text => text.textContent);
   const rank = document.querySelector("table.groups"), behind = 3;
   rank.tHead.rows[0].cells[behind].querySelector("button").click();
   const ranked = [...rank.tBodies[0].rows].map(row => row.cells[behind].textContent);
   const colour = getComputedStyle(document.body).backgroundColor;
-  document.body.dataset.probe = JSON.stringify({up, down, filtered, note, all: shown().length, figures, ranked, colour, errors,
+  document.body.dataset.probe = JSON.stringify({up, down, filtered, note, all: shown().length, figures, cut, ranked, colour, errors,
     wide: document.documentElement.scrollWidth - innerWidth});
 });</script>"""
 
@@ -213,6 +217,7 @@ def test_a_browser_opens_the_report_sorts_and_filters(probed_page, tmp_path, wid
     assert probed["filtered"] == ["lora"] and probed["note"] == "1 of 10 rows" and probed["all"] == 10
     assert [name for name, *_ in probed["figures"]] == [f"figure-{name}" for name in analysis.FIGURES]
     assert all(size and visible for _, size, visible in probed["figures"])
+    assert probed["cut"] == []  # texts of a figure that do not fit into it
     numbers = [float(text.split(" ")[0].replace("−", "-")) for text in probed["ranked"] if text != "–"]
     assert numbers == sorted(numbers) and probed["ranked"][-1] == "–"
     assert probed["colour"] == ("rgb(22, 24, 27)" if scheme == "dark" else "rgb(253, 253, 251)")

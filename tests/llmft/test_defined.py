@@ -12,9 +12,9 @@ from small_models import CPU
 
 from llmft.defined import DefinedTask, complete
 from llmft.definition import TaskDefinition, definition_keys, in_full, label_text
-from llmft.errors import UserError
+from llmft.errors import UserError, error_lines
 from llmft.setting import encode_prompts, settle
-from llmft.spec import GenerationSpec, TrialSpec, error_lines
+from llmft.spec import GenerationSpec, TrialSpec
 from llmft.trial import run_trial
 
 ROWS = [{"s1": f"doctor {i}", "s2": f"nurse {i}", "gold": ("no", "yes")[i % 2], "from": "ab"[i % 4 // 2]} for i in range(40)]
@@ -170,8 +170,8 @@ def test_files_and_columns_that_do_not_fit(folder, changed, said):
      ({"labels": {"a": 1, "b": "1.0"}}, "labels: two labels have the same value"),
      ({"labels": {"a": 1}}, "labels: one label is nothing to tell apart"),
      ({"trian": "x.csv"}, "unknown key 'trian'. Did you mean 'train'?"),
-     ({"train": None}, "train: Field required"),
-     ({"train": {"hub": {"repository": "a/b"}}}, "train.hub.split: Field required"),
+     ({"train": None}, "train: is missing"),
+     ({"train": {"hub": {"repository": "a/b"}}}, "train.hub.split: is missing"),
      ({"train": {}}, "train: give a file, or hub"),
      ({"test": {"in_domain": "a.csv", "out_domain": {}}}, "unknown key 'test.out_domain'. Did you mean 'out_of_domain'?"),
      ({"test": {"in_domain": "a.csv", "out_of_domain": {"dev": "b.csv"}}}, "a test set cannot be called 'dev'"),

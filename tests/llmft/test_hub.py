@@ -193,6 +193,7 @@ def checksum_of(name: str) -> str:
      ("owner/tiny", "nope", "it has no such revision. Its branches and commits are listed at http"),
      ("owner/tiny", "0" * 40, "it has no such revision"),
      ("owner/gated", "main", "it is gated. Accept its terms at http"),
+     ("owner/gguf", "main", "holds no config.json. Name a repository in transformers' format"),
      ("owner/bare", "main", "holds none of model.safetensors, pytorch_model.bin"),
      ("no name", "main", "no name of a repository")],
 )  # fmt: skip
@@ -200,6 +201,7 @@ def test_what_cannot_be_had_is_told_at_once_in_one_line(server, cache, name, rev
     server.push("owner/tiny", TEXT | SAFE)
     server.push("owner/gated", TEXT | SAFE, gated=True)
     server.push("owner/bare", TEXT)
+    server.push("owner/gguf", {"model.Q4_K_M.gguf": b"GGUF", "README.md": b"weights for llama.cpp"})
     began = time.monotonic()
     with pytest.raises(UserError) as raised:
         hub.fetch_model(name, revision)

@@ -264,3 +264,10 @@ def test_the_saved_folder_is_not_written_to(spec_of):
     before = checksum(AutoModelForCausalLM.from_pretrained(spec.model.path))
     run_trial(spec, CPU)
     assert checksum(AutoModelForCausalLM.from_pretrained(spec.model.path)) == before
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_setting_says_what_it_is(name):
+    """In one line each, which `llmft methods NAME` shows."""
+    fields = method_class(name).Settings.model_fields
+    assert not [field for field, info in fields.items() if not info.description or "\n" in info.description]

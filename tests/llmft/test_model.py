@@ -135,6 +135,15 @@ def test_a_damaged_configuration_is_told_in_one_line(folder):
     assert "\n" not in str(raised.value)
 
 
+def test_a_model_without_a_tokenizer_is_told_in_one_line(folder):
+    """As many adapted models lie on the hub; transformers makes an empty tokenizer of it."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    ref = ModelRef(name="owner/model", fingerprint="x", path=str(folder))
+    with pytest.raises(UserError, match="owner/model comes without a tokenizer"):
+        load_tokenizer(ref)
+
+
 def test_an_unreachable_hub_is_told_in_one_line(monkeypatch):
     monkeypatch.setattr(hub, "is_reachable", lambda endpoint: False)
     with pytest.raises(UserError, match="cannot get no-such-owner/no-such-model") as raised:

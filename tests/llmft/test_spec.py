@@ -5,7 +5,8 @@ import json
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from llmft.spec import DataRef, GenerationSpec, ModelRef, TaskRef, TrainSpec, TrialSpec, error_lines
+from llmft.errors import error_lines, nearest
+from llmft.spec import DataRef, GenerationSpec, ModelRef, TaskRef, TrainSpec, TrialSpec
 
 GOLDEN = TrialSpec(
     model=ModelRef(name="facebook/opt-125m", fingerprint="hub:facebook/opt-125m@main"),
@@ -176,6 +177,22 @@ def test_an_unknown_key_is_answered_with_the_nearest_one():
     assert "unknown key 'n_shot'. Did you mean 'n_shots'?" in said
     assert "unknown key 'train.learning_rat'. Did you mean 'learning_rate'?" in said
     assert "warmup_ratio" in said  # the keys of the section
+
+
+@pytest.mark.parametrize(("got", "meant"), [("lr", "learning_rate"), ("rank", "r"), ("rslor", "rslora"), ("alhpa", "alpha"), ("x", None)])
+def test_the_nearest_name_is_an_abbreviation_or_alike(got, meant):
+    assert nearest(got, ["dora", "r", "rslora", "alpha", "learning_rate"]) == meant
+
+
+def test_a_wrong_entry_of_a_list_is_told_alone():
+    """pydantic also complains that the list, without it, is too short."""
+    assert line({"selections": ["best"]}).startswith("plan.yaml: selections.0: must be 'none', 'last', 'best_dev'")
+    assert ";" not in line({"selections": ["best"]})
+
+
+def test_wrong_kinds_of_value_are_told_in_the_words_of_yaml():
+    assert line({"test_sets": "rte"}) == "plan.yaml: test_sets: must be a list, as in [rte]"
+    assert line({"train": [1e-3]}) == "plan.yaml: train: must be a mapping, as in {name: value} (got [0.001])"
 
 
 def test_nothing_near_is_no_suggestion():

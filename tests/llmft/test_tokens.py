@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import byte_level_tokenizer, metaspace_tokenizer, toy_text
 
+from llmft import tokens
 from llmft.answers import LabelWords, resolve_label_words
 from llmft.errors import Cause, TrialFailure, UserError
+from llmft.opening import encode
 from llmft.prompts import NLI_PATTERNS, Pattern, render_prompt
 from llmft.task import Example
 from llmft.tokens import encode_trial
@@ -136,6 +138,15 @@ def test_what_does_not_fit_is_dropped_evenly_and_counted(limit, n_pairs, lengths
             max(len(tokenizer(render_prompt(NLI_PATTERNS["minimal"], more, q.fields, "\n\n"))["input_ids"]) for q in queries)
             > limit
         )
+
+
+def test_hundreds_too_many_are_dropped_in_a_few_looks(monkeypatch):
+    """Reading 256 demonstrations again for each pair that is dropped takes a minute, and distillation does so for every lesson."""
+    tokenizer, looks = TOKENIZERS["byte-level"], []
+    monkeypatch.setattr(tokens, "encode", lambda *given: looks.append(given) or encode(*given))
+    arguments = (tokenizer, NLI_PATTERNS["minimal"], words_of(tokenizer), "\n", [example(i) for i in range(256)], {"t": [example(0)]}, 200)
+    assert 0 < encode_trial(*arguments, None).n_dropped < 256
+    assert len(looks) < 12
 
 
 def test_a_query_that_does_not_fit_alone_is_named():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -11,12 +12,14 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from llmft import sources
-from llmft.registry import TASKS, load_task
-from llmft.spec import DataRef
+from llmft.registry import METHODS, TASKS, load_task, method_class
+from llmft.spec import DataRef, TrainSpec
 from sweeps.catalogue import markdown_table, readmes
 from sweeps.cells import build_cells
+from sweeps.method_page import field_rows, method_page
 from sweeps.plan import load_plan, parse_plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +39,23 @@ def test_the_tables_are_those_of_the_registry(path):
 
 def test_a_cell_of_markdown_stays_one_cell():
     assert markdown_table(("a", "b"), [("x", "1 | 2\n3")]).splitlines()[-1] == "| `x` | 1 / 2<br>3 |"
+
+
+def test_the_page_of_a_method_says_what_each_setting_may_be():
+    rows = {name: rest for name, *rest in field_rows(method_class("lora").Settings)}
+    assert rows["r"] == ["8", "whole number >= 1", "rank: the inner width of B A"]
+    assert rows["lora_dropout"][1] == "number >= 0 and < 1" and rows["init"][:2] == ['"kaiming"', "one of kaiming, gaussian"]
+    assert rows["targets"][:2] == ["[]", "all-linear or list"]
+    assert ("learning_rate", "0.0002") in [row[:2] for row in field_rows(TrainSpec, {"learning_rate": 2e-4})]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_a_page(name):
+    console = Console(width=300, file=io.StringIO())
+    console.print(method_page(name))
+    page = console.file.getvalue()
+    assert all(f"\n{field} " in page for field in method_class(name).Settings.model_fields)
+    assert ("\nwarmup_ratio " in page) == method_class(name).trains
 
 
 def test_the_readme_of_the_project_names_both():

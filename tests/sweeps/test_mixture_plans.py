@@ -6,9 +6,11 @@ import pytest
 from fakes import fake_data, fake_model
 
 from llmft.errors import UserError
+from llmft.mixture import shares
+from llmft.registry import build_method
 from llmft.spec import DataRef
 from sweeps.cells import build_cells
-from sweeps.plan import parse_plan
+from sweeps.plan import load_plan, parse_plan
 from sweeps.prefetch import Needs
 
 
@@ -49,3 +51,18 @@ def test_a_mixed_tasks_rows_count_for_the_digest_and_are_fetched():
 def test_what_is_no_mixture_is_refused(mixture, changed, said):
     with pytest.raises(UserError, match=said):
         cells_of(changed.pop("mixture", mixture), **changed)
+
+
+POOLS = {"rte": 2490, "mnli": 392_702, "qqp": 1000, "cola": 8551}
+"""Rows of the training pools on the hub, those of qqp after its cut."""
+
+
+def test_the_plan_that_comes_with_llmft_asks_no_task_for_more_than_it_has():
+    plan, _ = load_plan("multi_task")
+    mixed = {name: build_method("multi_task", entry.settings) for name, entry in plan.methods.items() if entry.mixture}
+    assert sorted(mixed) == ["lora_mixture", "more_alike", "multi_task"]
+    for method in mixed.values():
+        for held_out in plan.task_names:
+            pools = {name: n for name, n in POOLS.items() if name != held_out}
+            counts = dict(zip(pools, shares(list(method.rates(pools).values()), method.n_mixed), strict=True))
+            assert all(0 < n <= pools[name] for name, n in counts.items()), (method, held_out, counts)

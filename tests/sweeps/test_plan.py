@@ -64,7 +64,11 @@ def error_of(path):
         ("round_size: 2", "round_size: 2, sampler: grid, n_trials: 3", ["stands here twice"]),
         ("n_trials: 4", "n_trials: 3, sampler: grid", ["methods.lora.search", "grid has 4 points; set n_trials to at least 4"]),
         ("round_size: 2", "prune: {rule: median, epochs: 3}", ["unknown key 'search.prune.epochs'", "min_epochs"]),
-        ("round_size: 2", "prune: {min_epochs: 3}", ["search.prune.rule", "required"]),
+        ("round_size: 2", "prune: {min_epochs: 3}", ["search.prune.rule: is missing"]),
+        ("search: {n_trials: 4", "generation: {}\n# search: {n_trials: 4", ["methods.lora.search gives ranges", "add search: {n_trials"]),
+        ("lora: {", "lora: {teacher: fake, ", ["methods.lora.teacher: the method 'lora' learns from no teacher; remove the key"]),
+        ("tasks: [toy]", "tasks: []", ["tasks: is empty; name at least one"]),
+        ("tasks: [toy]", "tasks: toy", ["tasks: must be a list, as in [toy]"]),
         ("round_size: 2", "prune: {rule: hyperband}", ["search.prune.rule", "'median' or 'asha'"]),
         ("{choices: [2, 4]}", "{choices: [2, 4], when: {}, whn: 2}", ["methods.lora.search.r.whn", "'when'"]),
         ("{choices: [2, 4]}", "{choices: [2, 4], when: {alpha: []}}", ["search.r", "when names no value"]),
@@ -208,8 +212,8 @@ def test_what_controls_a_training_is_fixed_searched_and_checked_as_any_other_fie
     )
     assert len({plain.key, *(other.key for other in others)}) == 4
     for old, new, said in (
-        ("epochs: 2", "epochs: 2, layer_decay: 1.5", "layer_decay: Input should be less than or equal to 1 (got 1.5)"),
-        ("epochs: 2", "epochs: 2, patience: 0", "patience: Input should be greater than or equal to 1 (got 0)"),
+        ("epochs: 2", "epochs: 2, layer_decay: 1.5", "layer_decay: must be less than or equal to 1 (got 1.5)"),
+        ("epochs: 2", "epochs: 2, patience: 0", "patience: must be greater than or equal to 1 (got 0)"),
         ("r: {choices: [2, 4]}", "layer_decay: {low: 0, high: 1}", "greater than 0 (got 0"),
         ("lora: {", "lora: {patience: 2, ", "patience belongs under 'methods.lora.train'."),
     ):

@@ -57,6 +57,12 @@ def test_one_sweep_at_a_time_and_the_lock_dies_with_its_process(tmp_path):
         pass
 
 
+def test_a_file_is_no_place_for_results(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="notes.txt: is a file, and results need a folder. Choose another place with --out"):
+        Store(tmp_path / "notes.txt").load()
+
+
 def test_a_folder_that_cannot_be_written_is_said_before_anything_runs(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"), Store(tmp_path / "file").locked():
