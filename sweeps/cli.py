@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ import typer
 
 from llmft import __version__
 from llmft.errors import UserError
-from sweeps.commands import MISTAKE, STOPPED
+from sweeps.commands import MISTAKE, STOPPED, Stopped
 from sweeps.commands.lists import methods, tasks
 from sweeps.commands.plans import fetch, plan, sweep
 from sweeps.commands.results import compare, report
@@ -48,14 +49,19 @@ def main(arguments: list[str] | None = None) -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it misses a kernel that nobody asked for
     heed_sigterm()
     code = _run(sys.argv[1:] if arguments is None else arguments)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)  # nothing is left that must be tidied
     gc.freeze()  # all there is goes with the process; looking through it once more would take up to two seconds
     sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:
-    command: Any = typer.main.get_command(app)
     try:
-        return command(arguments, prog_name="llmft", standalone_mode=False) or 0
+        command: Any = typer.main.get_command(app)
+        code = command(arguments, prog_name="llmft", standalone_mode=False) or 0
+    except Stopped as stopped:
+        print(f"\nllmft: {stopped}", file=sys.stderr)
+        return STOPPED
     except UserError as error:
         print(f"llmft: {' '.join(str(error).split())}", file=sys.stderr)
         return MISTAKE
@@ -64,8 +70,10 @@ def _run(arguments: list[str]) -> int:
         print(f"llmft: {said}. See {error.ctx.command_path if error.ctx else 'llmft'} --help.", file=sys.stderr)
         return MISTAKE
     except (KeyboardInterrupt, typer.Abort):
-        print("llmft: stopped.", file=sys.stderr)
-        return STOPPED
+        code = STOPPED
+    if code == STOPPED:  # which is also what typer makes of a KeyboardInterrupt
+        print("\nllmft: stopped.", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

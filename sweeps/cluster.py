@@ -107,7 +107,7 @@ def run_on_ray(
             ),
         )
         try:
-            with watched_head(ledger.abandon):
+            with watched_head(ledger.abandon, own_ray):
                 tuner.fit()
         except Exception:
             if searcher.error is None and not ledger.done:

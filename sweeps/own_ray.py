@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from llmft.errors import UserError
 from sweeps.devices import usable_cpus
 from sweeps.imports import collector_off
 from sweeps.scratch import RAY_FOLDER, end_processes_that_write, scratch_folder
+from sweeps.stop import uninterrupted
 
 OBJECT_STORE_BYTES = 100 * 2**20  # specs and digests are all that travels
-ERRORS_FILE, WAITS_S = "head.txt", 10.0
+ERRORS_FILE, WAITS_S, LOOK_EVERY_S = "head.txt", 10.0, 1.0
 
 
 class OwnRay:
@@ -62,7 +64,8 @@ class OwnRay:
         self._given = max(usable_cpus(), n_cpus), groups
         self.scratch = self._kept.enter_context(scratch_folder(None))
         settings = {"num_cpus": self._given[0], "include_dashboard": groups, "include_log_monitor": self.verbose}
-        command = [sys.executable, "-m", "sweeps.own_ray", str(self.scratch), json.dumps(settings)]
+        # -P: what lies in the working directory may have the name of a module
+        command = [sys.executable, "-P", "-m", "sweeps.own_ray", str(self.scratch), json.dumps(settings)]
         with open(self.scratch / ERRORS_FILE, "w") as errors:
             self._head = subprocess.Popen(
                 command, env=_environment(self.scratch, self.credentials), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -78,10 +81,22 @@ class OwnRay:
         assert self._head and self._head.stdout
         self._address = self._address or self._head.stdout.readline().strip()
         if not self._address:
-            told = (self.scratch / ERRORS_FILE).read_text(errors="replace").split("\n")
-            why = next((line for line in reversed(told) if line.strip()), "no word why; -v shows what it prints")
-            raise UserError(f"Ray did not start on this machine: {why.strip()[:300]}")
+            self._head.wait()
+            raise UserError(f"Ray did not start on this machine: {self.why_ended()}")
         return self._address
+
+    @property
+    def is_started(self) -> bool:
+        return self._head is not None
+
+    def why_ended(self) -> str:
+        """Why it is there no more though nobody ended it; empty while it is, or where none was started."""
+        if self._head is None or (code := self._head.poll()) is None:
+            return ""
+        if code < 0:
+            return f"its process was killed (signal {-code})"
+        told = (self.scratch / ERRORS_FILE).read_text(errors="replace").split("\n")
+        return next((line.strip()[:300] for line in reversed(told) if line.strip()), "no word why; -v shows what it prints")
 
     def end(self) -> None:
         """Begin to end it."""
@@ -89,6 +104,7 @@ class OwnRay:
         if self._head and self._head.stdin:
             self._head.stdin.close()
 
+    @uninterrupted()
     def close(self) -> None:
         """End it, and wait until it is gone."""
         if self._head:
@@ -123,7 +139,8 @@ def _environment(scratch: Path, credentials: dict[str, str]) -> dict[str, str]:
 
 
 def _be_head(scratch: Path, settings: dict[str, Any]) -> None:
-    """Start Ray's processes, say where they answer, and end them when nobody listens any more.
+    """Start Ray's processes, say where they answer, and end them when nobody listens any more or one of the two that it cannot do
+    without is lost.
 
     `ray.init` would do, but connects as a driver, for which workers are started that wait in vain, and starts an autoscaler, which
     has nothing to scale.
@@ -142,6 +159,7 @@ def _be_head(scratch: Path, settings: dict[str, Any]) -> None:
     with collector_off():
         from ray._private.node import Node
         from ray._private.parameter import RayParams
+        from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a scheduler that ends a job tells all processes; the sweep's decides
     params = RayParams(
@@ -151,7 +169,11 @@ def _be_head(scratch: Path, settings: dict[str, Any]) -> None:
     (scratch / RAY_FOLDER / "ray_current_cluster").write_text(node.gcs_address)
     with suppress(BrokenPipeError):
         print(node.gcs_address, file=answer, flush=True)
-    threading.Event().wait()
+    while not (lost := {kind for kind, _ in node.dead_processes()} & {PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET}):
+        time.sleep(LOOK_EVERY_S)
+    node.kill_all_processes(check_alive=False, allow_graceful=True)
+    print(f"its {' and '.join(sorted(lost))} ended", file=sys.stderr, flush=True)
+    os._exit(1)  # the thread that listens would be in the way of an ordinary end
 
 
 if __name__ == "__main__":

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import sweeps.ray_settings  # isort: skip # noqa: F401 - before Ray, which reads them
 
 import ray
 from ray._raylet import AuthenticationTokenLoader, Config
 from ray.air._internal import usage
+from ray.job_config import JobConfig
 from ray.tune.execution import class_cache
 
 from llmft.errors import UserError
 from sweeps.own_ray import OwnRay
-from sweeps.stop import heed_sigterm
+from sweeps.stop import heed_sigterm, uninterrupted
 
 usage.tag_callbacks = lambda callbacks: False  # no usage is told, and counting them imports MLflow, Comet and wandb: 1 to 2 s
 
@@ -39,20 +43,27 @@ def ray_session(address: str | None, verbose: bool, own: OwnRay | None = None) -
         return
     if not verbose:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are said by our own progress
-    quiet = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
+    settings: dict[str, Any] = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
     if address:
         _check_answers(address)
-        packages = [str(Path(__file__).parents[1] / name) for name in ("llmft", "sweeps")]
-        try:
-            ray.init(address=address, runtime_env={"py_modules": packages}, **quiet)
-        except ConnectionError as error:
-            raise UserError(f"--address: no Ray cluster answers at {address} ({' '.join(str(error).split())[:120]}).") from None
+        settings["runtime_env"] = {"py_modules": [str(Path(__file__).parents[1] / name) for name in ("llmft", "sweeps")]}
     with ExitStack() as left:
         if not address:
+            # else Ray's workers import from the working directory before all else, even where this process does not
+            settings["job_config"] = JobConfig(_client_job=not {"", os.getcwd()} & set(sys.path))
             left.enter_context(_variables(own.credentials))
             left.enter_context(_environment_inherited())
-            ray.init(address=own.address(), **quiet)
-        left.callback(ray.shutdown)
+        where = address or own.address()
+        left.callback(uninterrupted()(ray.shutdown))  # also where the connection was half made
+        try:
+            ray.init(address=where, **settings)
+        except ConnectionError as error:
+            whose = "--address" if address else "Ray on this machine"
+            raise UserError(f"{whose}: no Ray cluster answers at {where} ({' '.join(str(error).split())[:120]}).") from None
+        except SystemExit as ended:
+            if ended.code != signal.SIGTERM:  # Ray takes the signal over when it starts
+                raise
+            raise KeyboardInterrupt from None
         heed_sigterm()
         yield
 
@@ -108,31 +119,23 @@ def muted(verbose: bool) -> Iterator[None]:
 
 
 @contextmanager
-def watched_head(leave: Callable[[str], None]) -> Iterator[None]:
-    """Within: where the head of the cluster goes away, `leave` is called, and this process ends.
+def watched_head(leave: Callable[[str], None], own: OwnRay) -> Iterator[None]:
+    """Within: where the head goes away, `leave` is called, and this process ends.
 
     Nothing milder is possible: the main thread then hangs in Ray, which ends the process itself after a minute.
 
     Args:
         leave: called from another thread, with what to tell the user.
+        own: the Ray that this process is connected to, unless it was never started.
     """
-    address, over = ray.get_runtime_context().gcs_address, threading.Event()
-    host, _, port = address.rpartition(":")
+    why_gone = own.why_ended if own.is_started else _silent_head(ray.get_runtime_context().gcs_address)
+    over = threading.Event()
 
     def watch() -> None:
-        n_misses = 0
         while not over.wait(HEAD_LOOK_S):
-            try:
-                socket.create_connection((host, int(port)), CONNECT_S).close()
-                n_misses = 0
-            except OSError:
-                n_misses += 1
-            if n_misses == HEAD_MISSES:
+            if (why := why_gone()) and not over.is_set():
                 try:
-                    leave(
-                        f"Ray: the head at {address} does not answer any more. What has finished is stored; once there is a "
-                        "cluster again, the same command goes on from there."
-                    )
+                    leave(f"Ray: {why}. What has finished is stored; the same command goes on from there.")
                 finally:
                     os._exit(1)
 
@@ -141,6 +144,23 @@ def watched_head(leave: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         over.set()
+
+
+def _silent_head(address: str) -> Callable[[], str]:
+    """Says that the head of a cluster answers no more, once it was asked so often that it is not merely busy."""
+    host, _, port = address.rpartition(":")
+    n_misses = 0
+
+    def ask() -> str:
+        nonlocal n_misses
+        try:
+            socket.create_connection((host, int(port)), CONNECT_S).close()
+            n_misses = 0
+        except OSError:
+            n_misses += 1
+        return f"the head at {address} does not answer any more" if n_misses >= HEAD_MISSES else ""
+
+    return ask
 
 
 def _check_answers(address: str) -> None:

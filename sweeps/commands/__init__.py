@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmft.errors import UserError
 from llmft.files import open_folder
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ Results = Annotated[
         help="folder or URL (s3://, gs://) of results [default: results/<name of the plan>]",
     ),
 ]  # fmt: skip
+
+
+class Stopped(UserError):
+    """Ctrl-C or SIGTERM, of which there is more to say than that it came."""
 
 
 def terminal() -> Console:

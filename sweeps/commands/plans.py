@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from llmft.errors import UserError
-from sweeps.commands import FAILED, STOPPED, DataDir, Models, PlanName, Results, load_cells, terminal
+from llmft.files import Place
+from sweeps.commands import FAILED, DataDir, Models, PlanName, Results, Stopped, load_cells, terminal
 from sweeps.commands.results import show_report
 
 
@@ -55,20 +58,16 @@ def sweep(
         raise UserError("--serial runs without Ray: leave out --address and --workers.")
     plan, where = load_plan(plan_name, models=tuple(models or ()), data_dir=data_dir)
     root = out or Path("results") / plan.name
-    with OwnRay(verbose) as own_ray:
+    with _stopped_where(root), OwnRay(verbose) as own_ray:
         if not (serial or address) and isinstance(root, Path) and not (root / TRIALS).exists():
             own_ray.start(workers or 1, groups=any(entry.in_group for entry in plan.models))  # comes up while cells are checked
         cells = build_cells(plan, where)
         check_cells(cells, where, here=address is None)
-        try:
-            outcome = run_sweep(
-                plan, cells, root, serial=serial, address=address, workers=workers, gpus_per_trial=gpus_per_trial,
-                policy=FailurePolicy(retry_failed=retry_failed), studies=studies, trackers=tuple(track or ()), own_ray=own_ray,
-                verbose=verbose,
-            )  # fmt: skip
-        except KeyboardInterrupt:
-            print(f"\nllmft: stopped. What has finished lies in {root}; the same command goes on from there.", file=sys.stderr)
-            return STOPPED
+        outcome = run_sweep(
+            plan, cells, root, serial=serial, address=address, workers=workers, gpus_per_trial=gpus_per_trial,
+            policy=FailurePolicy(retry_failed=retry_failed), studies=studies, trackers=tuple(track or ()), own_ray=own_ray,
+            verbose=verbose,
+        )  # fmt: skip
         for cell in outcome.failed_cells:
             print(f"llmft: {cell}: every trial of the search failed, so nothing is reported.", file=sys.stderr)
         if outcome.n_finished:
@@ -77,6 +76,17 @@ def sweep(
         f"{outcome.n_finished} trials finished, {outcome.n_failed} failed; {outcome.n_new} ran now. Records: {root / 'trials'}"
     )
     return FAILED if outcome.n_failed else 0
+
+
+@contextmanager
+def _stopped_where(root: Place) -> Iterator[None]:
+    """Within: a sweep that is stopped says where it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if isinstance(root, Path) and not root.exists():
+            raise
+        raise Stopped(f"stopped. What has finished lies in {root}; the same command goes on from there.") from None
 
 
 def plan(

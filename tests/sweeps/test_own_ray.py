@@ -83,11 +83,39 @@ def test_it_goes_with_the_process_that_started_it(when, by):
     assert by is signal.SIGKILL or not os.path.exists(folder)
 
 
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("raylet", "its raylet ended"),
+        pytest.param("gcs_server", "its gcs_server ended", marks=pytest.mark.long),
+        pytest.param("sweeps.own_ray", "its process was killed (signal 9)", marks=pytest.mark.long),
+    ],
+)
+def test_it_says_why_it_is_there_no_more(name, why):
+    with OwnRay() as ray_here:
+        assert ray_here.why_ended() == ""
+        ray_here.start()
+        ray_here.address()
+        assert ray_here.why_ended() == ""
+        mine = [psutil.Process(ray_here._head.pid), *psutil.Process(ray_here._head.pid).children()]
+        (victim,) = [process for process in mine if any(part.endswith(name) for part in process.cmdline()[:4])]
+        victim.kill()
+        deadline = time.monotonic() + 20
+        while not ray_here.why_ended():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert ray_here.why_ended() == why
+        folder = ray_here.scratch
+    assert_nothing_is_left(folder)
+
+
 @pytest.mark.parametrize(
     ("script", "line"),
     [
         ("echo Traceback >&2; echo 'OSError: no room in /dev/shm' >&2", "OSError: no room in /dev/shm"),
         ("exit 1", "no word why; -v shows what it prints"),
+        ("kill -9 $$", "its process was killed (signal 9)"),
     ],
 )
 def test_one_that_does_not_start_says_why_in_a_line(tmp_path, monkeypatch, script, line):
@@ -151,4 +179,26 @@ assert not [name for name in before if os.environ.get(name) != before[name]]
 ray.init(address="local", **how); assert one_task() == 1; ray.shutdown()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"HOME": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_modules_of_the_working_directory_are_not_taken_for_ours(tmp_path):
+    for name in ("sweeps", "llmft"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('not ours')")
+    (tmp_path / "json.py").write_text("raise SystemExit('not ours')")
+    script = tmp_path / "bin" / "script.py"
+    script.parent.mkdir()
+    script.write_text("""
+import json, ray, sweeps
+from sweeps import session
+def files():
+    import json, sweeps
+    return json.__file__, sweeps.__file__
+with session.local_ray(1):
+    assert ray.get(ray.remote(files).remote()) == (json.__file__, sweeps.__file__)
+""")
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
