@@ -122,8 +122,7 @@ class _Estimates:
 def _place(
     entry: ModelEntry, estimates: _Estimates, machine: Machine, gpus_per_trial: float | None, limit: int | None
 ) -> Placement:
-    n_workers, gpus = (entry.workers, entry.gpus) if gpus_per_trial is None else (None, gpus_per_trial)
-    _check_enough(entry, machine, n_workers, gpus, gpus_per_trial)
+    n_workers, gpus = _check_enough(entry, machine, gpus_per_trial)
     on_gpu = gpus != 0 and (machine.n_gpus > 0 or (machine.elastic and gpus is not None))
     n = n_workers or (max(1, round(gpus)) if on_gpu and gpus else 1)
     if not on_gpu:
@@ -142,15 +141,27 @@ def _place(
     return Placement(slot, memory, estimates.work, problem=_problem(slot, memory, machine, limit))
 
 
-def _check_enough(
-    entry: ModelEntry, machine: Machine, n_workers: int | None, gpus: float | None, gpus_per_trial: float | None
-) -> None:
-    """On a machine with fewer GPUs than a plan asks for there is no room; one without any may still try the plan on its CPUs."""
+def check_gpus(cells: Iterable[Cell], machine: Machine, gpus_per_trial: float | None = None) -> None:
+    """See to it that the machine has the GPUs that are asked for; `place` does too, but only after it has estimated the memory.
+
+    Raises:
+        UserError: it has not.
+    """
+    for entry in {cell.model_entry.name: cell.model_entry for cell in cells}.values():
+        _check_enough(entry, machine, gpus_per_trial)
+
+
+def _check_enough(entry: ModelEntry, machine: Machine, gpus_per_trial: float | None) -> tuple[int | None, float | None]:
+    """The processes and GPUs that are asked for, None where nothing is said.
+
+    On a machine with fewer GPUs than a plan asks for there is no room; one without any may still try the plan on its CPUs.
+    """
+    n_workers, gpus = (entry.workers, entry.gpus) if gpus_per_trial is None else (None, gpus_per_trial)
     if gpus_per_trial is not None and gpus_per_trial > 1 and gpus_per_trial % 1:
         raise UserError(f"--gpus-per-trial: a share of one GPU, or a whole number of them (got {gpus_per_trial:g}).")
     wanted = gpus if gpus is not None else n_workers if machine.n_gpus else None
     if machine.elastic or not wanted or wanted <= machine.n_gpus or (gpus_per_trial is None and not machine.n_gpus):
-        return
+        return n_workers, gpus
     where, fix = (
         ("--gpus-per-trial", "Ask for fewer")
         if gpus_per_trial is not None

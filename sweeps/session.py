@@ -16,6 +16,7 @@ from typing import Any
 import sweeps.ray_settings  # isort: skip # noqa: F401 - before Ray, which reads them
 
 import ray
+from ray._private.services import canonicalize_bootstrap_address_or_die
 from ray._raylet import AuthenticationTokenLoader, Config
 from ray.air._internal import usage
 from ray.job_config import JobConfig
@@ -45,7 +46,7 @@ def ray_session(address: str | None, verbose: bool, own: OwnRay | None = None) -
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are said by our own progress
     settings: dict[str, Any] = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
     if address:
-        _check_answers(address)
+        check_answers(address)
         settings["runtime_env"] = {"py_modules": [str(Path(__file__).parents[1] / name) for name in ("llmft", "sweeps")]}
     with ExitStack() as left:
         if not address:
@@ -163,10 +164,17 @@ def _silent_head(address: str) -> Callable[[], str]:
     return ask
 
 
-def _check_answers(address: str) -> None:
-    """Ray itself tries for minutes before it gives up."""
+def check_answers(address: str) -> None:
+    """See to it that a cluster answers there: Ray itself tries for minutes before it gives up.
+
+    Raises:
+        UserError: nothing does, or it is no address.
+    """
     if address == "auto":
-        return
+        try:
+            address = canonicalize_bootstrap_address_or_die(address)
+        except ConnectionError:
+            raise UserError("--address auto: no Ray runs on this machine. Run it on one of the cluster's nodes, or give host:port.") from None
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise UserError(f"--address: give host:port of the cluster's head, or auto on one of its nodes (got {address!r}).")

@@ -46,9 +46,11 @@ def sweep(
     Stopped at any moment, the same command goes on.
     """
     from sweeps.cells import build_cells
+    from sweeps.devices import local_machine
     from sweeps.failures import FailurePolicy
     from sweeps.own_ray import OwnRay
     from sweeps.plan import load_plan
+    from sweeps.resources import check_gpus
     from sweeps.run import check_cells, run_sweep
     from sweeps.store import TRIALS
     from sweeps.trackers import check_trackers
@@ -61,8 +63,14 @@ def sweep(
     with _stopped_where(root), OwnRay(verbose) as own_ray:
         if not (serial or address) and isinstance(root, Path) and not (root / TRIALS).exists():
             own_ray.start(workers or 1, groups=any(entry.in_group for entry in plan.models))  # comes up while cells are checked
+        if address:
+            from sweeps.session import check_answers
+
+            check_answers(address)
         cells = build_cells(plan, where)
         check_cells(cells, where, here=address is None)
+        if not (serial or address):
+            check_gpus(cells, local_machine(plan.device_memory), gpus_per_trial)
         outcome = run_sweep(
             plan, cells, root, serial=serial, address=address, workers=workers, gpus_per_trial=gpus_per_trial,
             policy=FailurePolicy(retry_failed=retry_failed), studies=studies, trackers=tuple(track or ()), own_ray=own_ray,

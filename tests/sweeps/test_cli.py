@@ -49,6 +49,8 @@ def test_version_methods_and_tasks():
         (["sweep", "quickstart", "--serial", "--workers", "2"], "--serial runs without Ray"),
         (["sweep", "quickstart", "--track", "mlfow"], "--track: unknown tracker 'mlfow'. Did you mean 'mlflow'"),
         (["sweep", "quickstart", "--model", "./nowhere"], "quickstart.yaml: model: there is no folder"),
+        (["sweep", "quickstart", "--address", "127.0.0.1:1"], "--address: nothing answers at 127.0.0.1:1"),
+        (["sweep", "quickstart", "--gpus-per-trial", "1.5"], "--gpus-per-trial: a share of one GPU, or a whole number"),
         (["trial", "--task", "toy", "--method", "lara"], "Did you mean 'lora'"),
         (["trial", "--task", "toy", "--method", "lora", "--set", "ranks=3"], "--set, method 'lora': unknown setting 'ranks'"),
         (["trial", "--task", "toy", "--method", "lora", "--set", "r"], "write key=value"),

@@ -202,3 +202,15 @@ with session.local_ray(1):
 """)
     done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [("nowhere", "give host:port"), ("127.0.0.1:1", "nothing answers at 127.0.0.1:1"), ("auto", "nothing answers at .*:1 ")],
+)
+def test_an_address_where_nothing_answers_is_a_mistake(monkeypatch, address, said):
+    from sweeps.session import ray_session
+
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # which is what auto stands for then
+    with pytest.raises(UserError, match=said), ray_session(address, verbose=False):
+        pass
