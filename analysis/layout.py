@@ -45,6 +45,17 @@ class Block:
     headers: list[str]
     rows: list[list[Entry]] = field(default_factory=list)
 
+    @property
+    def idle(self) -> set[int]:
+        """The columns that say nothing: one pattern for all, no failed trial."""
+        found = {i for i, header in enumerate(self.headers) if header == "Pattern" and len({row[i].text for row in self.rows} - {"–"}) < 2}
+        return found | {i for i, header in enumerate(self.headers) if header == "Failed" and not any(row[i].order > 0 for row in self.rows)}
+
+    @property
+    def spread(self) -> set[int]:
+        """The columns of the standard deviation and the maximum; the interval stands beside the mean."""
+        return {i for i, header in enumerate(self.headers) if header in ("sd", "max")}
+
 
 def lay_out(comparison: pd.DataFrame) -> tuple[list[Block], dict[str, str]]:
     """The comparison as blocks of texts, one for each model and task, and the footnotes (letter -> text).

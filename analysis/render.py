@@ -58,11 +58,7 @@ class _Fitted:
         self.block, self.title = block, title
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        headers, rows = self.block.headers, self.block.rows
-        same = {i for i, header in enumerate(headers) if header == "Pattern" and len({row[i].text for row in rows} - {"–"}) < 2}
-        same |= {i for i, header in enumerate(headers) if header == "Failed" and not any(row[i].order > 0 for row in rows)}
-        spread = {i for i, header in enumerate(headers) if header in ("sd", "max")}
-        for dropped in (set(), same, same | spread):
+        for dropped in (set(), self.block.idle, self.block.idle | self.block.spread):
             table = self._table(dropped)
             if table.__rich_measure__(console, options.update(max_width=10_000)).maximum <= options.max_width:
                 break
@@ -113,26 +109,32 @@ def to_markdown(comparison: pd.DataFrame, findings: Iterable[Finding] = ()) -> s
     return "\n".join([*lines, *([""] if footnotes and listed else []), *listed]).rstrip() + "\n"
 
 
-def to_latex(comparison: pd.DataFrame, findings: Iterable[Finding] = ()) -> str:
+def to_latex(comparison: pd.DataFrame, findings: Iterable[Finding] = (), narrow: bool = False) -> str:
     """The comparison as LaTeX: a `table` for each model and task, set with booktabs, the footnotes below it.
 
     Needs `\\usepackage{booktabs}`; the findings come as comments, to be written up by the author.
+
+    Args:
+        narrow: for one column of a paper: without standard deviations and maxima, and without what says nothing.
     """
     blocks, footnotes = lay_out(comparison)
     lines = ["% needs \\usepackage{booktabs}"] if blocks else ["% No report trials to compare yet."]
     for block in blocks:
-        aligned = "".join("l" if header in ("Method", "Pattern") else "r" for header in block.headers)
+        dropped = block.idle | block.spread if narrow else set()
+        columns = [i for i in range(len(block.headers)) if i not in dropped]
+        aligned = "".join("l" if block.headers[i] in ("Method", "Pattern") else "r" for i in columns)
         letters = dict.fromkeys(mark for row in block.rows for entry in row for mark in entry.marks.split(",") if mark)
         caption = f"{tex(block.model)} on {tex(block.task)}: {tex(block.metric)}, mean $\\pm$ 95\\,\\% interval."
         caption += f" {tex(STRONG)}." if _any_strong([block]) else ""
         caption += "".join(f" \\textsuperscript{{{letter}}}\\,{tex(footnotes[letter])}." for letter in letters)
+        label = re.sub(r"[^A-Za-z0-9.-]+", "-", f"{block.model} {block.task}")
         lines += ["\\begin{table}", "\\centering\\small", f"\\begin{{tabular}}{{{aligned}}}", "\\toprule"]
-        lines += [" & ".join(tex(header) for header in block.headers) + " \\\\", "\\midrule"]
+        lines += [" & ".join(tex(block.headers[i]) for i in columns) + " \\\\", "\\midrule"]
         for row in block.rows:
-            texts = (f"\\textbf{{{tex(entry.text)}}}" if entry.strong else tex(entry.text) for entry in row)
-            marks = (f"\\textsuperscript{{{entry.marks}}}" if entry.marks else "" for entry in row)
+            texts = (f"\\textbf{{{tex(row[i].text)}}}" if row[i].strong else tex(row[i].text) for i in columns)
+            marks = (f"\\textsuperscript{{{row[i].marks}}}" if row[i].marks else "" for i in columns)
             lines.append(" & ".join(text + mark for text, mark in zip(texts, marks, strict=True)) + " \\\\")
-        lines += ["\\bottomrule", "\\end{tabular}", f"\\caption{{{caption}}}", "\\end{table}", ""]
+        lines += ["\\bottomrule", "\\end{tabular}", f"\\caption{{{caption}}}", f"\\label{{tab:{label}}}", "\\end{table}", ""]
     lines += [f"% {found.severity}: {' '.join(found.message.split())} ({found.code})" for found in findings]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -44,7 +44,7 @@ def write_report(
 ) -> Place:
     """Write the report on the results in `root`.
 
-    Beside `report.html` it writes `tables/` (the comparison as Markdown, LaTeX and CSV; groups, contrasts, single answers, search
+    Beside `report.html` it writes `tables/` (the comparison as Markdown, LaTeX, for a page and for a column, and CSV; groups, contrasts, single answers, search
     budget and costs as CSV) and `figures/` (SVG). Each file is replaced in one step; the same records give the same bytes.
 
     Args:
@@ -84,6 +84,7 @@ def write_report(
     files = {
         "tables/comparison.md": to_markdown(comparison, found),
         "tables/comparison.tex": to_latex(comparison, found),
+        "tables/comparison_narrow.tex": to_latex(comparison, found, narrow=True),
         "tables/comparison.csv": to_csv(comparison),
         "tables/groups.csv": to_csv(groups),
         "tables/contrasts.csv": to_csv(contrast_table(frame, rule, contrasts)),

@@ -73,7 +73,7 @@ def place(
         limit: trials at a time at the most.
 
     Raises:
-        UserError: more GPUs are asked for than the machine has or will ever have.
+        UserError: more GPUs are asked for than the machine has or will ever have, or a method and a model do not go together.
     """
     groups: dict[tuple, list[Cell]] = {}
     for cell in cells:
@@ -95,24 +95,38 @@ class _Estimates:
     def work(self) -> Workload | None:
         from sweeps.workload import heaviest
 
-        return self._try(lambda: heaviest(self.cells))
+        try:
+            return self._try(lambda: heaviest(self.cells))
+        except UserError as error:  # of a draw, say, which is not that of every seed
+            self.unknown = str(error)
+            return None
 
     def memory(self, slot: Slot) -> Memory | None:
+        """None: unknown.
+
+        Raises:
+            UserError: the method and the model do not go together, so that every trial would fail.
+        """
         if (work := self.work) is None:
             return None
         from sweeps.memory import estimate_memory
 
-        return self._try(
-            lambda: estimate_memory(
-                work, on_gpu=slot.gpus > 0, n_workers=slot.n_workers, strategy=slot.strategy,
-                micro_batch_tokens=slot.micro_batch_tokens,
-            )
-        )  # fmt: skip
+        try:
+            return self._try(
+                lambda: estimate_memory(
+                    work, on_gpu=slot.gpus > 0, n_workers=slot.n_workers, strategy=slot.strategy,
+                    micro_batch_tokens=slot.micro_batch_tokens,
+                )
+            )  # fmt: skip
+        except UserError as error:
+            raise UserError(f"methods.{self.cells[0].entry}: {error}") from None
 
     def _try(self, estimate: Callable[[], T]) -> T | None:
         try:
             return estimate()
-        except (UserError, TrialFailure) as error:
+        except UserError:
+            raise
+        except TrialFailure as error:
             self.unknown = str(error)
         except Exception as error:  # a model's own code may ask for numbers, which there are none of
             self.unknown = f"the code of this model or method does not run without data ({type(error).__name__})"

@@ -61,12 +61,12 @@ def sweep(
     plan, where = load_plan(plan_name, models=tuple(models or ()), data_dir=data_dir)
     root = out or Path("results") / plan.name
     with _stopped_where(root), OwnRay(verbose) as own_ray:
-        if not (serial or address) and isinstance(root, Path) and not (root / TRIALS).exists():
-            own_ray.start(workers or 1, groups=any(entry.in_group for entry in plan.models))  # comes up while cells are checked
         if address:
             from sweeps.session import check_answers
 
             check_answers(address)
+        elif not serial and isinstance(root, Path) and not (root / TRIALS).exists():
+            own_ray.start(workers or 1, groups=any(entry.in_group for entry in plan.models))  # comes up while cells are checked
         cells = build_cells(plan, where)
         check_cells(cells, where, here=address is None)
         if not (serial or address):

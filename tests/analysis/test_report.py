@@ -64,8 +64,8 @@ def test_the_report_holds_everything(full_store):
                  "llmft trial --task rte --method bitfit", "Behind the best", "hans, by label"):  # fmt: skip
         assert text in page.text, text
     assert page.tags.count("svg") > 9 and "table" in page.tags
-    tables = ("budget.csv", "comparison.csv", "comparison.md", "comparison.tex", "contrasts.csv", "costs.csv", "examples.csv", "groups.csv",
-              "seed_variance.csv")
+    tables = ("budget.csv", "comparison.csv", "comparison.md", "comparison.tex", "comparison_narrow.tex", "contrasts.csv", "costs.csv",
+              "examples.csv", "groups.csv", "seed_variance.csv")
     assert sorted(str(each.relative_to(path.parent)) for each in path.parent.rglob("*.*")) == sorted(
         [*(f"figures/{name}.svg" for name in analysis.FIGURES), "report.html", *(f"tables/{name}" for name in tables)]
     )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -142,6 +143,39 @@ def test_renderings_agree(full_store):
         assert text in terminal and text in markdown
     widths = {line.count("|") for line in markdown.splitlines() if line.startswith("|")}
     assert len(widths) == 1
+
+
+def latex_rows(latex: str) -> list[list[list[str]]]:
+    """The cells of each table, by row, as they are read: without marks, bold and escapes."""
+    tables = []
+    for body in re.findall(r"\\toprule\n(.*?)\\bottomrule", latex, re.S):
+        text = re.sub(r"\\textsuperscript\{.*?\}|\\midrule\n", "", body)
+        text = re.sub(r"\\textbf\{(.*?)\}", r"\1", text).replace("\\_", "_").replace("$\\pm$", "±").replace("$-$", "−").replace("--", "–")
+        tables.append([line.removesuffix(" \\\\").split(" & ") for line in text.strip().split("\n")])
+    return tables
+
+
+def test_latex_holds_the_table_and_its_narrow_form_a_part_of_it(full_store):
+    comparison = analysis.compare(analysis.load(full_store.root))
+    blocks, _ = lay_out(comparison)
+    wide, narrow = analysis.to_latex(comparison), analysis.to_latex(comparison, narrow=True)
+    assert latex_rows(wide) == [[block.headers, *([entry.text for entry in row] for row in block.rows)] for block in blocks]
+    failed = [any(row[4].text not in ("0", "–") for row in block.rows) for block in blocks]
+    patterns = [len({row[2].text for row in block.rows} - {"–"}) > 1 for block in blocks]
+    assert any(failed)
+    for whole, part, has_failed, has_patterns in zip(latex_rows(wide), latex_rows(narrow), failed, patterns, strict=True):
+        left = [0, 1, *[2] * has_patterns, 3, *[4] * has_failed, 5, 8, 11]
+        assert part == [[row[i] for i in left] for row in whole]
+        assert part[0][-1] == "Gap"
+    for latex in (wide, narrow):
+        assert latex.count("\\begin{table}") == latex.count("\\label{tab:") == len(blocks) == len(set(re.findall(r"\\label\{.*?\}", latex)))
+        assert re.sub(r"\\[{}]", "", latex).count("{") == re.sub(r"\\[{}]", "", latex).count("}")
+
+
+def test_the_narrow_form_leaves_out_what_says_nothing(store):
+    store.add(0), store.add(1), store.add(2)
+    (table,) = latex_rows(analysis.to_latex(analysis.compare(analysis.load(store.root)), narrow=True))
+    assert table[0] == ["Method", "Shots", "n", "In domain: rte", "Out of domain: hans", "Gap"]
 
 
 def test_oracles_are_labelled(store):

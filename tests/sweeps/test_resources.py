@@ -45,6 +45,20 @@ def unknown_cells(plan_file):
     return build
 
 
+@pytest.mark.parametrize(
+    ("lora", "said"),
+    [
+        ("{settings: {targets: [nowhere]}}", "methods.lora: method 'lora': settings.targets ['nowhere'] does not name linear layers"),
+        ("{method: last_layers, settings: {n_layers: 99}}", "methods.lora: method 'last_layers': settings.n_layers is 99, and this model has"),
+    ],
+)
+def test_what_every_trial_would_fail_by_is_a_mistake(plan_file, tiny_model, lora, said):
+    plan, where = load_plan(str(plan_file(("  lora: {search: {r: {choices: [2, 4]}}}", f"  lora: {lora}"), model=tiny_model)))
+    with pytest.raises(UserError) as caught:
+        place(build_cells(plan, where), cpus())
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
 def slots_of(cells, *arguments, **options):
     return {placement.slot for placement in place(cells, *arguments, **options).values()}
 
