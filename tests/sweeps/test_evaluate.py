@@ -77,7 +77,8 @@ def test_a_sweep_measures_forgetting_and_evaluate_measures_more(tmp_path, plan_f
 
 
 def test_without_kept_weights_it_says_how_to_keep_them(tmp_path, plan_file, tiny_model, call):
-    path = plan_file(*PLAN[:2], ("report: {seeds: [0, 1, 2]}", "report: {seeds: [0]}"), model=tiny_model)
+    changes = ("report: {seeds: [0, 1, 2]}", "report: {seeds: [0]}"), ("lora: {search: {r: {choices: [2, 4]}}}", "lora:")
+    path = plan_file(*PLAN[:2], *changes, model=tiny_model)
     assert call("sweep", path, "--out", tmp_path / "r", "--serial")[0] == 0
     digest = digests(tmp_path / "r")["lora"]
     code, _, err = call("evaluate", tmp_path / "r", digest, "--tasks", "toy")

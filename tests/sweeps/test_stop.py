@@ -13,6 +13,7 @@ from sweeps.stop import heed_sigterm, uninterrupted
 @pytest.fixture(autouse=True)
 def handlers():
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which Ray Train replaces, where another test has used it here
     heed_sigterm()
     yield
     for number, handler in before.items():
