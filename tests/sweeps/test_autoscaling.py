@@ -69,7 +69,7 @@ TWO_SIZES = (
     ("  zero_shot:\n  in_context: {n_shots: [2]}\n", ""),
     ("n_shots: [2, 4]", "n_shots: [2]"),
     ("seeds: [0, 1, 2]", "seeds: [0, 1]"),
-    ("search: {n_trials: 4, seeds: [100, 101], round_size: 2}\n", ""),
+    ("search: {n_trials: 4, seeds: [100, 101], round_size: 2}", "search: null"),
 )
 
 
