@@ -18,6 +18,7 @@ from sweeps.commands.lists import methods, tasks
 from sweeps.commands.plans import fetch, plan, sweep
 from sweeps.commands.results import compare, report
 from sweeps.commands.trials import evaluate, export, trial
+from sweeps.imports import own_this_process
 from sweeps.stop import heed_sigterm
 
 # click's class or typer's own, depending on typer's version
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.environ.setdefault(name, value)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it misses a kernel that nobody asked for
     heed_sigterm()
+    own_this_process()
     code = _run(sys.argv[1:] if arguments is None else arguments)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)  # nothing is left that must be tidied

@@ -6,10 +6,21 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_ours = False
+
+
+def own_this_process() -> None:
+    """From now on what `collector_off` imports is not looked through by later collections either.
+
+    For a process that does nothing but llmft's work: whatever it held by then is never collected, garbage of others included.
+    """
+    global _ours
+    _ours = True
+
 
 @contextmanager
 def collector_off() -> Iterator[None]:
-    """Within: nothing is collected, and what came is never looked through again.
+    """Within: nothing is collected.
 
     Modules stay. Looking through them while they come takes a quarter of the time of an import, and looking through those of torch
     and transformers, which a collection does at some trials later, as long as three short trials.
@@ -19,13 +30,15 @@ def collector_off() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()
+        if _ours:
+            gc.freeze()
         if was_on:
             gc.enable()
 
 
 def import_for_trials() -> None:
-    """Everything that the first trial of a process would import while it runs."""
+    """Everything that the first trial of a worker's process would import while it runs."""
+    own_this_process()
     with collector_off():
         import ray.train.torch  # noqa: F401
         import sklearn.metrics  # noqa: F401

@@ -1,0 +1,49 @@
+"""Imports without the garbage collector, in a process of one's own and in somebody else's."""
+
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import gc, sys, weakref
+from sweeps import imports
+class Node: pass
+def cycle():
+    node = Node(); node.itself = node
+    return node
+held = cycle()
+alive = weakref.ref(held)
+if sys.argv[1] == "ours":
+    imports.own_this_process()
+with imports.collector_off():
+    assert not gc.isenabled()
+    import decimal
+assert gc.isenabled()
+del held
+gc.collect()
+print(alive() is None, gc.get_freeze_count() > 0)
+"""
+
+
+@pytest.mark.parametrize(("whose", "said"), [("theirs", "True False"), ("ours", "False True")])
+def test_only_a_process_of_ones_own_keeps_what_it_held(whose, said):
+    done = subprocess.run([sys.executable, "-c", CODE, whose], capture_output=True, text=True)
+    assert done.stdout.strip() == said, done.stderr
+
+
+def test_the_collector_comes_back_where_an_import_fails():
+    code = """
+import gc
+from sweeps.imports import collector_off
+try:
+    with collector_off():
+        import no_such_module
+except ImportError:
+    print(gc.isenabled())
+gc.disable()
+with collector_off():
+    pass
+print(gc.isenabled())
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["True", "False"]
