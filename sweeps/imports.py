@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 _ours = False
 
@@ -36,8 +37,10 @@ def collector_off() -> Iterator[None]:
             gc.enable()
 
 
+@cache
 def import_for_trials() -> None:
-    """Everything that the first trial of a worker's process would import while it runs."""
+    """Everything that the first trial of a worker's process would import while it runs; once, for what a later trial leaves to the
+    collector must not be kept from it."""
     own_this_process()
     with collector_off():
         import ray.train.torch  # noqa: F401

@@ -47,3 +47,19 @@ with collector_off():
 print(gc.isenabled())
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["True", "False"]
+
+
+def test_what_later_trials_leave_is_collected():
+    code = """
+import gc, weakref
+from sweeps.imports import import_for_trials
+import_for_trials()
+class Node: pass
+node = Node(); node.itself = node
+alive = weakref.ref(node)
+import_for_trials()
+del node
+gc.collect()
+print(alive() is None)
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "True"
