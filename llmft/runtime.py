@@ -24,8 +24,10 @@ def choose_device(name: str | None) -> torch.device:
     import torch
 
     best = "cuda" if torch.cuda.is_available() else "cpu"
+    if name is None:
+        return torch.device(best)  # unasked: a first tensor makes a context, which holds memory until this process ends
     try:
-        device = torch.device(name or best)
+        device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):  # no such name; a torch that was built without it
         raise UserError(f"--device: there is no device {name!r} here. Leave it out for the best there is ({best}).") from None
