@@ -147,11 +147,13 @@ def encode_trial(
         begun = opening(demonstrations[:n_shown])
         return not n_shown or max(len(ids) for ids in encode(tokenizer, [begun + query for query in queries], closed)) <= limit
 
-    sizes = [*range(len(demonstrations), 0, -n_labels), 0]
-    # by halving, for there may be hundreds too many, and by one query, which nearly always tells
-    kept = list(demonstrations[: sizes[bisect_left(sizes, True, key=lambda n: fit(n, longest[-1:]))]])
-    while not fit(len(kept), longest):
-        kept = kept[:-n_labels]
+    kept = list(demonstrations)
+    if not fit(len(kept), longest):
+        sizes = [*range(len(kept) - n_labels, 0, -n_labels), 0]
+        # by halving, for there may be hundreds too many, and by one query, which nearly always tells
+        kept = kept[: sizes[bisect_left(sizes, True, key=lambda n: fit(n, longest[-1:]))]]
+        while not fit(len(kept), longest):
+            kept = kept[:-n_labels]
     while True:
         shown = [kept[i] for i in order.permutation(len(kept))] if order is not None and kept else kept
         prefix, rows = _encode_all(tokenizer, opening(shown), shared, closed, share_prefix)
