@@ -136,7 +136,7 @@ class _Estimates:
 def _place(
     entry: ModelEntry, estimates: _Estimates, machine: Machine, gpus_per_trial: float | None, limit: int | None
 ) -> Placement:
-    n_workers, gpus = _check_enough(entry, machine, gpus_per_trial)
+    n_workers, gpus = _asked_for(entry, machine, gpus_per_trial)
     on_gpu = gpus != 0 and (machine.n_gpus > 0 or (machine.elastic and gpus is not None))
     n = n_workers or (max(1, round(gpus)) if on_gpu and gpus else 1)
     if not on_gpu:
@@ -162,10 +162,10 @@ def check_gpus(cells: Iterable[Cell], machine: Machine, gpus_per_trial: float | 
         UserError: it has not.
     """
     for entry in {cell.model_entry.name: cell.model_entry for cell in cells}.values():
-        _check_enough(entry, machine, gpus_per_trial)
+        _asked_for(entry, machine, gpus_per_trial)
 
 
-def _check_enough(entry: ModelEntry, machine: Machine, gpus_per_trial: float | None) -> tuple[int | None, float | None]:
+def _asked_for(entry: ModelEntry, machine: Machine, gpus_per_trial: float | None) -> tuple[int | None, float | None]:
     """The processes and GPUs that are asked for, None where nothing is said.
 
     On a machine with fewer GPUs than a plan asks for there is no room; one without any may still try the plan on its CPUs.
