@@ -26,14 +26,15 @@ def main() -> None:
 
 
 def compare(epochs: int, n_unlabelled: int, repeats: int) -> None:
-    from llmft.batches import make_batch
+    from llmft.config.spec import TrainSpec, TrialSpec
+    from llmft.methods._registry import complete_settings
     from llmft.methods.context_distillation import ContextDistillation
-    from llmft.model import borrow_model, resolve_model
-    from llmft.registry import complete_settings
+    from llmft.models.batches import make_batch
+    from llmft.models.loading import borrow_model, resolve_model
+    from llmft.prompting.encoding import INPUTS
     from llmft.runtime import Runtime
-    from llmft.setting import INPUTS, encode_lessons, settle
-    from llmft.spec import TrainSpec, TrialSpec
-    from llmft.trial import run_trial
+    from llmft.trial.preparation import encode_teacher_prompts, prepare_trial
+    from llmft.trial.run import run_trial
 
     settings = complete_settings("context_distillation", {"n_unlabelled": n_unlabelled})
     spec = TrialSpec(
@@ -41,17 +42,15 @@ def compare(epochs: int, n_unlabelled: int, repeats: int) -> None:
         train=TrainSpec(epochs=epochs, batch_size=32, learning_rate=1e-4), selections=("last",),
     )  # fmt: skip
     cpu = torch.device("cpu")
-    setting = settle(spec)
-    (lesson,) = encode_lessons(spec, setting)
+    setting = prepare_trial(spec)
+    (lesson,) = encode_teacher_prompts(spec, setting)
 
     def ours():
         return predictions(run_trial(spec, Runtime(device="cpu")))
 
     def predictions(result):
         assert result.record.finished, result.record.message
-        return torch.tensor(
-            [row["label_log_probabilities"] for row in parquet.read_table(io.BytesIO(result.predictions)).to_pylist()]
-        )
+        return torch.tensor([row["label_log_probabilities"] for row in parquet.read_table(io.BytesIO(result.predictions)).to_pylist()])
 
     def taught_in_every_step():
         with borrow_model(spec.model, "fp32", cpu, copied=False) as teacher:

@@ -35,18 +35,18 @@ def main() -> None:
 
 
 def measure(folder: Path, data_dir: str, repeats: int) -> None:
-    from llmft.adapted import Adapted
-    from llmft.evaluate import Evaluator
-    from llmft.model import borrow_model
-    from llmft.registry import build_method
+    from llmft.config.spec import TrainSpec
+    from llmft.evaluation.evaluator import Evaluator
+    from llmft.methods._registry import build_method
+    from llmft.models.adapted import AdaptedModel
+    from llmft.models.loading import borrow_model
+    from llmft.prompting.encoding import EncodedQueries, EncodedTrial
     from llmft.runtime import Runtime, choose_device
-    from llmft.setting import encode_prompts, settle
-    from llmft.spec import TrainSpec
-    from llmft.tokens import EncodedQueries, EncodedTrial
-    from llmft.trial import run_trial
+    from llmft.trial.preparation import encode_prompts, prepare_trial
+    from llmft.trial.run import run_trial
 
     spec = spec_of(folder, data_dir, method="in_context", n_shots=24)
-    setting = settle(spec)
+    setting = prepare_trial(spec)
     encoded = encode_prompts(spec, setting)
     ids, suffixes = encoded.prefix, [ids for ids in encoded.sets["rte"].suffixes if len(ids) < N_POSITIONS - PREFIX]
     runtime = Runtime(device="cpu")
@@ -62,7 +62,7 @@ def measure(folder: Path, data_dir: str, repeats: int) -> None:
         table.add_row(what, f"{n:,}", f"{seconds:.2f}", f"{1000 * seconds / n:.2f}")
 
     with borrow_model(spec.model, "fp32", choose_device("cpu"), copied=False) as model:
-        adapted = Adapted(build_method("in_context", {}), model)
+        adapted = AdaptedModel(build_method("in_context", {}), model)
 
         def evaluate(prefix: int, n: int) -> Evaluator:
             some = EncodedQueries(tuple(suffixes[i % len(suffixes)] for i in range(n)), (0,) * n)

@@ -22,10 +22,10 @@ N_SHOTS, PER_DEVICE, PADDED = 16, 10, 2048
 
 def rendered(spec) -> tuple[list[str], tuple[str, ...]]:
     """The prompts as text, and the words with what stands before them."""
-    from llmft.prompts import render_prompt
-    from llmft.setting import encode_prompts, settle
+    from llmft.config.patterns import render_prompt
+    from llmft.trial.preparation import encode_prompts, prepare_trial
 
-    setting = settle(spec)
+    setting = prepare_trial(spec)
     encoded, pattern, words = encode_prompts(spec, setting), setting.task.patterns[spec.pattern], setting.words.words
     shown = [(example.fields, words[example.label]) for example in encoded.demonstrations]
     texts = [render_prompt(pattern, shown, example.fields, spec.separator) for example in setting.tests[0].examples]
@@ -51,7 +51,7 @@ def compare(folder: Path, data_dir: str, n_sample: int, repeats: int) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from llmft.runtime import Runtime
-    from llmft.trial import run_trial
+    from llmft.trial.run import run_trial
 
     spec = spec_of(folder, data_dir, method="in_context", n_shots=N_SHOTS)
     texts, words = rendered(spec)

@@ -97,9 +97,9 @@ def make_model(name: str, folder: Path, data_dir: str) -> None:
         [f"{row['sentence1']} question: {row['sentence2']} Yes No" for row in rows],
         trainers.BpeTrainer(vocab_size=30000, special_tokens=["<pad>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False),
     )  # fmt: skip
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", bos_token="</s>"
-    ).save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="</s>", bos_token="</s>").save_pretrained(
+        folder
+    )
     config, changes = SHAPES[name]
     transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**changes)).save_pretrained(folder)
 
@@ -117,11 +117,11 @@ def plan_of(folder: str, data_dir: str, method: str, n_shots: int, batch_size: i
 def measure(content: dict) -> dict[str, int]:
     """Estimate and measurement of one case, in this process."""
     from llmft.runtime import Runtime
-    from llmft.trial import run_trial
-    from sweeps.cells import build_cells
-    from sweeps.memory import estimate_memory
-    from sweeps.plan import parse_plan
-    from sweeps.workload import heaviest
+    from llmft.trial.run import run_trial
+    from sweeps.planning.expand import build_cells
+    from sweeps.planning.loader import parse_plan
+    from sweeps.resources.memory import estimate_memory
+    from sweeps.resources.workload import heaviest
 
     (cell,) = build_cells(parse_plan(content, "benchmark"))
     memory = estimate_memory(heaviest([cell]), on_gpu=False)
@@ -166,9 +166,7 @@ def main() -> None:
                 flush=True,
             )
     away = statistics.fmean(abs(ratio - 1) for ratio in ratios)
-    print(
-        f"estimated / measured: mean {statistics.fmean(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}; mean error {away:.0%}"
-    )
+    print(f"estimated / measured: mean {statistics.fmean(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}; mean error {away:.0%}")
 
 
 if __name__ == "__main__":

@@ -34,9 +34,9 @@ def save_opt(folder: Path, data_dir: str) -> None:
         ),
     )  # fmt: skip
     core.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 2)])
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", bos_token="</s>"
-    ).save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="</s>", bos_token="</s>").save_pretrained(
+        folder
+    )
     config = transformers.OPTConfig(
         vocab_size=N_WORDS, hidden_size=WIDTH, word_embed_proj_dim=WIDTH, ffn_dim=4 * WIDTH, num_hidden_layers=N_LAYERS,
         num_attention_heads=8, max_position_embeddings=N_POSITIONS, init_std=0.1, dropout=0.0,
@@ -47,9 +47,9 @@ def save_opt(folder: Path, data_dir: str) -> None:
 
 def spec_of(folder: Path, data_dir: str, **fields):
     """A trial on RTE alone, with nothing held out for dev."""
-    from llmft.model import resolve_model
-    from llmft.registry import load_task
-    from llmft.spec import TrialSpec
+    from llmft.config.spec import TrialSpec
+    from llmft.models.loading import resolve_model
+    from llmft.tasks._registry import load_task
 
     usual = {"task": "rte", "pattern": "gpt-3", "n_dev": 0, "test_sets": ("rte",), "selections": ("last",)}
     model, data = resolve_model(str(folder)), load_task("rte").resolve_data(data_dir)

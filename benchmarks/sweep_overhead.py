@@ -21,12 +21,12 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from llmft.record import Cost, TrialRecord
-from llmft.registry import load_task
-from llmft.spec import DataRef, ModelRef
-from llmft.trial import TrialResult
-from sweeps.cells import build_cells
-from sweeps.plan import parse_plan
+from llmft.config.spec import DataRef, ModelRef
+from llmft.records.record import Cost, TrialRecord
+from llmft.tasks._registry import load_task
+from llmft.trial.result import TrialResult
+from sweeps.planning.expand import build_cells
+from sweeps.planning.loader import parse_plan
 from sweeps.run import run_sweep
 
 Point = tuple[int, float, float, float]
@@ -51,9 +51,7 @@ class Stages:
 def no_op(spec, runtime) -> TrialResult:
     """A record as of a trial that took no time."""
     score = dict.fromkeys(spec.selections, 0.5 + spec.data_seed % 7 / 100)
-    record = TrialRecord(
-        digest=spec.digest, spec=spec, status="finished", dev_score=score, dev_loss=score, cost=Cost(wall_s=0.0)
-    )
+    record = TrialRecord(digest=spec.digest, spec=spec, status="finished", dev_score=score, dev_loss=score, cost=Cost(wall_s=0.0))
     return TrialResult(record)
 
 
@@ -85,28 +83,28 @@ def _data(task: str) -> DataRef:
 
 def measure(n_trials: int, **how) -> list[Point]:
     """(trials done, trials per second, CPU ms of the driver a trial, its MiB) for every fifth of the trials."""
-    from sweeps.run import Ledger
+    from sweeps.execution.ledger import SweepState
 
     plan, cells = make_cells(n_trials)
-    stages, ended = Stages(len(cells) * (N_SEEDS + N_POINTS * N_SEARCH_SEEDS)), Ledger.ended
+    stages, ended = Stages(len(cells) * (N_SEEDS + N_POINTS * N_SEARCH_SEEDS)), SweepState.ended
 
     def noted(self, record):
         ended(self, record)
         stages.note(self.n_new)
 
-    Ledger.ended = noted
+    SweepState.ended = noted
     try:
         with tempfile.TemporaryDirectory() as folder:
             outcome = run_sweep(plan, cells, Path(folder) / "r", console=Console(quiet=True), run_trial=partial(no_op), **how)
             assert outcome.n_finished == len(cells) * (N_SEEDS + N_POINTS * N_SEARCH_SEEDS)
     finally:
-        Ledger.ended = ended
+        SweepState.ended = ended
     return stages.points
 
 
 def bare_tune(n_trials: int, workers: int) -> list[Point]:
     """The same for the least that Ray Tune can do: a class trainable whose step returns at once, on workers that are kept."""
-    import sweeps.session  # isort: skip # noqa: F401 - sets the environment of a sweep, which Ray reads
+    import sweeps.ray_backend.session  # isort: skip # noqa: F401 - sets the environment of a sweep, which Ray reads
 
     import ray
     from ray import tune
@@ -158,7 +156,7 @@ def new_actors(n: int = 20) -> float:
         @ray.remote(num_cpus=1)
         class Trial:
             def run(self):
-                import llmft.trial  # noqa: F401 - what every trial needs
+                import llmft.trial.run  # noqa: F401 - what every trial needs
 
         started = time.perf_counter()
         for _ in range(n):

@@ -43,17 +43,18 @@ def compare(folder: Path, data_dir: str, n_shots: int, epochs: int, repeats: int
     import torch.nn.functional as F
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
+    from llmft.config.spec import TrainSpec
+    from llmft.prompting.encoding import SHOTS
     from llmft.runtime import Runtime
     from llmft.seeds import stream
-    from llmft.setting import SHOTS, encode_prompts, settle
-    from llmft.spec import TrainSpec
-    from llmft.trial import run_trial
+    from llmft.trial.preparation import encode_prompts, prepare_trial
+    from llmft.trial.run import run_trial
 
     train = TrainSpec(
         learning_rate=RATE, epochs=epochs, batch_size=BATCH, warmup_ratio=0.0, schedule="constant", clip_norm=1.0, dropout=0.0
     )
     spec = spec_of(folder, data_dir, method="pattern", n_shots=n_shots, train=train, n_test=2)
-    setting = settle(spec)
+    setting = prepare_trial(spec)
     encoded = encode_prompts(spec, setting)
     shots, opening = encoded.sets[SHOTS], encoded.opening(SHOTS)
     words = torch.tensor([ids[0] for ids in setting.words.ids])
@@ -154,9 +155,7 @@ def a_step(train: Callable[[], object]) -> Callable[[], tuple[object, float, flo
 
     def work():
         stamps = []
-        hook = register_optimizer_step_post_hook(
-            lambda *_: stamps.append((time.perf_counter(), time.process_time()))
-        )
+        hook = register_optimizer_step_post_hook(lambda *_: stamps.append((time.perf_counter(), time.process_time())))
         try:
             found = train()
         finally:

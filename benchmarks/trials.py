@@ -37,8 +37,8 @@ AT_A_TIME = 2
 
 
 def cells(seeds: list[int]):
-    from sweeps.cells import build_cells
-    from sweeps.plan import parse_plan
+    from sweeps.planning.expand import build_cells
+    from sweeps.planning.loader import parse_plan
 
     plan = parse_plan({**TOY, "name": "short", "report": {"seeds": seeds}}, "benchmark")
     return plan, build_cells(plan, "benchmark")
@@ -82,11 +82,11 @@ def groups(n: int) -> tuple[dict[int, list], float, float]:
 def _groups(scratch: Path, n: int) -> tuple[dict[int, list], float, float]:
     from dataclasses import asdict
 
-    from sweeps.session import local_ray  # isort: skip - before Ray
+    from sweeps.ray_backend.session import local_ray  # isort: skip - before Ray
 
     import ray
 
-    from sweeps.slots import Slot
+    from sweeps.resources.slots import ResourceRequest
 
     _, (cell,) = cells(list(range(n)))
     root = scratch / "groups"
@@ -98,7 +98,7 @@ def _groups(scratch: Path, n: int) -> tuple[dict[int, list], float, float]:
             import ray.train
             from ray.train.torch import TorchTrainer
 
-            from sweeps.parallel import train_loop
+            from sweeps.ray_backend.worker_group import train_loop
 
             TorchTrainer(
                 train_loop, train_loop_config=job, scaling_config=ray.train.ScalingConfig(num_workers=1),
@@ -110,7 +110,7 @@ def _groups(scratch: Path, n: int) -> tuple[dict[int, list], float, float]:
             while waiting and len(pending) < AT_A_TIME:
                 spec = cell.report_spec({}, waiting.pop(0))
                 job = {
-                    "root": str(root), "digest": spec.digest, "spec": spec.model_dump_json(), "slot": asdict(Slot(cpus=1)),
+                    "root": str(root), "digest": spec.digest, "spec": spec.model_dump_json(), "slot": asdict(ResourceRequest(cpus=1)),
                     "n_threads": 1, "run_trial": None, "n_trials_before": 0,
                 }  # fmt: skip
                 pending.append(one.remote(job))
@@ -120,7 +120,7 @@ def _groups(scratch: Path, n: int) -> tuple[dict[int, list], float, float]:
 
 
 def _llmft(*arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "sweeps.cli", *arguments], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "sweeps.cli.main", *arguments], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)
 

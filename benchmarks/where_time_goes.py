@@ -36,7 +36,7 @@ PARTS = {  # what -> the function in whose calls it is spent
 def profiled(spec) -> dict[str, float]:
     """Seconds of CPU by part, and of the whole."""
     from llmft.runtime import Runtime
-    from llmft.trial import run_trial
+    from llmft.trial.run import run_trial
 
     run_trial(spec.model_copy(update={"n_test": 8}), Runtime(device="cpu"))
     profile = cProfile.Profile(time.process_time)
@@ -57,8 +57,8 @@ def main() -> None:
     parser = data_parser(__doc__)
     parser.add_argument("--n-test", type=int, default=2000)
     arguments = parser.parse_args()
-    from llmft.model import resolve_model
-    from llmft.spec import DataRef, TrainSpec
+    from llmft.config.spec import DataRef, TrainSpec
+    from llmft.models.loading import resolve_model
 
     with tempfile.TemporaryDirectory() as scratch:
         save_opt(folder := Path(scratch) / "opt", arguments.data_dir)
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def _settings(method: str) -> dict:
-    from llmft.registry import complete_settings
+    from llmft.methods._registry import complete_settings
 
     return complete_settings(method, {})
 

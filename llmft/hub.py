@@ -115,7 +115,9 @@ def fetch_model(name: str, revision: str, weights: bool = True) -> Path:
     commit = pin(name, revision)
     folder = fetch(name, commit, MODEL_TEXT)
     if not (folder / "config.json").is_file():
-        raise UserError(f"model: {name} at commit {commit} holds no config.json. Name a repository in transformers' format (GGUF is another).")
+        raise UserError(
+            f"model: {name} at commit {commit} holds no config.json. Name a repository in transformers' format (GGUF is another)."
+        )
     return fetch(name, commit, _weight_files(name, commit, folder)) if weights else folder
 
 

@@ -12,8 +12,6 @@ from llmft.errors import Cause, TrialFailure, UserError
 if TYPE_CHECKING:
     import torch
 
-    from llmft.adapted import Adapted
-
 
 def choose_device(name: str | None) -> torch.device:
     """The device called `name`; None: CUDA where there is one.
@@ -34,7 +32,7 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def _place(adapted: Adapted) -> torch.nn.Module:
+def _place(adapted: torch.nn.Module) -> torch.nn.Module:
     return adapted.to(adapted.model.device)
 
 
@@ -54,7 +52,7 @@ def _never() -> bool:
 class Runtime:
     """The plain default: one process, the best device there is, nobody to report to.
 
-    `llmft.distributed.distributed_runtime` makes one for a process among several that run the same trial together. All of them
+    `llmft.models.parallel.distributed_runtime` makes one for a process among several that run the same trial together. All of them
     do the same things in the same order; what is asked of the clock or of `should_stop` is agreed upon.
 
     Attributes:
@@ -75,7 +73,7 @@ class Runtime:
     device: str | None = None
     rank: int = 0
     world_size: int = 1
-    wrap: Callable[[Adapted], torch.nn.Module] = _place
+    wrap: Callable[[torch.nn.Module], torch.nn.Module] = _place
     all_reduce: Callable[[torch.Tensor, Literal["sum", "max"]], torch.Tensor] = _alone
     report: Callable[[dict[str, Any]], None] = _ignore
     should_stop: Callable[[], bool] = _never

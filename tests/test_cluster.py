@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 CLUSTERS = ROOT / "sweeps" / "clusters"
 FILES = {"aws": ROOT / "cluster.yaml", "local": CLUSTERS / "local.yaml"}
 CONFIGS = {name: yaml.safe_load(path.read_text()) for name, path in FILES.items()}
@@ -82,8 +82,7 @@ def launched(demands: dict[float, int], failed: tuple[str, ...] = (), n_on_deman
         for name, node in WORKERS.items()
     }  # fmt: skip
     waiting = [
-        ResourceRequestByCount(request=ResourceRequestUtil.make({"CPU": 1, "GPU": n_gpus}), count=n)
-        for n_gpus, n in demands.items()
+        ResourceRequestByCount(request=ResourceRequestUtil.make({"CPU": 1, "GPU": n_gpus}), count=n) for n_gpus, n in demands.items()
     ]
     unavailable = dict.fromkeys(failed, 0.0)
     reply = ResourceDemandScheduler().schedule(
@@ -116,9 +115,7 @@ def test_what_is_copied_to_the_nodes_is_there_and_is_what_is_installed(name):
     for local in mounts.values():
         assert local.startswith("~/") or (ROOT / local).exists()
     (project,) = [remote for remote, local in mounts.items() if local == "."]
-    used = [
-        path for command in config["setup_commands"] for path in re.findall(rf"{re.escape(project)}(?![\w-])(\S*)", command)
-    ]
+    used = [path for command in config["setup_commands"] for path in re.findall(rf"{re.escape(project)}(?![\w-])(\S*)", command)]
     assert len(used) >= 2 and all((ROOT / path.strip("/")).exists() for path in used)
 
 
@@ -182,9 +179,7 @@ def test_the_kubernetes_job_asks_for_what_its_groups_are_for():
         gpus[group.get("groupName", "head")] = int(limits.get("nvidia.com/gpu", 0))
         assert group.get("minReplicas", 0) == 0
     assert gpus == {"head": 0, "small": 1, "big": 4}
-    assert (
-        re.search(r"--out (\S+)", KUBERAY["spec"]["entrypoint"]).group(1).startswith(container["volumeMounts"][0]["mountPath"])
-    )
+    assert re.search(r"--out (\S+)", KUBERAY["spec"]["entrypoint"]).group(1).startswith(container["volumeMounts"][0]["mountPath"])
 
 
 def commands_said() -> Iterator[tuple[str, str, set[str]]]:
@@ -198,7 +193,7 @@ def commands_said() -> Iterator[tuple[str, str, set[str]]]:
 def test_commands_that_are_shown_exist():
     from typer.main import get_command
 
-    from sweeps.cli import app
+    from sweeps.cli.app import app
 
     known = {name: {o for p in c.params for o in (*p.opts, *p.secondary_opts)} for name, c in get_command(app).commands.items()}
     said = list(commands_said())

@@ -4,13 +4,13 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from llmft.config import StrictModel
 from llmft.errors import UserError
-from llmft.method import Method
-from llmft.registry import METHODS, build_method, complete_settings, method_class
-from llmft.spec import Spec
+from llmft.methods._base import Method
+from llmft.methods._registry import METHODS, build_method, complete_settings, method_class
 
 
-class StudentSettings(Spec):
+class StudentSettings(StrictModel):
     student: str = Field("pattern", description="the method that trains it: pattern, lora, ...")
     student_settings: dict[str, Any] = Field(default_factory=dict, validate_default=True, description="its settings")
 

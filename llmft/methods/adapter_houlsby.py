@@ -7,7 +7,7 @@ N(0, 0.001) for both matrices: so the network begins exactly as it was. As in th
 
 from pydantic import Field
 
-from llmft.method import Range
+from llmft.methods._base import SearchRange
 from llmft.methods.pattern import PatternBased, PatternSettings
 
 
@@ -19,12 +19,12 @@ class HoulsbySettings(PatternSettings):
 class Houlsby(PatternBased):
     Settings = HoulsbySettings
     train_defaults = {"learning_rate": 3e-4}
-    search = {"learning_rate": Range(3e-5, 1e-2, log=True)}
+    search = {"learning_rate": SearchRange(3e-5, 1e-2, log=True)}
     paper = "Houlsby et al. 2019"
 
     def prepare(self, model, n_labels, generator):
-        from llmft.blocks import is_norm
-        from llmft.bottleneck import insert
+        from llmft.methods.modules.bottleneck import insert
+        from llmft.models import is_norm
 
         kinds = ("attention", "feed_forward")
         insert(model.network, "adapter_houlsby", kinds, self.settings.bottleneck, generator, activation="gelu")

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from llmft.method import Range
+from llmft.methods._base import SearchRange
 from llmft.methods.pattern import PatternBased, PatternSettings
 
 
@@ -23,11 +23,11 @@ class ParallelSettings(PatternSettings):
 class Parallel(PatternBased):
     Settings = ParallelSettings
     train_defaults = {"learning_rate": 1e-4}
-    search = {"learning_rate": Range(1e-5, 1e-2, log=True)}
+    search = {"learning_rate": SearchRange(1e-5, 1e-2, log=True)}
     paper = "He et al. 2022"
 
     def prepare(self, model, n_labels, generator):
-        from llmft.bottleneck import insert
+        from llmft.methods.modules.bottleneck import insert
 
         settings, width = self.settings, model.network.config.hidden_size
         kinds = ("attention", "feed_forward") if settings.beside == "both" else (settings.beside,)

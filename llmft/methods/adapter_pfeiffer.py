@@ -7,7 +7,7 @@ reads what the feed-forward part writes, before the residual is added.
 
 from pydantic import Field
 
-from llmft.method import Range
+from llmft.methods._base import SearchRange
 from llmft.methods.pattern import PatternBased, PatternSettings
 
 
@@ -18,11 +18,11 @@ class PfeifferSettings(PatternSettings):
 class Pfeiffer(PatternBased):
     Settings = PfeifferSettings
     train_defaults = {"learning_rate": 1e-4}
-    search = {"learning_rate": Range(3e-5, 1e-2, log=True)}
+    search = {"learning_rate": SearchRange(3e-5, 1e-2, log=True)}
     paper = "Pfeiffer et al. 2021"
 
     def prepare(self, model, n_labels, generator):
-        from llmft.bottleneck import insert
+        from llmft.methods.modules.bottleneck import insert
 
         size = max(1, model.network.config.hidden_size // self.settings.reduction)
         insert(model.network, "adapter_pfeiffer", ("feed_forward",), size, generator)

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from llmft.errors import UserError
-from llmft.method import Range
+from llmft.methods._base import SearchRange
 from llmft.methods.pattern import PatternBased, PatternSettings
 
 MIN_SHARE = 0.25
@@ -26,7 +26,7 @@ class BitFitSettings(PatternSettings):
 class BitFit(PatternBased):
     Settings = BitFitSettings
     train_defaults = {"learning_rate": 4e-4}
-    search = {"learning_rate": Range(1e-4, 1e-2, log=True)}
+    search = {"learning_rate": SearchRange(1e-4, 1e-2, log=True)}
     paper = "Ben Zaken et al. 2022"
 
     def prepare(self, model, n_labels, generator):
@@ -36,7 +36,7 @@ class BitFit(PatternBased):
             bias.requires_grad_(True)
 
     def _all(self, network):
-        from llmft.blocks import find_blocks
+        from llmft.models import find_blocks
 
         matrices = [
             module
@@ -50,7 +50,7 @@ class BitFit(PatternBased):
         return [parameter for name, parameter in network.named_parameters() if name.split(".")[-1] == "bias"]
 
     def _query_mlp(self, network):
-        from llmft.blocks import find_sublayers, names_in
+        from llmft.models import find_sublayers, names_in
 
         names = names_in(network, "bitfit")
         if names.key in (reads for reads, _ in names.attention):
@@ -63,9 +63,7 @@ class BitFit(PatternBased):
         return biases
 
     def _too_few(self, network, why: str) -> UserError:
-        return UserError(
-            f"method 'bitfit': {network.config.model_type!r} models have too few biases to train: {why}. Use lora or ia3."
-        )
+        return UserError(f"method 'bitfit': {network.config.model_type!r} models have too few biases to train: {why}. Use lora or ia3.")
 
 
 METHOD = BitFit

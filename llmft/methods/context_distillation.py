@@ -26,7 +26,7 @@ texts, which a comparison should say. With `distil_shots` the labelled shots as 
 teacher reads it: the whole group of shots with which it was drawn (one of each label) is left out there, so that the
 demonstrations stay balanced; leaving out one alone would tell its label by what is missing.
 
-D (`distance`) is the forward KL, or js, mse or l1 (see `llmft.divergence`; the last two on probabilities), or pseudo_labels, the
+D (`distance`) is the forward KL, or js, mse or l1 (see `llmft.methods.modules.divergence`; the last two on probabilities), or pseudo_labels, the
 cross-entropy with the label that the teacher finds best. It is taken `over` the label words (of several tokens: over the words as
 wholes), over the teacher's top_k words and a rest for all others, or over the whole vocabulary; the last two wherever an answer
 may go on, each place weighted with the teacher's probability of coming there. The cross-entropy is over the label words in the
@@ -48,9 +48,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from llmft.errors import UserError
-from llmft.method import Lesson, Range
+from llmft.methods._base import SearchRange, TeacherPrompt
+from llmft.methods._registry import method_class
 from llmft.methods._student import ByStudent, StudentSettings
-from llmft.registry import method_class
 
 
 class DistillationSettings(StudentSettings):
@@ -60,12 +60,8 @@ class DistillationSettings(StudentSettings):
     instruction: str = Field("", description="opens the teacher's prompt, with or without demonstrations")
     n_unlabelled: int = Field(128, ge=0, description="examples of the training pool that are taught without their labels")
     distil_shots: bool = Field(False, description="the labelled shots are taught as well")
-    distance: Literal["kl", "js", "mse", "l1", "pseudo_labels"] = Field(
-        "kl", description="between the teacher's answer and the student's"
-    )
-    over: Literal["label_words", "top_k", "vocabulary"] = Field(
-        "label_words", description="what an answer's probabilities are over"
-    )
+    distance: Literal["kl", "js", "mse", "l1", "pseudo_labels"] = Field("kl", description="between the teacher's answer and the student's")
+    over: Literal["label_words", "top_k", "vocabulary"] = Field("label_words", description="what an answer's probabilities are over")
     k: int = Field(50, ge=1, description="words of the teacher, for top_k")
     temperature: float = Field(1.0, gt=0, description="of both distributions")
     cross_entropy_weight: float = Field(0.0, ge=0, le=1, description="share of the shots' own labels in the loss")
@@ -80,9 +76,7 @@ class DistillationSettings(StudentSettings):
         if self.cross_entropy_weight and not self.distil_shots:
             raise ValueError("cross_entropy_weight needs labelled inputs: set distil_shots to true, or the weight to 0")
         if self.over != "label_words" and method_class(self.student).has_own_head:
-            raise ValueError(
-                f"over: the student {self.student!r} has a head of its own, which knows no words: use label_words"
-            )
+            raise ValueError(f"over: the student {self.student!r} has a head of its own, which knows no words: use label_words")
         if self.rounds > 1 and method_class(self.student).has_own_head:
             raise ValueError(
                 f"rounds: the student {self.student!r} has a head of its own, which cannot say what a teacher says in words: use 1, "
@@ -104,7 +98,7 @@ class DistillationSettings(StudentSettings):
 class ContextDistillation(ByStudent):
     kinds = ("classification",)
     Settings = DistillationSettings
-    search = {"learning_rate": Range(1e-6, 1e-3, log=True)}
+    search = {"learning_rate": SearchRange(1e-6, 1e-3, log=True)}
     paper = "Askell et al. 2021"
 
     @property
@@ -130,7 +124,7 @@ class ContextDistillation(ByStudent):
         settings, n_unlabelled = self.settings, len(draw.unlabelled)
         shown = settings.teacher_context in ("demonstrations", "shuffled_labels")
         if not shown:
-            return (Lesson(tuple(range(len(self.inputs(draw)))), (), settings.instruction),)
+            return (TeacherPrompt(tuple(range(len(self.inputs(draw)))), (), settings.instruction),)
         n_labels = len({example.label for example in draw.shots})
         groups = [draw.shots[start : start + n_labels] for start in range(0, len(draw.shots), n_labels)]
         if settings.distil_shots and len(groups) < 2:
@@ -139,18 +133,18 @@ class ContextDistillation(ByStudent):
                 "distil_shots to false."
             )
         texts = [mislabel(group, n_labels, generator) if settings.teacher_context == "shuffled_labels" else group for group in groups]
-        lessons = [Lesson(tuple(range(n_unlabelled)), sum(texts, ()), settings.instruction)]
+        lessons = [TeacherPrompt(tuple(range(n_unlabelled)), sum(texts, ()), settings.instruction)]
         if settings.distil_shots:
             for number in range(len(groups)):
                 places = range(n_unlabelled + number * n_labels, n_unlabelled + (number + 1) * n_labels)
-                lessons.append(Lesson(tuple(places), sum(texts[:number] + texts[number + 1 :], ()), settings.instruction))
+                lessons.append(TeacherPrompt(tuple(places), sum(texts[:number] + texts[number + 1 :], ()), settings.instruction))
         return tuple(lesson for lesson in lessons if lesson.inputs or draw.dev)
 
     def targets(self, model, batch):
         import torch
 
-        from llmft.divergence import keep_and_sum_rest
-        from llmft.scoring import answer_logits, label_word_scores, word_log_probabilities
+        from llmft.methods.modules.divergence import keep_and_sum_rest
+        from llmft.models import answer_logits, label_word_scores, word_log_probabilities
 
         settings = self.settings
         if settings.over == "label_words" or settings.distance == "pseudo_labels":
@@ -194,8 +188,8 @@ class ContextDistillation(ByStudent):
     def loss(self, model, batch):
         import torch.nn.functional as F
 
-        from llmft.divergence import divergence, keep_and_sum_rest
-        from llmft.scoring import answer_logits, word_log_probabilities
+        from llmft.methods.modules.divergence import divergence, keep_and_sum_rest
+        from llmft.models import answer_logits, word_log_probabilities
 
         settings, rows = self.settings, batch.indices.cpu()
         taught = {name: values[rows].to(batch.labels.device) for name, values in self.taught.items()}

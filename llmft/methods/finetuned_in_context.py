@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from llmft.errors import UserError
-from llmft.method import Range
+from llmft.methods._base import SearchRange
 from llmft.methods.pattern import WholeModel, WholeModelSettings
 
 
@@ -33,7 +33,7 @@ class FinetunedInContextSettings(WholeModelSettings):
 
 class FinetunedInContext(WholeModel):
     Settings = FinetunedInContextSettings
-    search = {"learning_rate": Range(1e-6, 1e-4, log=True)}
+    search = {"learning_rate": SearchRange(1e-6, 1e-4, log=True)}
     paper = "Schick & Schuetze 2021; Brown et al. 2020"
 
     @property

@@ -8,17 +8,17 @@ from typing import Literal
 
 from pydantic import Field
 
-from llmft.method import Range
+from llmft.config import StrictModel
+from llmft.methods._base import SearchRange
 from llmft.methods.vanilla import Vanilla
-from llmft.spec import Spec
 
 
 class HeadOnly(Vanilla):
-    class Settings(Spec):
+    class Settings(StrictModel):
         head: Literal["fully_connected", "linear"] = Field("linear", description="one layer, or two with a ReLU between")
 
     train_defaults = {"learning_rate": 1e-3}
-    search = {"learning_rate": Range(1e-4, 1e-1, log=True)}
+    search = {"learning_rate": SearchRange(1e-4, 1e-1, log=True)}
     paper = "Alain & Bengio 2017"
 
     def prepare(self, model, n_labels, generator):

@@ -5,32 +5,30 @@ peft's, their places ours: the ones peft has for OPT scale the query in place of
 projection (GPT-2, GPT-NeoX, BLOOM, Falcon) its whole output is scaled, the query with it.
 """
 
-from llmft.method import Range
+from llmft.methods._base import SearchRange
 from llmft.methods.pattern import PatternBased
 
 
 class IA3(PatternBased):
     train_defaults = {"learning_rate": 3e-3}
-    search = {"learning_rate": Range(3e-4, 1e-1, log=True)}
+    search = {"learning_rate": SearchRange(3e-4, 1e-1, log=True)}
     paper = "Liu et al. 2022"
 
     def prepare(self, model, n_labels, generator):
         from peft import IA3Config
 
-        from llmft.blocks import names_in
-        from llmft.injection import inject, task_type
+        from llmft.methods.modules.peft_layers import insert_peft_layers, task_type
+        from llmft.models import names_in
 
         names = names_in(model.network, "ia3")
         inner = {writes for _, writes in names.feed_forward}
-        config = IA3Config(
-            target_modules={names.key, names.value} | inner, feedforward_modules=inner, task_type=task_type(model.network)
-        )
-        inject(config, model.network, generator)
+        config = IA3Config(target_modules={names.key, names.value} | inner, feedforward_modules=inner, task_type=task_type(model.network))
+        insert_peft_layers(config, model.network, generator)
 
     def peft_adapter(self, model):
-        from llmft.injection import injected
+        from llmft.methods.modules.peft_layers import peft_layers_of
 
-        return injected(model.network)
+        return peft_layers_of(model.network)
 
 
 METHOD = IA3

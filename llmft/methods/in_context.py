@@ -13,11 +13,11 @@ have rationales: a user's own names their column.
 
 from pydantic import Field, model_validator
 
+from llmft.config import StrictModel
 from llmft.methods.zero_shot import PromptingSettings, ZeroShot
-from llmft.spec import Spec
 
 
-class ReasoningSettings(Spec):
+class ReasoningSettings(StrictModel):
     marker: str = Field(" The answer is", pattern=r"\S$", description="stands between a rationale and its label word")
     max_rationale_tokens: int = Field(64, ge=1, description="the longest rationale that the model says")
 

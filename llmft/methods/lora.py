@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from llmft.errors import UserError
-from llmft.method import Range
+from llmft.methods._base import SearchRange
 from llmft.methods.pattern import PatternBased, PatternSettings
 
 
@@ -29,14 +29,14 @@ class LoraSettings(PatternSettings):
 class Lora(PatternBased):
     Settings = LoraSettings
     train_defaults = {"learning_rate": 2e-4}
-    search = {"learning_rate": Range(1e-5, 1e-2, log=True)}
+    search = {"learning_rate": SearchRange(1e-5, 1e-2, log=True)}
     paper = "Hu et al. 2022"
 
     def peft_config(self, network):
         from peft import LoraConfig
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
-        from llmft.injection import task_type
+        from llmft.methods.modules.peft_layers import task_type
 
         settings, architecture = self.settings, network.config.model_type
         if not settings.targets and architecture not in KNOWN:
@@ -56,10 +56,10 @@ class Lora(PatternBased):
         )
 
     def prepare(self, model, n_labels, generator):
-        from llmft.injection import inject, linear_layers
+        from llmft.methods.modules.peft_layers import insert_peft_layers, linear_layers
 
         try:
-            inject(self.peft_config(model.network), model.network, generator)
+            insert_peft_layers(self.peft_config(model.network), model.network, generator)
         except ValueError:
             raise UserError(
                 f"method 'lora': settings.targets {list(self.settings.targets)} does not name linear layers of this model. "
@@ -67,9 +67,9 @@ class Lora(PatternBased):
             ) from None
 
     def peft_adapter(self, model):
-        from llmft.injection import injected
+        from llmft.methods.modules.peft_layers import peft_layers_of
 
-        return injected(model.network)
+        return peft_layers_of(model.network)
 
 
 METHOD = Lora

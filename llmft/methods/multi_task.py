@@ -14,9 +14,11 @@ shall not be seen at all, select the `last` checkpoint and do not search.
 `student` is how the weights are trained: pattern, lora, or another method without a head of its own.
 """
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
-from llmft.method import Range
+from llmft.methods._base import SearchRange
 from llmft.methods._student import ByStudent, WordStudentSettings
 
 
@@ -28,7 +30,7 @@ class MultiTaskSettings(WordStudentSettings):
 
 class MultiTask(ByStudent):
     Settings = MultiTaskSettings
-    search = {"learning_rate": Range(1e-6, 1e-3, log=True)}
+    search = {"learning_rate": SearchRange(1e-6, 1e-3, log=True)}
     paper = "Raffel et al. 2020; Wei et al. 2022"
 
     @property
@@ -36,10 +38,15 @@ class MultiTask(ByStudent):
         return self.settings.n_examples
 
     def rates(self, sizes):
-        from llmft.mixture import mixing_rates
-
         rates = mixing_rates(list(sizes.values()), self.settings.cap, self.settings.temperature)
         return dict(zip(sizes, rates, strict=True))
+
+
+def mixing_rates(sizes: Sequence[int], cap: int, temperature: float = 1.0) -> list[float]:
+    """The rate of each task, by the `sizes` of their pools; they sum to one."""
+    capped = [min(size, cap) for size in sizes]
+    heated = [(size / sum(capped)) ** (1 / temperature) for size in capped]
+    return [rate / sum(heated) for rate in heated]
 
 
 METHOD = MultiTask

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from llmft.method import Range
+from llmft.methods._base import SearchRange
 from llmft.methods.prompt_tuning import SoftPromptMethod, SoftPromptSettings
 
 
@@ -21,13 +21,13 @@ class PTuningSettings(SoftPromptSettings):
 class PTuning(SoftPromptMethod):
     Settings = PTuningSettings
     train_defaults = {"learning_rate": 1e-3}
-    search = {"learning_rate": Range(1e-5, 1e-1, log=True)}
+    search = {"learning_rate": SearchRange(1e-5, 1e-1, log=True)}
     paper = "Liu et al. 2021"
 
     def prepare(self, model, n_labels, generator):
         from peft import PromptEncoder, PromptEncoderConfig
 
-        from llmft.soft_prompt import EncodedPrompt, trained_alone
+        from llmft.methods.modules.soft_prompt import EncodedPrompt, trained_alone
 
         settings, width = self.settings, model.network.get_input_embeddings().weight.shape[1]
         config = PromptEncoderConfig(

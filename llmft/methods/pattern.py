@@ -12,11 +12,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from llmft.method import Method, Range
-from llmft.spec import Spec
+from llmft.config import StrictModel
+from llmft.methods._base import Method, SearchRange
 
 
-class PatternSettings(Spec):
+class PatternSettings(StrictModel):
     loss: Literal["full_vocabulary", "restricted"] = Field(
         "full_vocabulary", description="raises the label word among all words, or among the label words"
     )
@@ -35,7 +35,7 @@ def label_word_loss(kind: str, scores, labels):
 
 class PatternBased(Method):
     Settings = PatternSettings
-    search = {"learning_rate": Range(1e-6, 1e-4, log=True)}
+    search = {"learning_rate": SearchRange(1e-6, 1e-4, log=True)}
     paper = "Schick & Schuetze 2021"
 
     def prepare(self, model, n_labels, generator):
@@ -53,9 +53,9 @@ class WholeModel(PatternBased):
     def prepare(self, model, n_labels, generator):
         super().prepare(model, n_labels, generator)
         if self.settings.untie_embeddings:
-            from llmft.embeddings import untie
+            from llmft.methods.modules.untied_embeddings import untie_embeddings
 
-            untie(model)
+            untie_embeddings(model)
 
 
 METHOD = WholeModel

@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import Field
 
 from llmft.errors import UserError
-from llmft.method import Range
+from llmft.methods._base import SearchRange
 from llmft.methods.prompt_tuning import SoftPromptMethod, SoftPromptSettings
 
 INIT_STD = 0.02
@@ -30,11 +30,11 @@ class PrefixSettings(SoftPromptSettings):
 class PrefixTuning(SoftPromptMethod):
     Settings = PrefixSettings
     train_defaults = {"learning_rate": 0.03}
-    search = {"learning_rate": Range(1e-4, 1.0, log=True)}
+    search = {"learning_rate": SearchRange(1e-4, 1.0, log=True)}
     paper = "Li & Liang 2021"
 
     def read(self, spec, tokenizer, words):
-        from llmft.model import load_config
+        from llmft.models import load_config
 
         super().read(spec, tokenizer, words)
         if spec.train.gradient_checkpointing:
@@ -50,7 +50,7 @@ class PrefixTuning(SoftPromptMethod):
     def prepare(self, model, n_labels, generator):
         import torch
 
-        from llmft.soft_prompt import EncodedPrompt, SoftPrompt, cached_words, sample_words, trained_alone
+        from llmft.methods.modules.soft_prompt import EncodedPrompt, SoftPrompt, cached_words, sample_words, trained_alone
 
         settings, n_words = self.settings, len(model.network.get_input_embeddings().weight)
         vectors = cached_words(model, sample_words(n_words, self.special_ids, settings.n_virtual_tokens, generator))
@@ -71,8 +71,7 @@ class PrefixTuning(SoftPromptMethod):
         trained_alone(model, prompt)
 
     def condition(self, model, batch):
-        from llmft.batches import Prefix, with_prefix
-        from llmft.model import HALF
+        from llmft.models import HALF, Prefix, with_prefix
 
         vectors = self.soft_prompt(model).to(HALF.get(model.precision))
         layers = vectors.unflatten(1, self.shape).permute(1, 2, 3, 0, 4)  # [layers, 2, heads, virtual tokens, size]

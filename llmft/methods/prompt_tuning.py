@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from llmft.errors import UserError
-from llmft.method import Range
+from llmft.methods._base import SearchRange
 from llmft.methods.pattern import PatternBased, PatternSettings
 
 
@@ -22,9 +22,7 @@ class SoftPromptSettings(PatternSettings):
 
 
 class PromptSettings(SoftPromptSettings):
-    initialisation: Literal["vocabulary", "random", "text", "labels"] = Field(
-        "vocabulary", description="where the embeddings begin"
-    )
+    initialisation: Literal["vocabulary", "random", "text", "labels"] = Field("vocabulary", description="where the embeddings begin")
     text: str = Field("", description="for initialisation: text")
 
     @model_validator(mode="after")
@@ -51,27 +49,27 @@ class SoftPromptMethod(PatternBased):
         return model.network.soft_prompt()
 
     def condition(self, model, batch):
-        from llmft.batches import with_soft_prompt
+        from llmft.models import with_soft_prompt
 
         return with_soft_prompt(batch, self.soft_prompt(model))
 
     def fold(self, adapted):
         import torch
 
-        from llmft.soft_prompt import SoftPrompt
+        from llmft.methods.modules.soft_prompt import SoftPrompt
 
         with torch.no_grad():
             adapted.network.soft_prompt = SoftPrompt(adapted("soft_prompt").clone())
 
     def virtual_tokens(self, model, tokenizer):
-        from llmft.soft_prompt import nearest_words
+        from llmft.methods.modules.soft_prompt import nearest_words
 
         return nearest_words(self.soft_prompt(model), model.network.get_input_embeddings().weight, tokenizer)
 
     def peft_adapter(self, model):
         from peft import PromptTuningConfig
 
-        from llmft.injection import task_type
+        from llmft.methods.modules.peft_layers import task_type
 
         vectors = self.soft_prompt(model).detach()
         config = PromptTuningConfig(
@@ -84,7 +82,7 @@ class SoftPromptMethod(PatternBased):
 class PromptTuning(SoftPromptMethod):
     Settings = PromptSettings
     train_defaults = {"learning_rate": 0.03}
-    search = {"learning_rate": Range(1e-3, 1.0, log=True)}
+    search = {"learning_rate": SearchRange(1e-3, 1.0, log=True)}
     paper = "Lester et al. 2021"
 
     words_to_copy: tuple[tuple[int, ...], ...] = ()
@@ -103,7 +101,7 @@ class PromptTuning(SoftPromptMethod):
     def prepare(self, model, n_labels, generator):
         import torch
 
-        from llmft.soft_prompt import SoftPrompt, sample_words, trained_alone
+        from llmft.methods.modules.soft_prompt import SoftPrompt, sample_words, trained_alone
 
         words, k = model.network.get_input_embeddings().weight.detach(), self.settings.n_virtual_tokens
         if self.settings.initialisation == "random":

@@ -7,7 +7,7 @@ label is read behind the marker, as in `in_context` with `rationales: true`, but
 `student` is how the weights are trained: pattern, lora, or another method without a head of its own.
 """
 
-from llmft.method import Range
+from llmft.methods._base import SearchRange
 from llmft.methods._student import ByStudent, WordStudentSettings
 from llmft.methods.in_context import ReasoningSettings
 
@@ -19,7 +19,7 @@ class RationaleTuningSettings(ReasoningSettings, WordStudentSettings):
 class RationaleTuning(ByStudent):
     kinds = ("classification",)
     Settings = RationaleTuningSettings
-    search = {"learning_rate": Range(1e-6, 1e-3, log=True)}
+    search = {"learning_rate": SearchRange(1e-6, 1e-3, log=True)}
     paper = "Wei et al. 2022"
 
     @property

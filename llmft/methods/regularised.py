@@ -7,7 +7,7 @@ its gradient is added step by step, so that no device holds the start.
 task hangs on it: strength / 2 sum_i F_i (theta_i - start_i)^2. The old task of a language model is language modelling, whose
 data are not at hand. So F is the diagonal of the Fisher information of the base model's own next words at every place of the
 queries that are trained on; no label is read. It is estimated before the training, from `n_fisher_samples` queries in turn, with
-words drawn from the model (`llmft.fisher`), and scaled to a mean of 1 over all weights: so a strength means for the average
+words drawn from the model (`llmft.training.weight_anchor`), and scaled to a mean of 1 over all weights: so a strength means for the average
 weight what it means in l2_sp, whatever the model's size and the queries' length. (Kirkpatrick's lambda is the strength over the
 mean before the scaling.)
 
@@ -21,7 +21,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from llmft.method import Range
+from llmft.methods._base import SearchRange
 from llmft.methods.pattern import WholeModel, WholeModelSettings, label_word_loss
 
 
@@ -36,7 +36,7 @@ class RegularisedSettings(WholeModelSettings):
 class Regularised(WholeModel):
     kinds = ("classification",)
     Settings = RegularisedSettings
-    search = {"learning_rate": Range(1e-6, 1e-4, log=True), "strength": Range(1e-3, 10.0, log=True)}
+    search = {"learning_rate": SearchRange(1e-6, 1e-4, log=True), "strength": SearchRange(1e-3, 10.0, log=True)}
     paper = "Li et al. 2018; Kirkpatrick et al. 2017"
 
     @property
@@ -48,9 +48,9 @@ class Regularised(WholeModel):
         return self.settings.n_fisher_samples if self.settings.penalty == "ewc" and self.settings.strength else 0
 
     def next_word(self, model, batch):
-        from llmft.scoring import next_word_log_probabilities
+        from llmft.models import next_token_log_probabilities
 
-        return next_word_log_probabilities(model, batch)
+        return next_token_log_probabilities(model, batch)
 
     def begin(self, adapted, batches):
         import torch

@@ -21,15 +21,13 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from llmft.method import Lesson, Range
+from llmft.methods._base import SearchRange, TeacherPrompt
+from llmft.methods._registry import method_class
 from llmft.methods._student import ByStudent, StudentSettings
-from llmft.registry import method_class
 
 
 class SequenceDistillationSettings(StudentSettings):
-    teacher_context: Literal["demonstrations", "none"] = Field(
-        "demonstrations", description="what stands in the teacher's prompt"
-    )
+    teacher_context: Literal["demonstrations", "none"] = Field("demonstrations", description="what stands in the teacher's prompt")
     instruction: str = Field("", description="opens the teacher's prompt, with or without demonstrations")
     n_unlabelled: int = Field(128, ge=1, description="examples of the training pool that the teacher answers")
     train_on_shots: bool = Field(False, description="the shots and their references are trained on as well")
@@ -46,7 +44,7 @@ class SequenceDistillationSettings(StudentSettings):
 class SequenceDistillation(ByStudent):
     kinds = ("generation",)
     Settings = SequenceDistillationSettings
-    search = {"learning_rate": Range(1e-6, 1e-3, log=True)}
+    search = {"learning_rate": SearchRange(1e-6, 1e-3, log=True)}
     paper = "Kim & Rush 2016; Wu et al. 2023"
 
     @property
@@ -62,7 +60,7 @@ class SequenceDistillation(ByStudent):
 
     def lessons(self, draw, generator):
         shown = draw.shots if self.settings.teacher_context == "demonstrations" else ()
-        return (Lesson(tuple(range(len(draw.unlabelled))), shown, self.settings.instruction),)
+        return (TeacherPrompt(tuple(range(len(draw.unlabelled))), shown, self.settings.instruction),)
 
 
 METHOD = SequenceDistillation

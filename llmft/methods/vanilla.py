@@ -10,21 +10,19 @@ from typing import Literal
 
 from pydantic import Field
 
-from llmft.method import Method, Range
-from llmft.spec import Spec
+from llmft.config import StrictModel
+from llmft.methods._base import Method, SearchRange
 
 INIT_STD = 0.02
 
 
 class Vanilla(Method):
-    class Settings(Spec):
-        head: Literal["fully_connected", "linear"] = Field(
-            "fully_connected", description="one layer, or two with a ReLU between"
-        )
+    class Settings(StrictModel):
+        head: Literal["fully_connected", "linear"] = Field("fully_connected", description="one layer, or two with a ReLU between")
 
     kinds = ("classification",)
     has_own_head = True
-    search = {"learning_rate": Range(1e-6, 1e-4, log=True)}
+    search = {"learning_rate": SearchRange(1e-6, 1e-4, log=True)}
     paper = "Devlin et al. 2019"
 
     def prepare(self, model, n_labels, generator):
@@ -47,7 +45,7 @@ class Vanilla(Method):
         model.network.classifier = head
 
     def scores(self, model, batch):
-        from llmft.scoring import Scores, answer_hidden
+        from llmft.models import Scores, answer_hidden
 
         return Scores(model.network.classifier(answer_hidden(model, batch)))
 

@@ -12,13 +12,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from llmft.method import Method
-from llmft.spec import Spec
+from llmft.config import StrictModel
+from llmft.methods._base import Method
 
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021, section 5
 
 
-class PromptingSettings(Spec):
+class PromptingSettings(StrictModel):
     calibration: Literal["none", "contextual"] = Field(
         "none", description="contextual: label words are judged against prompts without content"
     )

@@ -6,10 +6,9 @@ the two other heuristics (10,000 rows each, in 10 subcases).
 
 from __future__ import annotations
 
+from llmft.config import DataRef
+from llmft.data import Example, Source, TestSet, checked_fields, checked_label, numbered
 from llmft.errors import UserError
-from llmft.sources import Source, checked_fields, checked_label, numbered
-from llmft.spec import DataRef
-from llmft.task import Example, TestSet
 
 HANS = Source(
     ("hans.parquet", "hans_validation.parquet", "heuristics_evaluation_set.txt", "hans_regenerated.parquet"),

@@ -7,11 +7,9 @@ al. 2023. The usual number for CoLA is Matthews' correlation, `mcc` in every rec
 
 from __future__ import annotations
 
+from llmft.config import DataRef, Pattern, with_literals
+from llmft.data import Example, Source, Task, TaskData, TestSet, checked_fields, checked_label, labelled_examples, numbered
 from llmft.errors import UserError
-from llmft.prompts import Pattern, with_literals
-from llmft.sources import Source, checked_fields, checked_label, labelled_examples, numbered
-from llmft.spec import DataRef
-from llmft.task import Example, Task, TaskData, TestSet
 
 GLUE = ("nyu-mll/glue", "cola")
 HOLDS = "sentence, label (0 unacceptable, 1 acceptable)"

@@ -6,11 +6,9 @@ is no out-of-domain set. The pattern `eval-harness` is lm-evaluation-harness's `
 
 from __future__ import annotations
 
+from llmft.config import DataRef, Pattern
+from llmft.data import Example, Source, Task, TaskData, TestSet, checked_fields, numbered
 from llmft.errors import UserError
-from llmft.prompts import Pattern
-from llmft.sources import Source, checked_fields, numbered
-from llmft.spec import DataRef
-from llmft.task import Example, Task, TaskData, TestSet
 
 HUB = "tau/commonsense_qa"
 HOLDS = "question, choices {label, text} (or choice_labels and choice_texts), answerKey (A to E)"

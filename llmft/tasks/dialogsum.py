@@ -4,7 +4,7 @@ Test is DialogSum's test split (500 dialogues, three references each), `samsum` 
 A local folder holds `dialogsum_train.parquet`, `dialogsum_test.parquet` and `samsum_test.parquet`.
 """
 
-from llmft.dialogues import DialogueTask
+from llmft.tasks._dialogues import DialogueTask
 
 
 class Dialogsum(DialogueTask):

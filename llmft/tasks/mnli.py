@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from llmft.prompts import NLI_PATTERNS, NLI_VERBALIZERS
-from llmft.sources import Source, checked_fields, checked_label, numbered
-from llmft.spec import DataRef
-from llmft.task import Example, Task, TaskData, TestSet
+from llmft.config import DataRef
+from llmft.data import Example, Source, Task, TaskData, TestSet, checked_fields, checked_label, numbered
 from llmft.tasks._hans import HANS, HEURISTICS, hans_tests
+from llmft.tasks._nli import NLI_PATTERNS, NLI_VERBALIZERS
 
 GLUE = ("nyu-mll/glue", "mnli")
 HOLDS = "premise, hypothesis, label (0 entailment, 1 neutral, 2 contradiction)"

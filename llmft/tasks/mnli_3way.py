@@ -4,7 +4,7 @@ The mismatched validation set comes from genres that the training pool lacks. HA
 of `mnli` and `mnli_merged`. Patterns as in lm-evaluation-harness; `gpt-3` as for ANLI in Brown et al. 2020.
 """
 
-from llmft.prompts import Pattern, with_literals
+from llmft.config import Pattern, with_literals
 from llmft.tasks.mnli import MATCHED, MISMATCHED, TRAIN, Mnli
 
 
@@ -13,12 +13,8 @@ class Mnli3Way(Mnli):
     patterns = with_literals(
         {
             "minimal": Pattern("{premise} {hypothesis} ?", verbalizer="yes-maybe-no"),
-            "gpt-3": Pattern(
-                "{premise} question: {hypothesis} True, False, or Neither? answer:", verbalizer="true-neither-false"
-            ),
-            "eval-harness": Pattern(
-                "{premise}\nQuestion: {hypothesis} True, False or Neither?\nAnswer:", verbalizer="true-neither-false"
-            ),
+            "gpt-3": Pattern("{premise} question: {hypothesis} True, False, or Neither? answer:", verbalizer="true-neither-false"),
+            "eval-harness": Pattern("{premise}\nQuestion: {hypothesis} True, False or Neither?\nAnswer:", verbalizer="true-neither-false"),
         }
     )
     verbalizers = {"yes-maybe-no": ("Yes", "Maybe", "No"), "true-neither-false": ("True", "Neither", "False")}

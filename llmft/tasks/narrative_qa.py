@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmft.prompts import Pattern
-from llmft.sources import Source, checked_fields, checked_references, numbered
-from llmft.spec import DataRef
-from llmft.task import Example, GenerationTask, TaskData, TestSet
+from llmft.config import DataRef, Pattern
+from llmft.data import Example, GenerationTask, Source, TaskData, TestSet, checked_fields, checked_references, numbered
 
 HUB = "deepmind/narrativeqa"
 COLUMNS = ("document.summary.text", "question.text", "answers")  # without the books

@@ -12,11 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from llmft.config import DataRef, Pattern, with_literals
+from llmft.data import Example, Source, Task, TaskData, TestSet, labelled_examples, numbered
 from llmft.errors import UserError
-from llmft.prompts import Pattern, with_literals
-from llmft.sources import Source, labelled_examples, numbered
-from llmft.spec import DataRef
-from llmft.task import Example, Task, TaskData, TestSet
 
 GLUE = ("nyu-mll/glue", "qqp")
 LABEL = "label (0 not_duplicate, 1 duplicate)"

@@ -7,11 +7,10 @@ per subcase.
 
 from __future__ import annotations
 
-from llmft.prompts import NLI_PATTERNS, NLI_VERBALIZERS
-from llmft.sources import Source, labelled_examples
-from llmft.spec import DataRef
-from llmft.task import Example, Task, TaskData, TestSet
+from llmft.config import DataRef
+from llmft.data import Example, Source, Task, TaskData, TestSet, labelled_examples
 from llmft.tasks._hans import HANS, HEURISTICS, hans_tests
+from llmft.tasks._nli import NLI_PATTERNS, NLI_VERBALIZERS
 
 GLUE = ("nyu-mll/glue", "rte")
 HOLDS = "sentence1, sentence2, label (0 entailment, 1 not_entailment)"

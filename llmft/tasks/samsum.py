@@ -4,7 +4,7 @@ Test is SAMSum's test split (819 chats, one reference each), `dialogsum` that of
 A local folder holds `samsum_train.parquet`, `samsum_test.parquet` and `dialogsum_test.parquet`.
 """
 
-from llmft.dialogues import DialogueTask
+from llmft.tasks._dialogues import DialogueTask
 
 
 class Samsum(DialogueTask):

@@ -1,4 +1,4 @@
-"""A generated NLI task in the manner of HANS: needs no data and no network (see `llmft.toy.language`).
+"""A generated NLI task in the manner of HANS: needs no data and no network (see `llmft.tasks._toy_language`).
 
 An example's rationale is the words that premise and hypothesis share.
 """
@@ -9,10 +9,10 @@ import hashlib
 from collections.abc import Iterable
 from functools import cache
 
-from llmft.prompts import NLI_PATTERNS, NLI_VERBALIZERS
-from llmft.spec import DataRef
-from llmft.task import Example, Task, TaskData, TestSet
-from llmft.toy.language import Pair, shared_words, toy_data
+from llmft.config import DataRef
+from llmft.data import Example, Task, TaskData, TestSet
+from llmft.tasks._nli import NLI_PATTERNS, NLI_VERBALIZERS
+from llmft.tasks._toy_language import Pair, shared_words, toy_data
 
 
 def _examples(pairs: Iterable[Pair], name: str) -> tuple[Example, ...]:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from llmft.prompts import Pattern
-from llmft.spec import DataRef
-from llmft.task import Example, GenerationTask, TaskData, TestSet
+from llmft.config import DataRef, Pattern
+from llmft.data import Example, GenerationTask, TaskData, TestSet
+from llmft.tasks._toy_language import Pair, toy_data
 from llmft.tasks.toy import TASK as TOY
-from llmft.toy.language import Pair, toy_data
 
 
 def _examples(pairs: Iterable[Pair], name: str) -> tuple[Example, ...]:

@@ -1,0 +1,1 @@
+"""The offline model and the script that trained it."""

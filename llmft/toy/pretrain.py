@@ -21,9 +21,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from llmft.prompts import NLI_PATTERNS, NLI_VERBALIZERS
-from llmft.toy import language
-from llmft.toy.language import Pair, in_domain_pair, toy_data
+from llmft.tasks import NLI_PATTERNS, NLI_VERBALIZERS, Pair, in_domain_pair, toy_data
+from llmft.tasks import _toy_language as language
 
 LABEL_WORDS = "Yes No True False".split()
 MAX_POSITIONS = 1024
@@ -52,9 +51,7 @@ def build_tokenizer(vocabulary_size: int = 1500) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(text * 50 + ["a.\n\nb"] * 50, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="</s> $A", special_tokens=[("</s>", tokenizer.token_to_id("</s>"))]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", tokenizer.token_to_id("</s>"))])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="</s>",
@@ -117,9 +114,7 @@ CURRICULUM = (Stage(0.87, 1), Stage(0.85, 6), Stage(2.0, 24))
 def frequencies(n: int) -> torch.Tensor:
     """Of `n` position waves: three eighths tell neighbours apart (0.15 to 3 rad a token), the rest reach over the context."""
     n_near = 3 * n // 8
-    return torch.cat(
-        [torch.linspace(3.0, 0.15, n_near), torch.logspace(math.log10(0.15), math.log10(0.006), n - n_near + 1)[1:]]
-    )
+    return torch.cat([torch.linspace(3.0, 0.15, n_near), torch.logspace(math.log10(0.15), math.log10(0.006), n - n_near + 1)[1:]])
 
 
 def sinusoids(n: int, width: int) -> torch.Tensor:
@@ -202,9 +197,7 @@ def losses(model, ids: torch.Tensor, is_label: torch.Tensor, start: int, pad: in
     return text, label, correct
 
 
-def train(
-    out: Path, steps: int, seed: int, width: int, n_layers: int, n_heads: int, ffn: int, batch_tokens: int, lr: float
-) -> None:
+def train(out: Path, steps: int, seed: int, width: int, n_layers: int, n_heads: int, ffn: int, batch_tokens: int, lr: float) -> None:
     """Run the curriculum for `steps` optimiser steps; the learning rate is constant for half of them, then falls to 0 by a cosine."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()

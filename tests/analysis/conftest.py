@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from synthetic import Store, fill
+from support.synthetic import Store, fill
 
 
 @pytest.fixture
 def store(tmp_path, monkeypatch) -> Store:
-    monkeypatch.setattr("llmft.files.os.fsync", lambda file: None)  # nothing here has to outlive a power cut
+    monkeypatch.setattr("llmft.records.storage.os.fsync", lambda file: None)  # nothing here has to outlive a power cut
     return Store(tmp_path / "results")
 
 

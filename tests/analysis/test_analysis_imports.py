@@ -24,11 +24,13 @@ def test_the_whole_analysis_runs_without_the_training_stack(full_store):
 
     sys.meta_path.insert(0, Block())
     import analysis
+    from analysis.frames.predictions import open_predictions
+    from analysis.frames.few_labels import few_label_selection
     frame = analysis.load(sys.argv[1])
     analysis.to_terminal(analysis.compare(frame), analysis.cross_findings(frame))
-    analysis.predictions(sys.argv[1]).count_rows()
-    analysis.best_on_examples(sys.argv[1], frame, 5)
-    from sweeps import cli
+    open_predictions(sys.argv[1]).count_rows()
+    few_label_selection(sys.argv[1], frame, 5)
+    from sweeps.cli import app as cli
     print(cli._run(["report", sys.argv[1]]), cli._run(["compare", sys.argv[1], sys.argv[1], "--other-rule", "last"]))
     print(cli._run(["compare", sys.argv[1], "mosbach2023"]))
     """
@@ -47,6 +49,4 @@ def test_every_public_name_is_there():
     import analysis
 
     assert all(hasattr(analysis, name) for name in analysis.__all__)
-    assert all(
-        (getattr(analysis, name).__doc__ or "").strip() for name in analysis.__all__ if callable(getattr(analysis, name))
-    )
+    assert all((getattr(analysis, name).__doc__ or "").strip() for name in analysis.__all__ if callable(getattr(analysis, name)))

@@ -3,11 +3,12 @@ from __future__ import annotations
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from small_models import ENCODER_DECODERS, byte_level_tokenizer, save_model, t5_tokenizer, toy_text
+from support.small_models import ENCODER_DECODERS, byte_level_tokenizer, save_model, t5_tokenizer, toy_text
 
-from llmft.model import resolve_model
-from llmft.registry import complete_settings, load_task, method_class
-from llmft.spec import DataRef, GenerationSpec, ModelRef, TaskRef, TrainSpec, TrialSpec
+from llmft.config.spec import DataRef, GenerationSpec, ModelRef, TaskRef, TrainSpec, TrialSpec
+from llmft.methods._registry import complete_settings, method_class
+from llmft.models.loading import resolve_model
+from llmft.tasks._registry import load_task
 
 torch.set_num_threads(1)
 

@@ -16,14 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from hub_server import HubServer
+from support.hub_server import HubServer
 
 from llmft import hub
+from llmft.config.spec import DataRef, TrialSpec
+from llmft.data.sources import Source, resolve_sources
 from llmft.errors import UserError
-from llmft.model import _BASE, borrow_model, checksum, load_config, load_tokenizer, resolve_model
-from llmft.registry import load_task
-from llmft.sources import Source, resolve_sources
-from llmft.spec import DataRef, TrialSpec
+from llmft.models.loading import _BASE, borrow_model, checksum, load_config, load_tokenizer, resolve_model
+from llmft.tasks._registry import load_task
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = {"config.json": b"{}", "tokenizer.json": b"{ }", "merges.txt": b"a b"}
@@ -80,7 +80,7 @@ def test_the_weights_are_those_that_transformers_would_take(server, cache, offer
 
 LOAD = """
 import sys, torch
-from llmft.model import borrow_model, checksum, load_tokenizer, resolve_model
+from llmft.models.loading import borrow_model, checksum, load_tokenizer, resolve_model
 print("ready", flush=True)
 sys.stdin.readline()
 ref = resolve_model(sys.argv[1])
@@ -99,9 +99,7 @@ def test_parallel_workers_fetch_once_and_the_next_process_needs_no_hub(server, t
     def load(n_workers: int) -> list[str]:
         """What each of several processes says that begin to load at the same moment."""
         code, pipe = [sys.executable, "-c", LOAD, "owner/small"], subprocess.PIPE
-        workers = [
-            subprocess.Popen(code, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(n_workers)
-        ]
+        workers = [subprocess.Popen(code, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(n_workers)]
         for worker in workers:
             worker.stdout.readline()
         for worker in workers:
@@ -287,17 +285,13 @@ def test_rows_that_are_not_there_are_told_in_one_line(server, cache, files, said
 
 
 def test_rte_and_hans_from_the_hub_are_those_of_the_local_copy(server, cache, data_dir):
-    local = {
-        name: (Path(data_dir) / f"{name}.parquet").read_bytes() for name in ("rte_train", "rte_validation", "hans_regenerated")
-    }
+    local = {name: (Path(data_dir) / f"{name}.parquet").read_bytes() for name in ("rte_train", "rte_validation", "hans_regenerated")}
     server.push(
         "datasets/nyu-mll/glue",
         {f"rte/{split}-00000-of-00001.parquet": local[f"rte_{split}"] for split in ("train", "validation")}
         | {"cola/train-00000-of-00001.parquet": b"not wanted"},
     )
-    server.push(
-        "datasets/jhu-cogsci/hans", {"plain_text/validation/0000.parquet": local["hans_regenerated"]}, "refs/convert/parquet"
-    )
+    server.push("datasets/jhu-cogsci/hans", {"plain_text/validation/0000.parquet": local["hans_regenerated"]}, "refs/convert/parquet")
     task = load_task("rte")
     here, there = task.resolve_data(data_dir), task.resolve_data(None)
     assert here.fingerprint == there.fingerprint

@@ -1,13 +1,10 @@
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-sys.path[:0] = [str(HERE), str(HERE.parent / "llmft")]
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")])  # for Ray's workers
+TESTS = Path(__file__).resolve().parents[1]
+os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])  # for Ray's workers
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 SMALL = """
@@ -34,25 +31,21 @@ def tiny_model(tmp_path_factory):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
-    from llmft.registry import load_task
-    from llmft.spec import DataRef
+    from llmft.config.spec import DataRef
+    from llmft.tasks._registry import load_task
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     core = Tokenizer(models.BPE())
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     text = [" ".join([*example.fields.values(), "? Yes No"]) for example in load_task("toy").load(DataRef()).pool]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    core.train_from_iterator(
-        text, trainers.BpeTrainer(vocab_size=500, special_tokens=["<pad>", "</s>"], initial_alphabet=alphabet)
-    )
+    core.train_from_iterator(text, trainers.BpeTrainer(vocab_size=500, special_tokens=["<pad>", "</s>"], initial_alphabet=alphabet))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="</s>", bos_token="</s>")
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     OPTForCausalLM(
-        OPTConfig(
-            vocab_size=len(tokenizer), max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=1, **shape
-        )
+        OPTConfig(vocab_size=len(tokenizer), max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=1, **shape)
     ).save_pretrained(folder)
     return str(folder)
 
@@ -76,10 +69,10 @@ def plan_file(tmp_path):
 @pytest.fixture
 def small_cells(plan_file):
     """The small plan and its cells, on a model and data that do not exist."""
-    from fakes import fake_data, fake_model
+    from support.fakes import fake_data, fake_model
 
-    from sweeps.cells import build_cells
-    from sweeps.plan import load_plan
+    from sweeps.planning.expand import build_cells
+    from sweeps.planning.loader import load_plan
 
     def build(*changes: tuple[str, str]):
         plan, where = load_plan(str(plan_file(*changes)))

@@ -35,7 +35,7 @@ def test_only_a_process_of_ones_own_keeps_what_it_held(whose, said):
 def test_the_collector_comes_back_where_an_import_fails():
     code = """
 import gc
-from sweeps.imports import collector_off
+from sweeps.process import collector_off
 try:
     with collector_off():
         import no_such_module
@@ -52,7 +52,7 @@ print(gc.isenabled())
 def test_what_later_trials_leave_is_collected():
     code = """
 import gc, weakref
-from sweeps.imports import import_for_trials
+from sweeps.process import import_for_trials
 import_for_trials()
 class Node: pass
 node = Node(); node.itself = node

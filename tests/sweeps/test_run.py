@@ -1,21 +1,17 @@
 from functools import partial
-from pathlib import Path
 
 import pytest
-from fakes import fake_record, fake_trial
 from rich.console import Console
+from support.fakes import fake_record, fake_trial
+from support.runs import executed
 
 from llmft.errors import Cause, UserError
-from llmft.trial import TrialResult
-from sweeps.failures import FailurePolicy
+from llmft.trial.result import TrialResult
 from sweeps.run import check_cells, run_sweep
-from sweeps.store import Store
+from sweeps.search.retry_policy import FailurePolicy
+from sweeps.store.store import Store
 
 QUIET = Console(quiet=True)
-
-
-def executed(log) -> list[str]:
-    return [line.split()[0] for line in Path(log).read_text().splitlines()] if Path(log).exists() else []
 
 
 @pytest.fixture
@@ -114,10 +110,10 @@ def test_progress_speaks_in_lines_where_there_is_no_terminal(small_cells, tmp_pa
 def test_time_is_estimated_from_trials_alike(small_cells):
     import random
 
-    from test_schedule import finish
+    from support.schedules import finish
 
-    from sweeps.estimate import remaining_s
-    from sweeps.schedule import Schedule
+    from sweeps.resources.forecast import remaining_s
+    from sweeps.search.schedule import Schedule
 
     schedule = Schedule(small_cells()[1])
     assert remaining_s(schedule.states({}), {}, 2) is None

@@ -1,0 +1,27 @@
+"""Records become declared data frames; which rows count."""
+
+from analysis.frames.columns import DOMAINS
+from analysis.frames.few_labels import load_for_rule
+from analysis.frames.loading import load_curves, record_paths
+from analysis.frames.predictions import example_scores, shared_examples
+from analysis.frames.published import SOURCES, load_published, load_results, published_places
+from analysis.frames.rows import LABEL
+from analysis.frames.selection import CELL, common_shots, differing_conditions, select
+
+__all__ = [
+    "CELL",
+    "DOMAINS",
+    "LABEL",
+    "SOURCES",
+    "common_shots",
+    "differing_conditions",
+    "example_scores",
+    "load_curves",
+    "load_for_rule",
+    "load_published",
+    "load_results",
+    "published_places",
+    "record_paths",
+    "select",
+    "shared_examples",
+]

@@ -1,0 +1,158 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from analysis.frames.loading import record_paths
+from llmft.errors import UserError
+from llmft.records import (
+    PREDICTIONS_FILE,
+    RECORD_FILE,
+    RecordError,
+    StoragePath,
+    UrlPath,
+    read_many,
+    read_record,
+    reason,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow.dataset
+
+
+def example_scores(root: str | StoragePath, trials: pd.DataFrame, set_name: str) -> tuple[pd.DataFrame, list[str]]:
+    """How each trial did on each example of a set: 1 for a right answer and 0 for a wrong one, or the score of a generated text.
+
+    Args:
+        root: the results that `trials` come from.
+        trials: rows of the frame, one for each trial; `selection` tells which answers.
+        set_name: name of the test set.
+
+    Returns:
+        The scores  # [trials, examples], by digest and id; trials that left no answers for this set are absent. And what could not
+        be read, a line each.
+    """
+    import pandas as pd
+
+    places = {path.parent.name: path.parent for path in record_paths(root)}
+    wanted = [each for each in trials[["digest", "selection", "metric"]].itertuples(index=False) if each.digest in places]
+
+    def read(trial) -> pd.Series | str | None:
+        try:
+            content = read_predictions(places[trial.digest])
+        except (RecordError, OSError) as error:
+            return str(error)
+        return None if content is None else _scores(content, trial.selection, set_name, trial.metric)
+
+    found = dict(zip((each.digest for each in wanted), read_many(read, wanted), strict=True))
+    rows = {digest: scores for digest, scores in found.items() if isinstance(scores, pd.Series) and len(scores)}
+    table = pd.DataFrame(list(rows.values()), index=list(rows)).dropna(axis="columns")  # examples that every trial answered
+    return table, [text for text in found.values() if isinstance(text, str)]
+
+
+def shared_examples(tables: Iterable[pd.DataFrame]) -> list[str]:
+    """Ids of the examples that every trial of every table answered, sorted; tables without trials do not count."""
+    ids = [set(table.columns) for table in tables if len(table)]
+    return sorted(set.intersection(*ids)) if ids else []
+
+
+def _scores(content: bytes, selection: str, set_name: str, metric: str) -> pd.Series:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as parquet
+
+    file = io.BytesIO(content)
+    names = parquet.read_schema(file).names
+    values = [metric] if metric in names else ["label", "prediction"]
+    here = (pc.field("set") == set_name) & (pc.field("selection") == selection)
+    table = parquet.read_table(file, columns=["id", *values], filters=here).to_pandas().set_index("id")
+    if metric in names:
+        return table[metric].astype("float32")
+    return (table["label"] == table["prediction"]).astype("float32")
+
+
+def open_predictions(root: str | StoragePath, digest: str | Iterable[str] | None = None) -> pyarrow.dataset.Dataset:
+    """The per-example predictions, as a data set that reads only the columns and rows that are asked of it.
+
+    Example: `open_predictions(root, digest).to_table(columns=["id", "prediction"], filter=pc.field("set") == "hans").to_pandas()`.
+
+    Args:
+        root: as for `load`.
+        digest: one trial or several; None: every trial that left predictions.
+
+    Returns:
+        Columns digest, selection, set, id, label, prediction, free_prediction, label_log_probabilities (natural logarithms,
+        one per label); where text is generated text, finished and the scores of each text instead of the labels. A data set of
+        both kinds has all of these columns.
+
+    Raises:
+        UserError: no such folder or trial; none of the trials left predictions.
+        RecordError: a record or a predictions file is damaged (checked against the checksum in the record).
+    """
+    import pyarrow
+    import pyarrow.dataset
+
+    paths = {path.parent.name: path.parent for path in record_paths(root)}
+    wanted = list(paths) if digest is None else [digest] if isinstance(digest, str) else list(digest)
+    if unknown := [name for name in wanted if name not in paths]:
+        raise UserError(f"{root}: no trial {unknown[0]!r}. It holds {len(paths)} trials; analysis.load lists their digests.")
+    found = [each for each in read_many(_checked, [paths[name] for name in wanted]) if each is not None]
+    files, schemas = [file for file, _ in found], {schema: None for _, schema in found}  # of labels, of texts, or both
+    if not files:
+        raise UserError(f"{root}: none of the {len(wanted)} trials asked for left predictions (failed trials leave none).")
+    bases = {file.parent.parent for file in files}
+    by_digest = pyarrow.dataset.partitioning(pyarrow.schema([digest_field := pyarrow.field("digest", pyarrow.string())]))
+    schema = pyarrow.unify_schemas([*schemas, pyarrow.schema([digest_field])])
+    parts = [
+        pyarrow.dataset.dataset(
+            [_location(file) for file in files if file.parent.parent == base],
+            filesystem=base.file_system if isinstance(base, UrlPath) else None,
+            format="parquet",
+            partitioning=by_digest,
+            partition_base_dir=_location(base),
+            schema=schema,
+        )
+        for base in sorted(bases)
+    ]
+    return parts[0] if len(parts) == 1 else pyarrow.dataset.dataset(parts)
+
+
+def _location(path: StoragePath) -> str:
+    return path.location if isinstance(path, UrlPath) else str(path)
+
+
+def _checked(folder: StoragePath) -> tuple[StoragePath, pyarrow.Schema] | None:
+    """The predictions file in `folder` and what its columns are, if the record names one."""
+    import pyarrow.parquet
+
+    if (content := read_predictions(folder)) is None:
+        return None
+    return folder / PREDICTIONS_FILE, pyarrow.parquet.read_schema(io.BytesIO(content)).remove_metadata()
+
+
+def read_predictions(folder: StoragePath) -> bytes | None:
+    """The content of the predictions file in a trial's folder; None where the record names none.
+
+    Raises:
+        RecordError: the record is damaged, or the file is (checked against the checksum in the record).
+    """
+    record, path = read_record(folder), folder / PREDICTIONS_FILE
+    if record.predictions_sha256 is None:
+        return None
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{path}: {reason(error)}; remove the folder and run the plan again.") from error
+    if hashlib.sha256(content).hexdigest() != record.predictions_sha256:
+        raise RecordError(
+            f"{path}: truncated or changed (its {len(content)} bytes do not match the checksum in {RECORD_FILE}); "
+            "remove the folder and run the plan again."
+        )
+    return content

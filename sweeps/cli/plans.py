@@ -1,0 +1,147 @@
+"""What takes a plan: run it, look ahead, fetch what it needs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmft.errors import UserError
+from llmft.records import StoragePath
+from sweeps.cli.options import FAILED, DataDir, Models, PlanName, Results, Stopped, load_cells, terminal
+from sweeps.cli.results import show_report
+
+
+def sweep(
+    plan_name: PlanName,
+    out: Results = None,
+    serial: Annotated[bool, typer.Option(help="one trial after the other in this process, without Ray")] = False,
+    address: Annotated[
+        str | None, typer.Option(help="a running Ray cluster; --out must be a URL or a folder that all its nodes share")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="trials at a time [default: what the CPUs or GPUs hold]")] = None,
+    gpus_per_trial: Annotated[float | None, typer.Option(min=0, help="GPUs, or a share of one [default: 1 where there is one]")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="try diverged and too long trials again as well")] = False,
+    studies: Annotated[
+        str | None, typer.Option(help="a database (sqlite:///..., postgresql://...) for the searches as Optuna studies")
+    ] = None,
+    track: Annotated[list[str] | None, typer.Option(help="also log every trial to tensorboard, mlflow or wandb; may be repeated")] = None,
+    data_dir: DataDir = None,
+    models: Models = None,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="show what Ray and the workers print")] = False,
+) -> int:
+    """Run every trial of a plan that has no result yet, then compare.
+
+    Stopped at any moment, the same command goes on.
+    """
+    from sweeps.execution import check_trackers
+    from sweeps.planning import build_cells, load_plan
+    from sweeps.ray_backend import OwnRay
+    from sweeps.resources import check_gpus, local_machine
+    from sweeps.run import check_cells, run_sweep
+    from sweeps.search import FailurePolicy
+    from sweeps.store import TRIALS
+
+    check_trackers(track or ())
+    if serial and (address or workers):
+        raise UserError("--serial runs without Ray: leave out --address and --workers.")
+    plan, where = load_plan(plan_name, models=tuple(models or ()), data_dir=data_dir)
+    root = out or Path("results") / plan.name
+    with _stopped_where(root), OwnRay(verbose) as own_ray:
+        if address:
+            from sweeps.ray_backend import check_answers
+
+            check_answers(address)
+        elif not serial and isinstance(root, Path) and not (root / TRIALS).exists():
+            own_ray.start(workers or 1, groups=any(entry.in_group for entry in plan.models))  # comes up while cells are checked
+        cells = build_cells(plan, where)
+        check_cells(cells, where, here=address is None)
+        if not (serial or address):
+            check_gpus(cells, local_machine(plan.device_memory), gpus_per_trial)
+        outcome = run_sweep(
+            plan, cells, root, serial=serial, address=address, workers=workers, gpus_per_trial=gpus_per_trial,
+            policy=FailurePolicy(retry_failed=retry_failed), studies=studies, trackers=tuple(track or ()), own_ray=own_ray,
+            verbose=verbose,
+        )  # fmt: skip
+        for cell in outcome.failed_cells:
+            print(f"llmft: {cell}: every trial of the search failed, so nothing is reported.", file=sys.stderr)
+        if outcome.n_finished:
+            show_report(root)
+    print(f"{outcome.n_finished} trials finished, {outcome.n_failed} failed; {outcome.n_new} ran now. Records: {root / 'trials'}")
+    return FAILED if outcome.n_failed else 0
+
+
+@contextmanager
+def _stopped_where(root: StoragePath) -> Iterator[None]:
+    """Within: a sweep that is stopped says where it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if isinstance(root, Path) and not root.exists():
+            raise
+        raise Stopped(f"stopped. What has finished lies in {root}; the same command goes on from there.") from None
+
+
+def plan(
+    plan_name: PlanName,
+    out: Results = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="trials at a time at the most")] = None,
+    gpus_per_trial: Annotated[float | None, typer.Option(min=0, help="GPUs, or a share of one [default: what its memory takes]")] = None,
+    device_memory: Annotated[
+        float | None, typer.Option(min=0.1, help="GiB of each GPU, for a machine elsewhere or a GPU shared with others")
+    ] = None,
+    data_dir: DataDir = None,
+    models: Models = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+) -> int:
+    """Show what a plan would run, and what it would take.
+
+    Fetches what that hangs on (tokenizers, rows) where it is not here, and starts nothing.
+    """
+    from sweeps.display import count_by_stage, plan_table, preview_view
+    from sweeps.resources import local_machine, preview_plan
+    from sweeps.run import check_cells
+    from sweeps.search import Schedule
+    from sweeps.store import Store
+
+    the_plan, cells, where = load_cells(plan_name, models, data_dir)
+    check_cells(cells, where, here=not (device_memory or the_plan.device_memory))
+    store = Store(out or Path("results") / the_plan.name)
+    records, machine = store.load(), local_machine(device_memory or the_plan.device_memory)
+    outlook = preview_plan(Schedule(cells), records, machine, gpus_per_trial, workers)
+    stages = count_by_stage(outlook.states, records)
+    if as_json:
+        trials = {stage: dict(zip(("new", "done", "failed"), counts, strict=True)) for stage, counts in stages.items()}
+        print(json.dumps({"plan": the_plan.name, "trials": trials, **outlook.as_json()}, indent=1))
+        return 0
+    console = terminal()
+    console.print(plan_table(outlook.states))
+    for stage, (n_new, n_done, n_failed) in stages.items():
+        print(f"{stage}: {n_new + n_done + n_failed} trials, {n_new} new, {n_done} done, {n_failed} failed")
+    if outlook.n_again:
+        print(f"{outlook.n_again} of the failed would be tried again")
+    n_other, n_outdated = outlook.leftover.n_other, outlook.leftover.n_outdated
+    if n_other or n_outdated:
+        print(f"also there, and not counted: {n_other} records of other plans, {n_outdated} of an older llmft")
+    console.print(preview_view(outlook), highlight=False)
+    print(f"results: {store.root}; nothing was started")
+    return 0
+
+
+def fetch(plan_name: PlanName, data_dir: DataDir = None, models: Models = None) -> int:
+    """Fetch a plan's models and data from the hub. It then runs without a network."""
+    from sweeps.execution import Needs
+
+    needs = Needs.of(load_cells(plan_name, models, data_dir)[1])
+    for model, folder in zip(needs.models, needs.fetch(), strict=True):
+        n_bytes = sum(path.stat().st_size for path in folder.iterdir())
+        print(f"{model.name}, commit {model.revision}: {n_bytes / 2**20:,.0f} MiB in {folder}")
+    for task, data, _ in needs.data:
+        print(f"{task}: {', '.join(f'{name}, commit {commit}' for name, _, commit in data.commits)}")
+    print("everything is here; the plan needs no network" if needs else "the plan needs nothing of the hub")
+    return 0

@@ -1,0 +1,25 @@
+"""A plan in YAML becomes a `Plan`, and a plan becomes cells."""
+
+from sweeps.planning.cells import Cell
+from sweeps.planning.expand import build_cells
+from sweeps.planning.loader import load_plan, parse_plan, read_value, read_yaml
+from sweeps.planning.schema import ModelEntry, Plan, PrunePlan, SearchPlan
+from sweeps.planning.search_space import Params, Space, distribution, encode, tidy
+
+__all__ = [
+    "Cell",
+    "ModelEntry",
+    "Params",
+    "Plan",
+    "PrunePlan",
+    "SearchPlan",
+    "Space",
+    "build_cells",
+    "distribution",
+    "encode",
+    "load_plan",
+    "parse_plan",
+    "read_value",
+    "read_yaml",
+    "tidy",
+]

@@ -1,0 +1,1 @@
+"""What several tests use: small models, process groups, clusters, servers, made-up results."""
