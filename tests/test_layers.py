@@ -20,7 +20,7 @@ NEVER = {
 GROUND = ("errors", "seeds", "hub", "runtime")
 ROOMS = {  # room -> the earlier rooms of its package that it may import
     "llmft": {
-        **{ground: GROUND for ground in GROUND},
+        **dict.fromkeys(GROUND, GROUND),
         "config": ("errors",),
         "records": ("config", "errors"),
         "data": ("config", *GROUND),

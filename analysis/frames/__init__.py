@@ -9,19 +9,6 @@ from analysis.frames.rows import LABEL
 from analysis.frames.selection import CELL, common_shots, differing_conditions, select
 
 __all__ = [
-    "CELL",
-    "DOMAINS",
-    "LABEL",
-    "SOURCES",
-    "common_shots",
-    "differing_conditions",
-    "example_scores",
-    "load_curves",
-    "load_for_rule",
-    "load_published",
-    "load_results",
-    "published_places",
-    "record_paths",
-    "select",
-    "shared_examples",
-]
+    "CELL", "DOMAINS", "LABEL", "SOURCES", "common_shots", "differing_conditions", "example_scores", "load_curves", "load_for_rule",
+    "load_published", "load_results", "published_places", "record_paths", "select", "shared_examples",
+]  # fmt: skip

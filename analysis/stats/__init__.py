@@ -9,26 +9,7 @@ from analysis.stats.significance import FEWEST, Difference, holm, one_sample, sh
 from analysis.stats.variance import seed_variance
 
 __all__ = [
-    "COSTS",
-    "Contrast",
-    "Difference",
-    "FEWEST",
-    "Family",
-    "MAJORITY",
-    "Sample",
-    "budget_curves",
-    "by_model",
-    "contrast_table",
-    "costs",
-    "example_contrasts",
-    "families",
-    "holm",
-    "model_size",
-    "one_sample",
-    "search_points",
-    "seed_variance",
-    "shown_half_width",
-    "size_matrix",
-    "size_name",
-    "welch",
-]
+    "COSTS", "Contrast", "Difference", "FEWEST", "Family", "MAJORITY", "Sample", "budget_curves", "by_model", "contrast_table", "costs",
+    "example_contrasts", "families", "holm", "model_size", "one_sample", "search_points", "seed_variance", "shown_half_width",
+    "size_matrix", "size_name", "welch",
+]  # fmt: skip

@@ -19,28 +19,7 @@ from llmft.config.spec import (
 )
 
 __all__ = [
-    "CustomTask",
-    "DataRef",
-    "EXAMPLE_METRICS",
-    "FIELD",
-    "FileRef",
-    "ForgettingSpec",
-    "GenerationSpec",
-    "ModelRef",
-    "ORACLES",
-    "Pattern",
-    "ROUGE",
-    "STREAMS",
-    "Selection",
-    "StrictModel",
-    "Table",
-    "TaskEntry",
-    "TaskRef",
-    "TrainSpec",
-    "TrialSpec",
-    "definition_keys",
-    "label_text",
-    "pattern_of",
-    "render_prefix",
-    "with_literals",
-]
+    "CustomTask", "DataRef", "EXAMPLE_METRICS", "FIELD", "FileRef", "ForgettingSpec", "GenerationSpec", "ModelRef", "ORACLES",
+    "Pattern", "ROUGE", "STREAMS", "Selection", "StrictModel", "Table", "TaskEntry", "TaskRef", "TrainSpec", "TrialSpec",
+    "definition_keys", "label_text", "pattern_of", "render_prefix", "with_literals",
+]  # fmt: skip

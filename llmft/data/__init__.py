@@ -7,23 +7,6 @@ from llmft.data.sources import Source
 from llmft.data.task import NO_LABEL, Example, GenerationTask, Kind, Task, TaskData, TestSet
 
 __all__ = [
-    "Draw",
-    "Example",
-    "GenerationTask",
-    "Kind",
-    "NO_LABEL",
-    "Source",
-    "TableTask",
-    "Task",
-    "TaskData",
-    "TestSet",
-    "checked_fields",
-    "checked_label",
-    "checked_references",
-    "complete",
-    "draw_examples",
-    "draw_unlabelled",
-    "labelled_examples",
-    "numbered",
-    "subsample",
-]
+    "Draw", "Example", "GenerationTask", "Kind", "NO_LABEL", "Source", "TableTask", "Task", "TaskData", "TestSet", "checked_fields",
+    "checked_label", "checked_references", "complete", "draw_examples", "draw_unlabelled", "labelled_examples", "numbered", "subsample",
+]  # fmt: skip

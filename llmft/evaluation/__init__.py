@@ -23,28 +23,8 @@ from llmft.evaluation.predictions import Generated, Predictions
 from llmft.evaluation.text_metrics import example_scores
 
 __all__ = [
-    "Evaluator",
-    "Generated",
-    "Predictions",
-    "UNBOUNDED",
-    "bias_findings",
-    "check_lm_eval",
-    "contamination_findings",
-    "coverage_findings",
-    "example_scores",
-    "measures",
-    "mixture_findings",
-    "overlap_findings",
-    "patience_findings",
-    "prompt_findings",
-    "rationale_findings",
-    "resolve_folder",
-    "run_lm_eval",
-    "set_findings",
-    "set_metrics",
-    "teacher_findings",
-    "text_findings",
-    "text_likelihood",
-    "training_findings",
-    "word_findings",
-]
+    "Evaluator", "Generated", "Predictions", "UNBOUNDED", "bias_findings", "check_lm_eval", "contamination_findings",
+    "coverage_findings", "example_scores", "measures", "mixture_findings", "overlap_findings", "patience_findings", "prompt_findings",
+    "rationale_findings", "resolve_folder", "run_lm_eval", "set_findings", "set_metrics", "teacher_findings", "text_findings",
+    "text_likelihood", "training_findings", "word_findings",
+]  # fmt: skip

@@ -6,17 +6,6 @@ from llmft.prompting.label_words import LabelWords, decoder_start, resolve_label
 from llmft.prompting.tokenization import encode
 
 __all__ = [
-    "CONTENT_FREE",
-    "DEV",
-    "Decoding",
-    "EncodedQueries",
-    "EncodedTrial",
-    "INPUTS",
-    "LabelWords",
-    "RationaleDecoding",
-    "SHOTS",
-    "decoder_start",
-    "encode",
-    "encode_trial",
-    "resolve_label_words",
-]
+    "CONTENT_FREE", "DEV", "Decoding", "EncodedQueries", "EncodedTrial", "INPUTS", "LabelWords", "RationaleDecoding", "SHOTS",
+    "decoder_start", "encode", "encode_trial", "resolve_label_words",
+]  # fmt: skip

@@ -7,19 +7,6 @@ from sweeps.planning.schema import ModelEntry, Plan, PrunePlan, SearchPlan
 from sweeps.planning.search_space import Params, Space, distribution, encode, tidy
 
 __all__ = [
-    "Cell",
-    "ModelEntry",
-    "Params",
-    "Plan",
-    "PrunePlan",
-    "SearchPlan",
-    "Space",
-    "build_cells",
-    "distribution",
-    "encode",
-    "load_plan",
-    "parse_plan",
-    "read_value",
-    "read_yaml",
-    "tidy",
-]
+    "Cell", "ModelEntry", "Params", "Plan", "PrunePlan", "SearchPlan", "Space", "build_cells", "distribution", "encode", "load_plan",
+    "parse_plan", "read_value", "read_yaml", "tidy",
+]  # fmt: skip

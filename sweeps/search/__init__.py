@@ -8,14 +8,5 @@ from sweeps.search.schedule import RecordBook, Schedule
 from sweeps.search.study_mirror import StudyExporter
 
 __all__ = [
-    "CellState",
-    "FailurePolicy",
-    "Loss",
-    "PlannedTrial",
-    "RecordBook",
-    "Records",
-    "Schedule",
-    "StudyExporter",
-    "best_point",
-    "failed",
-]
+    "CellState", "FailurePolicy", "Loss", "PlannedTrial", "RecordBook", "Records", "Schedule", "StudyExporter", "best_point", "failed",
+]  # fmt: skip

@@ -16,13 +16,14 @@ from llmft.errors import UserError
 from llmft.evaluation.evaluator import Evaluator
 from llmft.evaluation.findings import CODES
 from llmft.methods._registry import build_method
+from llmft.methods.multi_task import mixing_rates
 from llmft.models.adapted import AdaptedModel
 from llmft.models.loading import borrow_model, resolve_model
 from llmft.runtime import Runtime
 from llmft.tasks._registry import load_task
 from llmft.tasks._toy_language import in_domain_set, toy_data
 from llmft.training.loop import _add_gradients
-from llmft.trial.mixture import mixing_rates, shares
+from llmft.trial.mixture import shares
 from llmft.trial.preparation import encode_prompts, prepare_trial
 from llmft.trial.run import run_trial
 
