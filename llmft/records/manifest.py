@@ -1,4 +1,4 @@
-"""What the sweep says about its own store: what it plans, which trials are reported, which only searched, what the search chose."""
+"""The manifest of a sweep: its cells, which records belong to them, and what its searches chose. The store writes it, reports read it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,26 @@ MANIFEST_FILE = "sweep.json"
 
 
 class _Data(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")  # a sweep may say more than the analysis reads
+    model_config = ConfigDict(frozen=True, extra="ignore")  # a later version may write more
 
 
-class Choice(_Data):
+class SearchChoice(_Data):
     """The hyper-parameters that the search chose for one cell.
 
-    `cell` names it (model, task, method, n_shots, pattern, ...); `dev_score` is the winner's on the search seeds, [0, 1].
+    Attributes:
+        cell: its name (model, task, method, n_shots, pattern, settings).
+        params: the chosen values; empty if the search `failed`.
+        dev_score: mean score of the chosen point over the search seeds, in [0, 1].
+        n_points, n_search_trials, n_pruned_points: how many points and trials the search took, and how many points it pruned.
     """
 
     cell: dict[str, Any]
     params: dict[str, Any] = Field(default_factory=dict)
+    failed: bool = False
     dev_score: float | None = None
+    n_points: int = 0
     n_search_trials: int = 0
+    n_pruned_points: int = 0
 
 
 class PlannedCell(_Data):
@@ -45,41 +52,41 @@ class Manifest(_Data):
     report: tuple[str, ...] = ()
     search: tuple[str, ...] = ()
     entries: dict[str, str] = Field(default_factory=dict)
-    choices: tuple[Choice, ...] = ()
+    choices: tuple[SearchChoice, ...] = ()
 
     def stages(self) -> dict[str, str]:
-        """digest -> 'report' or 'search'. A trial in both lists is reported."""
+        """Map each digest to 'report' or 'search'; a trial in both lists is reported."""
         return dict.fromkeys(self.search, "search") | dict.fromkeys(self.report, "report")
 
     @property
     def n_report(self) -> int:
-        """How many trials the plan reports, those included that the search has still to settle."""
-        return len(set(self.report)) + sum(each.n_report - len(each.report) for each in self.cells)
+        """Number of trials that the plan reports, with those whose hyper-parameters the search has yet to choose."""
+        return len(set(self.report)) + sum(cell.n_report - len(cell.report) for cell in self.cells)
 
     def unfinished(self, model: str, task: str, recorded: Collection[str]) -> str:
-        """'Not finished: 9 of 12 cells have no reported trials yet (...)': what is still to come; empty where all is there.
+        """Say what is still to come: 'Not finished: 9 of 12 cells have no reported trials yet (...)'; empty if nothing is.
 
         Args:
             recorded: digests of the trials that have a record.
         """
-        cells = [each for each in self.cells if (each.cell.get("model"), each.cell.get("task")) == (model, task)]
-        there = {id(each): sum(digest in recorded for digest in each.report) for each in cells}
-        absent = [each for each in cells if each.n_report and not there[id(each)]]
-        n_begun = sum(0 < there[id(each)] < each.n_report for each in cells)
+        cells = [cell for cell in self.cells if (cell.cell.get("model"), cell.cell.get("task")) == (model, task)]
+        n_recorded = [sum(digest in recorded for digest in cell.report) for cell in cells]
+        absent = [cell for cell, n in zip(cells, n_recorded, strict=True) if cell.n_report and not n]
+        n_begun = sum(0 < n < cell.n_report for cell, n in zip(cells, n_recorded, strict=True))
         if not absent and not n_begun:
             return ""
-        seen = {each.cell.get("method") for each in cells if there[id(each)]}
-        methods = dict.fromkeys(str(each.cell.get("method")) for each in absent if each.cell.get("method") not in seen)
-        said = [f"{len(absent)} of {len(cells)} cells have no reported trials yet"] if absent else []
+        seen = {cell.cell.get("method") for cell, n in zip(cells, n_recorded, strict=True) if n}
+        methods = dict.fromkeys(str(cell.cell.get("method")) for cell in absent if cell.cell.get("method") not in seen)
+        parts = [f"{len(absent)} of {len(cells)} cells have no reported trials yet"] if absent else []
         if methods:
-            said[0] += f" (none at all of {', '.join(methods)})"
+            parts[0] += f" (none at all of {', '.join(methods)})"
         if n_begun:
-            said.append(f"{n_begun}{'' if absent else f' of {len(cells)} cells'} only some of theirs")
-        return f"Not finished: {', '.join(said)}; what follows may change."
+            parts.append(f"{n_begun}{'' if absent else f' of {len(cells)} cells'} only some of theirs")
+        return f"Not finished: {', '.join(parts)}; what follows may change."
 
 
 def read_manifest(root: str | StoragePath) -> Manifest | None:
-    """The manifest of the results in `root`; None where the sweep left none (then every trial is reported).
+    """Read the manifest of the results in `root`; None if there is none (every trial is then reported).
 
     Raises:
         UserError: the file is there and cannot be read.

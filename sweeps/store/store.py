@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,8 +20,12 @@ import yaml
 
 from llmft.errors import UserError
 from llmft.records import (
+    MANIFEST_FILE,
     RECORD_FILE,
+    Manifest,
+    PlannedCell,
     RecordError,
+    SearchChoice,
     StoragePath,
     TrialRecord,
     may_pass,
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PLAN_FILE, MANIFEST_FILE, TRIALS = "plan.yaml", "sweep.json", "trials"
+PLAN_FILE, TRIALS = "plan.yaml", "trials"
 WAITS_S = (3.0, 10.0, 30.0)
 """Pauses before a request to object storage is made again; pyarrow itself has by then tried for some seconds each time."""
 
@@ -211,36 +214,36 @@ class Store:
             UserError: another sweep took the folder over.
         """
         states = schedule.states(records)
-        content = {
-            "plan_name": plan.name,
-            "cells": [
-                {"cell": _cell(state.cell), "n_report": state.n_report, "report": [trial.digest for trial in state.report]}
+        choices = [state.choice for state in states if state.choice is not None and state.choice.cell.trains]
+        manifest = Manifest(
+            plan_name=plan.name,
+            cells=tuple(
+                PlannedCell(cell=_cell(state.cell), n_report=state.n_report, report=tuple(trial.digest for trial in state.report))
                 for state in states
-            ],
-            "report": [trial.digest for state in states for trial in state.report],
-            "search": [trial.digest for state in states for trial in state.search],
-            "entries": {
+            ),
+            report=tuple(trial.digest for state in states for trial in state.report),
+            search=tuple(trial.digest for state in states for trial in state.search),
+            entries={
                 trial.digest: state.cell.entry
                 for state in states
                 if state.cell.entry != state.cell.base.method
                 for trial in [*state.search, *state.report]
             },
-            "choices": [
-                {
-                    "cell": _cell(choice.cell),
-                    "params": choice.params or {},
-                    "failed": choice.params is None,
-                    "dev_score": choice.dev_score,
-                    "n_points": choice.n_points,
-                    "n_search_trials": choice.n_search_trials,
-                    "n_pruned_points": choice.n_pruned_points,
-                }
-                for choice in (state.choice for state in states)
-                if choice is not None and choice.cell.trains
-            ],
-        }
-        text = json.dumps(content, indent=1).encode()
-        self._write(lambda: write_atomically(self.root / MANIFEST_FILE, text), as_holder=True)
+            choices=tuple(
+                SearchChoice(
+                    cell=_cell(choice.cell),
+                    params=choice.params or {},
+                    failed=choice.params is None,
+                    dev_score=choice.dev_score,
+                    n_points=choice.n_points,
+                    n_search_trials=choice.n_search_trials,
+                    n_pruned_points=choice.n_pruned_points,
+                )
+                for choice in choices
+            ),
+        )
+        content = manifest.model_dump_json(indent=1).encode()
+        self._write(lambda: write_atomically(self.root / MANIFEST_FILE, content), as_holder=True)
 
 
 def _cell(cell: Cell) -> dict[str, Any]:

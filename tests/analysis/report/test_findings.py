@@ -6,7 +6,7 @@ from support.synthetic import set_metrics
 import analysis
 from analysis.report.findings import CROSS_CODES
 from llmft.errors import Cause
-from llmft.records.manifest import Choice, Manifest
+from llmft.records.manifest import Manifest, SearchChoice
 
 
 def found(store, rule="best_dev", manifest=None) -> dict:
@@ -100,7 +100,7 @@ def test_oracles_are_called_so(store):
 
 def test_the_manifest_tells_of_missing_trials_and_budgets(store):
     record = store.add(0)
-    choices = tuple(Choice(cell={"method": name}, n_search_trials=n) for name, n in (("lora", 8), ("bitfit", 4)))
+    choices = tuple(SearchChoice(cell={"method": name}, n_search_trials=n) for name, n in (("lora", 8), ("bitfit", 4)))
     findings = found(store, manifest=Manifest(report=(record.digest, "gone"), choices=choices))
     assert findings["missing_trials"].value == 1 and "1 of 2" in findings["missing_trials"].message
     assert "between 4 and 8" in findings["unequal_search"].message
