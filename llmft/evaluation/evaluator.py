@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,16 +13,21 @@ from llmft.errors import Cause, TrialFailure
 from llmft.evaluation.predictions import Generated, Predictions
 from llmft.models import (
     AdaptedModel,
+    LoadedModel,
     Prefix,
     QueryBatch,
     batch_by_tokens,
+    encode_shared,
     end_tokens,
+    generate,
     make_batch,
     scoring_budget,
     shard_batches,
 )
 from llmft.prompting import CONTENT_FREE, Decoding, EncodedQueries, EncodedTrial, LabelWords, RationaleDecoding
 from llmft.runtime import Runtime
+
+Result = TypeVar("Result")
 
 
 class Evaluator:
@@ -81,7 +86,7 @@ class Evaluator:
     def _predict(self, queries: EncodedQueries) -> Predictions:
         labels, free = torch.zeros(len(queries), len(self.words.words)), torch.zeros(len(queries), dtype=torch.int64)
         is_free = True
-        for group, counts, scores in self._each("scores", queries):
+        for group, counts, scores in self._each(self.adapted.method.scores, queries):
             is_free = scores.free is not None
             if counts:
                 labels[group] = scores.labels.float().log_softmax(-1).cpu()
@@ -90,8 +95,8 @@ class Evaluator:
         labels, free = self._gathered(labels), self._gathered(free)
         return Predictions(np.asarray(queries.labels), labels.numpy(), free.numpy() if is_free else None)
 
-    def read_targets(self, name: str) -> dict[str, torch.Tensor]:
-        """The method's `targets` for every query of the set `name`, in the set's order, on the CPU.
+    def read_targets(self, name: str, targets_of: Callable[[LoadedModel, QueryBatch], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Compute `targets_of` for every query of the set `name`, in the set's order, on the CPU.
 
         Raises:
             TrialFailure: one is not finite (DIVERGED), or the time is over (TIMEOUT).
@@ -107,13 +112,15 @@ class Evaluator:
                     found[key][group] = rows.cpu()
 
         with torch.no_grad():
-            for group, counts, targets in self._each("targets", queries):
+            for group, counts, targets in self._each(targets_of, queries):
                 keep(group, counts, targets)
                 targets.clear()  # they are not to be there during the next pass
         return {key: self._gathered(whole) for key, whole in found.items()}
 
-    def _each(self, what: Literal["scores", "targets"], queries: EncodedQueries) -> Iterator[tuple[list[int], bool, Any]]:
-        """What the method says about this process's share of the queries, batch by batch: their places, and whether they count."""
+    def _each(
+        self, compute: Callable[[LoadedModel, QueryBatch], Result], queries: EncodedQueries
+    ) -> Iterator[tuple[list[int], bool, Result]]:
+        """Compute this process's share of the queries, batch by batch; gives their positions, whether they count, and the result."""
         runtime, prefix, opening = self.runtime, self._shared(), self.encoded.prefix
         if prefix:
             opening = ()
@@ -124,7 +131,7 @@ class Evaluator:
         for group, counts in groups:
             runtime.check_time()
             batch = make_batch(queries, group, self.words, self.adapted.model, prefix, opening)
-            yield group, counts, self.adapted(what, batch)
+            yield group, counts, self.adapted(compute, batch)
         self.n_tokens += sum(lengths)
 
     def _gathered(self, mine: torch.Tensor) -> torch.Tensor:
@@ -160,7 +167,7 @@ class Evaluator:
         for group, counts in shard_batches(lengths, budget, runtime.rank, runtime.world_size, overhead):
             runtime.check_time()
             batch = make_batch(queries, group, None, self.adapted.model, prefix, opening)
-            new = self.adapted("generate", batch, decoding).cpu()
+            new = self.adapted(generate, batch, decoding).cpu()
             if counts:
                 ids[group, : new.shape[1]], widths[group] = new, new.shape[1]
         ids, widths = (runtime.all_reduce(mine, "sum").tolist() for mine in (ids, widths))  # zero but where a query was mine
@@ -173,7 +180,7 @@ class Evaluator:
         if (self.decoding or self.reasoning) and getattr(self.adapted.network.config, "sliding_window", None):
             return None  # padding between prefix and query would count as distance
         if self._prefix is None or self.adapted.method.trains:  # weights that move make another of it
-            prefix = self.adapted("prefix", self.encoded.prefix)
+            prefix = self.adapted(encode_shared, self.encoded.prefix)
             in_all = not self.runtime.largest(not prefix.is_shared)  # or the processes would have unlike batches
             self._prefix = replace(prefix, is_shared=in_all)
             self.n_tokens += len(self.encoded.prefix) * self.runtime.world_size

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from llmft.config import FileRef
 from llmft.errors import UserError
 from llmft.evaluation.perplexity import NO_ANSWER, UNBOUNDED
-from llmft.models import AdaptedModel, make_batch
+from llmft.models import AdaptedModel, all_logits, make_batch
 from llmft.prompting import EncodedQueries
 from llmft.records import Measure
 
@@ -158,10 +158,10 @@ def _wrap(adapted: AdaptedModel, tokenizer, length: int, batch_size: int) -> HFL
             rows = tuple(map(tuple, inps.tolist()))  # padded on the right, where a causal model does not look
             batch = make_batch(EncodedQueries(rows, (0,) * len(rows)), range(len(rows)), NO_ANSWER, adapted.model)
             with torch.no_grad():
-                return adapted("logits", batch).float()
+                return adapted(all_logits, batch).float()
 
         def _model_generate(self, context, max_length, stop, **settings):
-            if adapted.method.n_virtual_tokens:  # which the network's own `generate` does not know of
+            if adapted.n_virtual_tokens:  # which the network's own `generate` does not know of
                 return self._generate_by_logits(context, max_length, stop, **settings)
             with torch.no_grad(), adapted.model.autocast():
                 return super()._model_generate(context, max_length, stop, **settings)
@@ -183,7 +183,7 @@ def _wrap(adapted: AdaptedModel, tokenizer, length: int, batch_size: int) -> HFL
 
     return AdaptedLM(
         pretrained=adapted.network, tokenizer=tokenizer, backend="causal", batch_size=batch_size,
-        max_length=length - adapted.method.n_virtual_tokens,
+        max_length=length - adapted.n_virtual_tokens,
     )  # fmt: skip
 
 

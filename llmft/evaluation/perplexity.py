@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from llmft.errors import Cause, TrialFailure
-from llmft.models import AdaptedModel, batch_by_tokens, make_batch
+from llmft.models import AdaptedModel, all_logits, batch_by_tokens, make_batch
 from llmft.prompting import EncodedQueries, LabelWords, encode
 
 UNBOUNDED = 2048  # tokens of a window where the model's positions have no bound, as in the harness
@@ -83,7 +83,7 @@ def text_likelihood(
     """
     opening = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     tokens = [opening, *encode(tokenizer, [text])[0]]
-    length -= adapted.method.n_virtual_tokens
+    length -= adapted.n_virtual_tokens
     parts = windows(len(tokens), length, min(stride or length, length))
     adapted.network.eval()
     total = 0.0
@@ -98,7 +98,7 @@ def text_likelihood(
 def _log_likelihood(adapted: AdaptedModel, rows: Sequence[list[int]], n_scored: Sequence[int]) -> float:
     """The sum over the last `n_scored` tokens of each row."""
     queries = EncodedQueries(tuple(tuple(row[:-1]) for row in rows), (0,) * len(rows))
-    logits = adapted("logits", make_batch(queries, range(len(rows)), NO_ANSWER, adapted.model))
+    logits = adapted(all_logits, make_batch(queries, range(len(rows)), NO_ANSWER, adapted.model))
     total = 0.0
     for row, n, of_row in zip(rows, n_scored, logits, strict=True):
         targets = torch.tensor(row[-n:], device=logits.device)

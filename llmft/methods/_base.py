@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from llmft.config import TrialSpec
     from llmft.data import Draw, Example, Kind
     from llmft.models import AdaptedModel, LoadedModel, QueryBatch, Scores
-    from llmft.prompting import Decoding, LabelWords
+    from llmft.prompting import LabelWords
     from llmft.records import VirtualToken
 
 
@@ -74,7 +74,7 @@ class Method:
         paper: where the method comes from.
 
     Attributes:
-        n_virtual_tokens: places that `condition` takes in front of every prompt.
+        n_virtual_tokens: places that `prepend_prompt` takes in front of every prompt.
         n_mixed: how many examples of other tasks, the spec's `mixture`, are trained on; where there are any, shots may be none.
         marker: text between a rationale and its label word; where there is one, demonstrations show their rationales, and the model
             says one of its own, of up to `n_rationale_tokens`, before its label is read (`llmft.prompting.decoding`).
@@ -178,7 +178,7 @@ class Method:
         It is called once, before the first step, in evaluation mode and without gradients; every process gets all shots.
         """
 
-    def condition(self, model: LoadedModel, batch: QueryBatch) -> QueryBatch:
+    def prepend_prompt(self, model: LoadedModel, batch: QueryBatch) -> QueryBatch:
         """Put what the method has learned in front of every row (`with_soft_prompt`, `with_prefix`), for `scores` and `loss`."""
         return batch
 
@@ -200,12 +200,6 @@ class Method:
 
             return completion_loss(model, batch)
         return F.cross_entropy(self.scores(model, batch).labels.float(), batch.labels)
-
-    def generate(self, model: LoadedModel, batch: QueryBatch, decoding: Decoding) -> torch.Tensor:
-        """The ids of the tokens that follow each query of the batch, [queries, new tokens]."""
-        from llmft.models import generate
-
-        return generate(model, batch, decoding)
 
     def fold(self, adapted: AdaptedModel) -> None:
         """After training, replace what only training needed by what it computes; what is kept of a trial is what is left."""

@@ -54,7 +54,7 @@ class ByStudent(Method):
         self.student = build_method(self.settings.student, self.settings.student_settings)
         for name in ("has_own_head", "n_virtual_tokens", "base_weights", "pull_to_start", "n_fisher_samples"):
             setattr(self, name, getattr(self.student, name))
-        for hook in ("read", "prepare", "begin", "condition", "scores", "loss", "fold", "virtual_tokens", "peft_adapter"):
+        for hook in ("read", "prepare", "begin", "prepend_prompt", "scores", "loss", "fold", "virtual_tokens", "peft_adapter"):
             if getattr(type(self), hook) is getattr(Method, hook):
                 setattr(self, hook, getattr(self.student, hook))
 

@@ -70,7 +70,7 @@ class PrefixTuning(SoftPromptMethod):
             prompt = EncodedPrompt.seeded(lambda: PrefixEncoder(config), settings.n_virtual_tokens, generator)
         trained_alone(model, prompt)
 
-    def condition(self, model, batch):
+    def prepend_prompt(self, model, batch):
         from llmft.models import HALF, Prefix, with_prefix
 
         vectors = self.soft_prompt(model).to(HALF.get(model.precision))

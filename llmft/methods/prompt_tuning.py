@@ -45,10 +45,10 @@ class SoftPromptMethod(PatternBased):
     def n_virtual_tokens(self):
         return self.settings.n_virtual_tokens
 
-    def soft_prompt(self, model, _=None):
+    def soft_prompt(self, model):
         return model.network.soft_prompt()
 
-    def condition(self, model, batch):
+    def prepend_prompt(self, model, batch):
         from llmft.models import with_soft_prompt
 
         return with_soft_prompt(batch, self.soft_prompt(model))
@@ -59,7 +59,7 @@ class SoftPromptMethod(PatternBased):
         from llmft.methods.modules.soft_prompt import SoftPrompt
 
         with torch.no_grad():
-            adapted.network.soft_prompt = SoftPrompt(adapted("soft_prompt").clone())
+            adapted.network.soft_prompt = SoftPrompt(adapted(self.soft_prompt).clone())
 
     def virtual_tokens(self, model, tokenizer):
         from llmft.methods.modules.soft_prompt import nearest_words

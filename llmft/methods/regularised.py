@@ -56,7 +56,7 @@ class Regularised(WholeModel):
         import torch
 
         if self.settings.penalty == "kl_to_base":
-            found = [(batch.indices.cpu(), adapted("next_word", batch).cpu()) for batch in batches]
+            found = [(batch.indices.cpu(), adapted(self.next_word, batch).cpu()) for batch in batches]
             indices, rows = (torch.cat(part) for part in zip(*found, strict=True))
             self.base = torch.empty_like(rows)  # [shots, vocabulary], on the host
             self.base[indices] = rows

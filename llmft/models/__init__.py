@@ -35,10 +35,11 @@ from llmft.models.loading import (
     tuned_from,
 )
 from llmft.models.parallel import distributed_runtime, is_lost_peer, is_sharded, shard_of, whole
-from llmft.models.prefix_attention import read_shared
+from llmft.models.prefix_attention import encode_shared, read_shared
 from llmft.models.quantization import check_bitsandbytes
 from llmft.models.scoring import (
     Scores,
+    all_logits,
     answer_hidden,
     answer_logits,
     completion_loss,
@@ -50,10 +51,10 @@ from llmft.models.scoring import (
 )
 
 __all__ = [
-    "AdaptedModel", "DROPOUT", "HALF", "LoadedModel", "Prefix", "QueryBatch", "Scores", "answer_hidden", "answer_logits",
+    "AdaptedModel", "DROPOUT", "HALF", "LoadedModel", "Prefix", "QueryBatch", "Scores", "all_logits", "answer_hidden", "answer_logits",
     "batch_by_tokens", "borrow_model", "check_bitsandbytes", "completion_loss", "context_length", "decoder_start_token",
-    "distributed_runtime", "encode_prefix", "encoder_outputs", "end_tokens", "find_blocks", "find_sublayers", "generate",
-    "is_lost_peer", "is_norm", "is_sharded", "label_word_scores", "language_model", "largest_training_step", "last_states",
+    "distributed_runtime", "encode_prefix", "encode_shared", "encoder_outputs", "end_tokens", "find_blocks", "find_sublayers",
+    "generate", "is_lost_peer", "is_norm", "is_sharded", "label_word_scores", "language_model", "largest_training_step", "last_states",
     "load_config", "load_tokenizer", "make_batch", "n_parameters", "names_in", "next_token_log_probabilities", "own_logits",
     "query_budget", "read_shared", "resolve_model", "scoring_budget", "shard_batches", "shard_of", "shares_prefix", "smaller_budget",
     "split_for_training", "text_inputs", "tuned_from", "whole", "with_prefix", "with_soft_prompt", "word_log_probabilities",

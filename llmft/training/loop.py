@@ -198,7 +198,7 @@ def _add_gradients(
         batch = make_batch(queries, group, queries.words, evaluator.adapted.model, opening=encoded.opening(name))
         share = len(group) / len(rows) * runtime.world_size if counts else 0.0  # gradients are averaged over the processes
         with nullcontext() if number == len(passes) else module.no_sync():
-            part = module("loss", batch) * share
+            part = module(evaluator.adapted.method.loss, batch) * share
             scaler.scale(part).backward()
         loss += part.item()
     return runtime.mean(loss)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from llmft.errors import Cause, TrialFailure
 from llmft.evaluation import Evaluator
 from llmft.methods.modules import merged_deltas
-from llmft.models import is_sharded, make_batch, shard_of
+from llmft.models import all_logits, is_sharded, make_batch, shard_of
 from llmft.prompting import SHOTS
 from llmft.runtime import Runtime
 from llmft.seeds import derive, stream
@@ -92,7 +92,7 @@ def sum_of_squares(
         if number >= n_samples:
             continue
         batch = make_batch(queries, [samples[number]], None, adapted.model, opening=evaluator.encoded.opening(SHOTS))
-        logits = adapted("logits", batch)[0].float()  # [places, words]
+        logits = adapted(all_logits, batch)[0].float()  # [places, words]
         draws = torch.Generator(logits.device).manual_seed(derive(seed, f"words/{number}"))
         words = torch.multinomial(logits.detach().softmax(-1), 1, generator=draws)[:, 0]
         (scale * F.cross_entropy(logits, words, reduction="sum")).backward()

@@ -123,7 +123,7 @@ def _read(
         if decoding:
             texts = reader.predict(INPUTS)
         elif INPUTS in prompts.sets:
-            for name, rows in reader.read_targets(INPUTS).items():
+            for name, rows in reader.read_targets(INPUTS, method.targets).items():
                 whole = method.taught.setdefault(name, torch.zeros(n_inputs, *rows.shape[1:], dtype=rows.dtype))
                 whole[list(lesson.inputs)] = rows
         if DEV in prompts.sets:

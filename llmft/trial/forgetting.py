@@ -138,7 +138,7 @@ def measure(adapted: AdaptedModel, ref: ModelRef, wanted: ForgettingSpec, runtim
         spec = zero_shot_spec(ref, name, data, wanted.limit)
         setting = prepare_trial(spec)
         (test,) = setting.tests
-        encoded = replace(encode_prompts(spec, setting), n_virtual_tokens=adapted.method.n_virtual_tokens)
+        encoded = replace(encode_prompts(spec, setting), n_virtual_tokens=adapted.n_virtual_tokens)
         predictions = Evaluator(adapted, encoded, setting.words, runtime, setting.decoding).predict(test.name)
         numbers = set_metrics(predictions, test.examples, setting.task.labels, test.domain)
         share = numbers.accuracy

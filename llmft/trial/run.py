@@ -122,7 +122,7 @@ def _run(spec: TrialSpec, runtime: Runtime, began: float, result: TrainingResult
             measured = time.perf_counter()
         if method.trains:
             method.fold(adapted)
-            result.virtual_tokens = adapted("virtual_tokens", load_tokenizer(spec.model))
+            result.virtual_tokens = adapted(method.virtual_tokens, load_tokenizer(spec.model))
         weights = gather_weights(model, runtime) if method.trains and runtime.keep_weights else None
         spent = Cost(
             wall_s=finished - began,

@@ -169,7 +169,7 @@ def train(work: Workload, adapted: AdaptedModel, meter: Meter, budget: int, n_wo
     for group in _largest_passes(longest, work.spec.train.batch_size, budget, n_workers, device):
         ends = [completions[i] for i in group if completions]
         batch = batch_of(work, model, [longest[i] - work.n_virtual_tokens for i in group], completions=ends)
-        loss = adapted("loss", batch)
+        loss = adapted(adapted.method.loss, batch)
         loss.backward()
         del loss, batch
     gradients = [parameter.grad for parameter in model.network.parameters() if parameter.grad is not None]
@@ -211,9 +211,9 @@ def score(work: Workload, adapted: AdaptedModel, what: str, readings: Sequence[R
         for n, length in reading.largest_batches(budget, overhead) if reading.n_new_tokens else ():
             batch = batch_of(replace(work, words=None), adapted.model, [length - besides] * n, prefix)
             with adapted.model.autocast():
-                _generate(adapted.model, adapted.method.condition(adapted.model, batch), reading.n_new_tokens)
+                _generate(adapted.model, adapted.method.prepend_prompt(adapted.model, batch), reading.n_new_tokens)
         for n, length in reading.largest_batches(pass_budget, overhead) if work.words else ():
-            adapted(what, batch_of(work, adapted.model, [length - besides + reading.n_new_tokens] * n, prefix))
+            adapted(getattr(adapted.method, what), batch_of(work, adapted.model, [length - besides + reading.n_new_tokens] * n, prefix))
     return prefix_bytes, meter.peak - before
 
 

@@ -215,7 +215,7 @@ def _teach(
     adapted = AdaptedModel(FrozenTeacher(method), model)
     _, peak = score(replace(work, start=work.teacher_start), adapted, "targets", _longest(work.lessons), meter, budget)
     with torch.no_grad():  # texts weigh nothing
-        said = adapted("targets", batch_of(work, model, [1])) if work.words else {}
+        said = adapted(adapted.method.targets, batch_of(work, model, [1])) if work.words else {}
     method.taught = {name: rows.new_zeros(len(work.shots), *rows.shape[1:]) for name, rows in said.items()}
     is_itself = work.spec.teacher is None
     borrowed = is_itself and n_workers == 1 and not on_gpu and not in_half  # the base model itself reads

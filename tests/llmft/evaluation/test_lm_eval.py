@@ -135,7 +135,7 @@ def test_scores_before_the_restriction_are_the_harness_log_likelihoods(folder, b
     encoded = encode_prompts(spec, setting)
     batch = make_batch(encoded.sets["toy"], range(12), setting.words, base.model, opening=encoded.prefix)
     with torch.no_grad():
-        ours = base("scores", batch).labels
+        ours = base(base.method.scores, batch).labels
     results = run_lm_eval(base, load_tokenizer(small_opt), ["toy_nli"], folder=folder, length=512, log_samples=True)
     theirs = {sample["doc_id"]: [r[0][0] for r in sample["resps"]] for sample in results["samples"]["toy_nli"]}
     np.testing.assert_allclose(ours, [theirs[i] for i in range(12)], atol=1e-4)
@@ -186,11 +186,11 @@ def test_a_group_is_one_number_beside_its_tasks_and_limit_counts_examples(folder
     assert by_name["toy_group"].value == pytest.approx((by_name["toy_nli"].value + by_name["toy_more"].value) / 2)
 
 
-def test_generation_with_virtual_tokens_reads_the_logits_and_agrees_with_the_networks_own(folder, base, small_opt):
+def test_generation_with_virtual_tokens_reads_the_logits_and_agrees_with_the_networks_own(folder, base, small_opt, monkeypatch):
     """A method that takes places and puts nothing there: the texts must be those of `generate`."""
     tokenizer, texts = load_tokenizer(small_opt), []
     for n_virtual in (0, 3):
-        base.method.n_virtual_tokens = n_virtual
+        monkeypatch.setattr(AdaptedModel, "n_virtual_tokens", n_virtual)
         results = run_lm_eval(base, tokenizer, ["toy_words"], folder=folder, limit=6, length=100, log_samples=True)
         texts.append([sample["resps"] for sample in sorted(results["samples"]["toy_words"], key=lambda s: s["doc_id"])])
     assert texts[0] == texts[1] and len({str(text) for text in texts[0]}) > 1

@@ -211,14 +211,14 @@ def test_a_gradient_flows_into_the_student_alone_and_the_teacher_has_no_dropout(
 def test_the_teacher_reads_everything_once(spec_of, monkeypatch):
     seen, real = [], AdaptedModel.forward
 
-    def forward(self, what, given):
-        seen.append(what)
-        return real(self, what, given)
+    def forward(self, compute, given):
+        seen.append(compute.__name__)
+        return real(self, compute, given)
 
     monkeypatch.setattr(AdaptedModel, "forward", forward)
     spec = spec_of(DISTILLED, FEW, epochs=3)
     record = run_trial(spec, CPU).record
-    assert (seen.count("targets"), seen.count("prefix"), seen.count("loss")) == (1, 1, 6)
+    assert (seen.count("targets"), seen.count("encode_shared"), seen.count("loss")) == (1, 1, 6)
     assert "targets" not in seen[seen.index("loss") :]
     setting = prepare_trial(spec)
     encoded, (lesson,) = encode_prompts(spec, setting), encode_teacher_prompts(spec, setting)

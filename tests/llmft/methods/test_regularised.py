@@ -32,7 +32,7 @@ def test_kl_to_base_by_hand(spec_of):
             method.begin(adapted, evaluator.every(SHOTS))
         batch = make_batch(encoded.sets[SHOTS], [4, 1, 5], setting.words, model, opening=encoded.prefix)
         pattern = build_method("pattern", {"loss": "restricted"})
-        torch.testing.assert_close(adapted("loss", batch), pattern.loss(model, batch), atol=1e-5, rtol=0)  # nothing has moved
+        torch.testing.assert_close(adapted(adapted.method.loss, batch), pattern.loss(model, batch), atol=1e-5, rtol=0)  # nothing has moved
         with torch.no_grad():
             for parameter in model.network.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.05)
@@ -42,7 +42,7 @@ def test_kl_to_base_by_hand(spec_of):
                 ids = torch.tensor([[*encoded.prefix, *encoded.sets[SHOTS].suffixes[i]]])
                 p, q = (net(ids).logits[0, -1].log_softmax(-1) for net in (base, model.network))
                 divergences.append(float((p.exp() * (p - q)).sum()))
-        penalty = float((adapted("loss", batch) - pattern.loss(model, batch)).detach())
+        penalty = float((adapted(adapted.method.loss, batch) - pattern.loss(model, batch)).detach())
     assert penalty == pytest.approx(0.7 * sum(divergences) / 3, rel=1e-3) and penalty > 0.01
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 from llmft.config.spec import GenerationSpec
 from llmft.errors import UserError
-from llmft.methods._base import Method
+from llmft.evaluation import evaluator
 from llmft.methods._registry import build_method
 from llmft.models import loading as models
 from llmft.models.loading import resolve_model
@@ -104,15 +104,15 @@ def test_references_of_unlabelled_inputs_are_nowhere(spec):
 
 
 def test_an_answer_without_text_or_end_is_left_out_and_counted(spec, monkeypatch):
-    usual = Method.generate
+    usual = evaluator.generate
 
-    def generate(self, model, batch, decoding):
-        ids = usual(self, model, batch, decoding)
+    def generate(model, batch, decoding):
+        ids = usual(model, batch, decoding)
         ids[batch.indices == 1] = ids.new_tensor([2, 1, 1, 1, 1])  # nothing but the end
         ids[batch.indices == 2, 3:] = 2
         return ids
 
-    monkeypatch.setattr(Method, "generate", generate)
+    monkeypatch.setattr(evaluator, "generate", generate)
     setting, found, rows = taught(spec({"keep_unfinished": False}))
     assert [row["finished"] for row in rows] == [place in (1, 2) for place in range(7)]
     assert [row["trained_on"] for row in rows] == [place == 2 for place in range(7)]

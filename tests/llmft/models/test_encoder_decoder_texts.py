@@ -100,7 +100,7 @@ def test_the_loss_is_that_of_transformers_with_labels(spec, family):
     with borrow_model(given.model, "fp32", torch.device("cpu")) as model, torch.no_grad():
         adapted = AdaptedModel(setting.method, model)
         batches = [make_batch(encoded.sets["shots"], rows, None, model) for rows in [range(6), *([i] for i in range(6))]]
-        together, *alone = (float(adapted("loss", batch)) for batch in batches)
+        together, *alone = (float(adapted(adapted.method.loss, batch)) for batch in batches)
     network, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(given.model.path).eval(), AutoTokenizer.from_pretrained(given.model.path)
     expected = []
     for shot in shots:

@@ -15,8 +15,8 @@ from transformers import GenerationConfig
 from llmft.config.spec import DataRef, GenerationSpec
 from llmft.data.sampling import draw_examples
 from llmft.errors import TrialFailure, UserError
+from llmft.evaluation import evaluator
 from llmft.evaluation.evaluator import Evaluator
-from llmft.methods._base import Method
 from llmft.methods._registry import METHODS, build_method, method_class
 from llmft.models.adapted import AdaptedModel
 from llmft.models.batches import make_batch
@@ -146,7 +146,7 @@ def test_the_loss_is_the_mean_over_tokens_then_examples_by_hand(text_spec, name)
     with borrow_model(spec.model, "fp32", torch.device("cpu")) as model, torch.no_grad():
         build_method(name, spec.settings).prepare(model, 0, torch.Generator().manual_seed(0))
         batch = make_batch(encoded.sets["shots"], range(6), None, model, opening=encoded.prefix)
-        loss = AdaptedModel(setting.method, model)("loss", batch)
+        loss = AdaptedModel(setting.method, model)(setting.method.loss, batch)
         losses = []
         for example in setting.draw.shots:
             tokenizer = setting.decoding.tokenizer
@@ -236,16 +236,16 @@ def test_a_query_that_leaves_no_room_fails_with_its_cause(text_spec):
 
 
 def test_smaller_passes_are_tried_when_memory_runs_out(text_spec, monkeypatch):
-    sizes, usual = [], Method.generate
+    sizes, usual = [], evaluator.generate
 
-    def hungry(self, model, batch, decoding):
+    def hungry(model, batch, decoding):
         sizes.append(len(batch))
         if len(batch) > 2:
             raise torch.OutOfMemoryError("out of memory")
-        return usual(self, model, batch, decoding)
+        return usual(model, batch, decoding)
 
     expected = run_trial(text_spec(), CPU)
-    monkeypatch.setattr(Method, "generate", hungry)
+    monkeypatch.setattr(evaluator, "generate", hungry)
     result = run_trial(text_spec(), CPU)
     assert result.record.finished and result.record.cost.n_out_of_memory > 0 and max(sizes) > 2
     assert result.predictions == expected.predictions

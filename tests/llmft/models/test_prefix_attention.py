@@ -80,11 +80,11 @@ def test_half_precision_differs_by_its_rounding(weights):
     model.network.to(weights)
     adapted = AdaptedModel(build_method("in_context", {}), model)
     with torch.no_grad():
-        prefix = adapted("prefix", PREFIX)
+        prefix = adapted(encode_shared, PREFIX)
         assert prefix.is_shared
         batch = make_batch(QUERIES, range(len(QUERIES)), ONE, model, prefix)
-        shared = adapted("scores", batch).labels
-        copied = adapted("scores", replace(batch, prefix=replace(prefix, is_shared=False))).labels
+        shared = adapted(adapted.method.scores, batch).labels
+        copied = adapted(adapted.method.scores, replace(batch, prefix=replace(prefix, is_shared=False))).labels
         model.network.float()
         exact = scores(replace(model, precision="fp32"), ONE, [range(len(QUERIES))], None)
     assert (shared - exact).abs().mean() < 1.5 * (copied - exact).abs().mean()

@@ -161,7 +161,7 @@ def test_a_rationale_and_its_label_word_are_trained_token_by_token(spec_of):
         model.network.eval()
         queries = encoded.sets["shots"]
         batch = make_batch(queries, [0, 3, 5], queries.words, model, opening=encoded.opening("shots"))
-        loss = AdaptedModel(setting.method, model)("loss", batch).item()
+        loss = AdaptedModel(setting.method, model)(setting.method.loss, batch).item()
     network, tokenizer = (cls.from_pretrained(spec.model.path) for cls in (AutoModelForCausalLM, AutoTokenizer))
     network.eval()
     each = []

@@ -16,6 +16,7 @@ from llmft.methods._registry import build_method
 from llmft.models.adapted import AdaptedModel
 from llmft.models.batches import make_batch
 from llmft.models.loading import borrow_model, resolve_model
+from llmft.models.scoring import all_logits
 from llmft.prompting.encoding import EncodedQueries
 from llmft.prompting.label_words import LabelWords
 from llmft.trial.export import export_adapter, export_model
@@ -42,7 +43,7 @@ def own_logits(spec, weights: bytes) -> torch.Tensor:
         adapted = AdaptedModel(method, model).eval()
         method.fold(adapted)
         put_weights(model, weights, "test")
-        return adapted("logits", make_batch(queries, [0, 1], WORDS, model))
+        return adapted(all_logits, make_batch(queries, [0, 1], WORDS, model))
 
 
 @torch.no_grad()
@@ -118,7 +119,7 @@ def test_peft_loads_what_was_trained_beside_an_encoder(tmp_path, spec_of, t5, ad
     queries = EncodedQueries(tuple(map(tuple, IDS.tolist())), (0, 0), start=(0,))
     inputs = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "decoder_input_ids": torch.zeros(2, 1, dtype=torch.long)}
     with restored(spec, tmp_path / "weights", torch.device("cpu")) as adapted, torch.no_grad():
-        ours = adapted("scores", make_batch(queries, [0, 1], WORDS, adapted.model)).labels
+        ours = adapted(adapted.method.scores, make_batch(queries, [0, 1], WORDS, adapted.model)).labels
         found, before = (net(**inputs).logits[:, 0].log_softmax(-1)[:, [7, 8]] for net in (theirs, base.eval()))
     torch.testing.assert_close(found, ours, atol=1e-5, rtol=0)
     assert (found - before).abs().max() > 0.01

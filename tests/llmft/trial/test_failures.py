@@ -46,16 +46,16 @@ def memory_for(monkeypatch):
     real, tried, left = AdaptedModel.forward, [], []
 
     def limit(n_rows: int):
-        def forward(self, what, given):
+        def forward(self, compute, given):
             if not isinstance(given, QueryBatch):
-                return real(self, what, given)
+                return real(self, compute, given)
             tried.append(len(given))
             if len(given) > n_rows:
                 activations = torch.zeros(1000)
                 left.append(weakref.ref(activations))
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
             assert not any(tensor() is not None for tensor in left), "the failed attempt's tensors are still there"
-            return real(self, what, given)
+            return real(self, compute, given)
 
         monkeypatch.setattr(AdaptedModel, "forward", forward)
         return tried
@@ -106,7 +106,7 @@ def test_a_model_that_does_not_fit_is_not_tried_in_smaller_passes(spec_of):
     "error", [RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), MemoryError()]
 )
 def test_memory_is_known_by_other_names(spec_of, monkeypatch, error):
-    def full(self, what, given):
+    def full(self, compute, given):
         raise error
 
     monkeypatch.setattr(AdaptedModel, "forward", full)
@@ -256,9 +256,9 @@ def test_what_does_worse_than_asked_is_given_up(spec_of):
 def test_a_diverged_trial_keeps_its_curve(spec_of, monkeypatch):
     real, n_losses = AdaptedModel.forward, itertools.count()
 
-    def forward(self, what, given):
-        value = real(self, what, given)
-        return value * float("nan") if what == "loss" and next(n_losses) == 5 else value
+    def forward(self, compute, given):
+        value = real(self, compute, given)
+        return value * float("nan") if compute.__name__ == "loss" and next(n_losses) == 5 else value
 
     monkeypatch.setattr(AdaptedModel, "forward", forward)
     monkeypatch.setitem(PASS_OVERHEAD_TOKENS, "cpu", 10**6)  # one pass a step

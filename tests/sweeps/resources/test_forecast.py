@@ -123,10 +123,10 @@ def test_what_forgetting_is_measured_on_is_counted(tmp_path, tiny_model, monkeyp
     counted = heaviest([cell]).tokens_measured
     read = []
 
-    def forward(self, what, given=None, *more):
+    def forward(self, compute, given, *more):
         batch = isinstance(given, QueryBatch)
         read.append(int(given.attention_mask.sum()) - len(given) * (given.prefix.length if given.prefix else 0) if batch else len(given))
-        return real(self, what, given, *more)
+        return real(self, compute, given, *more)
 
     def measured(*given):
         with monkeypatch.context() as patched:

@@ -76,14 +76,14 @@ def forward(kind: str, net: torch.nn.Module, vectors: torch.Tensor, ids: list[in
 def test_scores_of_a_padded_batch_are_those_of_one_query_at_a_time(kind, family, words):
     net = tiny(family)
     ours = adapted(kind, net)
-    vectors, expected = ours("soft_prompt"), []
+    vectors, expected = ours(ours.method.soft_prompt), []
     for query in QUERIES:
         logits = [forward(kind, net, vectors, [*query, *ids]).log_softmax(-1) for ids in words.ids]
         expected.append(
             [sum(row[len(query) - 1 + i, token] for i, token in enumerate(ids)) for row, ids in zip(logits, words.ids, strict=True)]
         )
     batch = make_batch(EncodedQueries(QUERIES, (0,) * len(QUERIES)), range(len(QUERIES)), words, ours.model)
-    found, expected = ours("scores", batch).labels, torch.tensor(expected)
+    found, expected = ours(ours.method.scores, batch).labels, torch.tensor(expected)
     torch.testing.assert_close(found, expected, atol=5e-5, rtol=0)
     plain = build_method("zero_shot", {}).scores(ours.model, batch).labels
     assert (plain - expected).abs().max(1).values.min() > 0.01, "a prompt that changes nothing cannot show a mistake"
@@ -96,9 +96,9 @@ def test_peft_reads_what_was_learned_and_gives_the_same_logits(tmp_path, kind, f
     net = tiny(family)
     net.save_pretrained(tmp_path / "base")
     ours = adapted(kind, net)
-    vectors = ours("soft_prompt").clone()
+    vectors = ours(ours.method.soft_prompt).clone()
     ours.method.fold(ours)
-    assert torch.equal(ours("soft_prompt"), vectors)
+    assert torch.equal(ours(ours.method.soft_prompt), vectors)
     peft_config, state = ours.method.peft_adapter(ours.model)
     peft_config.save_pretrained(tmp_path / "adapter")
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "adapter" / "adapter_model.safetensors")
@@ -115,7 +115,7 @@ def test_an_encoder_reads_the_prompt_in_front_of_the_query(kind, family, changed
     net = network(config(family, N_WORDS, **changed))
     ours, start, expected = adapted(kind, net), net.config.decoder_start_token_id, []
     for query in QUERIES:
-        read = torch.cat([ours("soft_prompt")[None], net.get_input_embeddings()(torch.tensor([query]))], 1)
+        read = torch.cat([ours(ours.method.soft_prompt)[None], net.get_input_embeddings()(torch.tensor([query]))], 1)
         said = [net(inputs_embeds=read, decoder_input_ids=torch.tensor([[start, *ids[:-1]]])).logits[0] for ids in words.ids]
         expected.append(
             [
@@ -124,7 +124,7 @@ def test_an_encoder_reads_the_prompt_in_front_of_the_query(kind, family, changed
             ]
         )
     batch = make_batch(EncodedQueries(QUERIES, (0,) * len(QUERIES), (start,)), range(len(QUERIES)), words, ours.model)
-    torch.testing.assert_close(ours("scores", batch).labels, torch.tensor(expected), atol=5e-5, rtol=0)
+    torch.testing.assert_close(ours(ours.method.scores, batch).labels, torch.tensor(expected), atol=5e-5, rtol=0)
     plain = build_method("zero_shot", {}).scores(ours.model, batch).labels
     assert (plain - torch.tensor(expected)).abs().max(1).values.min() > 0.01
 
@@ -147,7 +147,7 @@ def test_gradients_of_a_padded_batch_are_the_mean_over_single_queries(kind):
         for parameter in ours.network.soft_prompt.parameters():
             parameter.grad = None
         for group in groups:
-            (ours("loss", make_batch(queries, group, SINGLE, ours.model)) * len(group) / len(QUERIES)).backward()
+            (ours(ours.method.loss, make_batch(queries, group, SINGLE, ours.model)) * len(group) / len(QUERIES)).backward()
         return [parameter.grad for parameter in ours.network.soft_prompt.parameters()]
 
     together, alone = gradients([[0, 1, 2, 3, 4]]), gradients([[i] for i in range(5)])
@@ -201,7 +201,7 @@ def test_a_prefix_begins_as_the_cache_of_words_and_so_scores_as_they_do(spec_of)
         setting.method.prepare(model, 2, torch.Generator().manual_seed(0))
         queries = encode_prompts(spec, setting).sets["toy"]
         batch = make_batch(queries, range(6), setting.words, model)
-        found = AdaptedModel(setting.method, model)("scores", batch).labels
+        found = AdaptedModel(setting.method, model)(setting.method.scores, batch).labels
         words = make_batch(queries, range(6), setting.words, model, opening=tuple(ids.tolist()))
         torch.testing.assert_close(found, build_method("zero_shot", {}).scores(model, words).labels, atol=1e-5, rtol=0)
 
