@@ -120,7 +120,7 @@ def _groups(scratch: Path, n: int) -> tuple[dict[int, list], float, float]:
 
 
 def _llmft(*arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "sweeps.cli.main", *arguments], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "sweeps.cli", *arguments], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)
 

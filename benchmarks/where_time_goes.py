@@ -19,7 +19,7 @@ from rich.table import Table
 from rte import data_parser, save_opt, spec_of
 
 PARTS = {  # what -> the function in whose calls it is spent
-    "draw, rows and checks": ("setting.py", "settle"),
+    "draw, rows and checks": ("preparation.py", "prepare_trial"),
     "tokenising": ("setting.py", "encode_prompts"),
     "copying the model": ("copy.py", "deepcopy"),
     "encoding the prefix": ("shared_prefix.py", "encode_shared"),

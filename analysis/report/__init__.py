@@ -2,6 +2,6 @@
 
 from analysis.report.build import write_report
 from analysis.report.findings import cross_findings
-from analysis.report.verdict import verdict_lines
+from analysis.report.verdict import verdict_lines, write_verdicts
 
-__all__ = ["cross_findings", "verdict_lines", "write_report"]
+__all__ = ["cross_findings", "verdict_lines", "write_report", "write_verdicts"]

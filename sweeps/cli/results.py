@@ -15,7 +15,7 @@ from sweeps.process import gc_paused
 def show_report(root: StoragePath, rule: str = "best_dev") -> None:
     with gc_paused():
         from analysis.frames import load_for_rule
-        from analysis.report import cross_findings, verdict, verdict_lines, write_report
+        from analysis.report import cross_findings, verdict_lines, write_report, write_verdicts
         from analysis.tables import compare, to_terminal
         from llmft.records import read_manifest
 
@@ -23,7 +23,7 @@ def show_report(root: StoragePath, rule: str = "best_dev") -> None:
     table, manifest = compare(frame, rule), read_manifest(root)
     console = terminal()
     console.print(to_terminal(table, cross_findings(frame, rule, manifest)))
-    for line in verdict_lines(verdict(frame, rule, manifest)):
+    for line in verdict_lines(write_verdicts(frame, rule, manifest)):
         console.print(line, markup=False, highlight=False)
     for problem in unread:
         print(f"llmft: {problem}", file=sys.stderr)

@@ -7,7 +7,7 @@ import pytest
 
 CODE = """
 import gc, sys, weakref
-from sweeps import imports
+from sweeps import process as imports
 class Node: pass
 def cycle():
     node = Node(); node.itself = node
@@ -16,7 +16,7 @@ held = cycle()
 alive = weakref.ref(held)
 if sys.argv[1] == "ours":
     imports.own_this_process()
-with imports.collector_off():
+with imports.gc_paused():
     assert not gc.isenabled()
     import decimal
 assert gc.isenabled()
@@ -35,14 +35,14 @@ def test_only_a_process_of_ones_own_keeps_what_it_held(whose, said):
 def test_the_collector_comes_back_where_an_import_fails():
     code = """
 import gc
-from sweeps.process import collector_off
+from sweeps.process import gc_paused
 try:
-    with collector_off():
+    with gc_paused():
         import no_such_module
 except ImportError:
     print(gc.isenabled())
 gc.disable()
-with collector_off():
+with gc_paused():
     pass
 print(gc.isenabled())
 """

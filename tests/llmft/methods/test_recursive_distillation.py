@@ -41,7 +41,7 @@ def taught(monkeypatch):
         refresh_targets(adapted, setting, *more)
         found.append({name: rows.clone() for name, rows in setting.method.taught.items()})
 
-    monkeypatch.setattr(trials, "teach_again", again)
+    monkeypatch.setattr(trials, "refresh_targets", again)
     return found
 
 
@@ -207,7 +207,7 @@ def test_a_student_that_has_no_memory_for_its_lesson_starts_again_with_smaller_p
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         refresh_targets(adapted, setting, lessons, runtime, teacher)
 
-    monkeypatch.setattr(trials, "teach_again", again)
+    monkeypatch.setattr(trials, "refresh_targets", again)
     record = run_trial(spec_of(DISTILLED, FEW | {"rounds": 2}), CPU).record
     assert record.finished and record.cost.n_out_of_memory == 1 and len(record.curve) == 4
     assert budgets[1] < budgets[0] and record.cost.micro_batch_tokens == budgets[1]

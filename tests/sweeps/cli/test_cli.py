@@ -13,12 +13,12 @@ TRIAL = "trial --task toy --shots 4 --epochs 4 --n-test 8 --n-dev 4 --method".sp
 
 def llmft(*arguments, **options):
     return subprocess.run(
-        [sys.executable, "-m", "sweeps.cli.main", *map(str, arguments)], capture_output=True, text=True, timeout=120, **options
+        [sys.executable, "-m", "sweeps.cli", *map(str, arguments)], capture_output=True, text=True, timeout=120, **options
     )
 
 
 def test_help_comes_at_once_and_imports_nothing_heavy():
-    code = "import sys, sweeps.cli.main; print(sorted({'torch', 'ray', 'pydantic', 'numpy', 'optuna', 'pandas'} & set(sys.modules)))"
+    code = "import sys, sweeps.cli; print(sorted({'torch', 'ray', 'pydantic', 'numpy', 'optuna', 'pandas'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
     started = time.perf_counter()
     shown = llmft("--help")

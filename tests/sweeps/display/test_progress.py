@@ -213,8 +213,8 @@ from functools import partial
 from support.fakes import fake_data, fake_model, fake_record
 from llmft.errors import Cause
 from llmft.trial.run import TrialResult
-from sweeps.planning.cells import build_cells
-from sweeps.planning.schema import load_plan
+from sweeps.planning.expand import build_cells
+from sweeps.planning.loader import load_plan
 from sweeps.run import run_sweep
 from support.records import full_record
 
@@ -317,8 +317,8 @@ ON_RAY = """
 import sys
 from functools import partial
 from support.fakes import fake_data, fake_model, fake_trial
-from sweeps.planning.cells import build_cells
-from sweeps.planning.schema import load_plan
+from sweeps.planning.expand import build_cells
+from sweeps.planning.loader import load_plan
 from sweeps.run import run_sweep
 
 plan, where = load_plan(sys.argv[1])

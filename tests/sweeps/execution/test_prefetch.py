@@ -26,8 +26,8 @@ from rich.console import Console
 from llmft import hub
 from llmft.errors import UserError
 from llmft.config.spec import ModelRef
-from sweeps.planning.cells import build_cells
-from sweeps.planning.schema import load_plan
+from sweeps.planning.expand import build_cells
+from sweeps.planning.loader import load_plan
 from sweeps.run import run_sweep
 
 address, plan_file, results = sys.argv[1:]

@@ -22,8 +22,8 @@ from functools import partial
 import ray
 from support.fakes import fake_data, fake_model, fake_trial
 from rich.console import Console
-from sweeps.planning.cells import build_cells
-from sweeps.planning.schema import load_plan
+from sweeps.planning.expand import build_cells
+from sweeps.planning.loader import load_plan
 from sweeps.run import run_sweep
 
 address, plan_file, results, log, workers, gpus = sys.argv[1:]

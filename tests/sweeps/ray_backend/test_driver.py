@@ -114,8 +114,8 @@ DRIVER = """
 import sys
 from functools import partial
 from support.fakes import fake_data, fake_model, fake_trial
-from sweeps.planning.cells import build_cells
-from sweeps.planning.schema import load_plan
+from sweeps.planning.expand import build_cells
+from sweeps.planning.loader import load_plan
 from sweeps.search.retry_policy import FailurePolicy, Loss
 from sweeps.run import run_sweep
 

@@ -134,7 +134,7 @@ def test_one_that_does_not_start_says_why_in_a_line(tmp_path, monkeypatch, scrip
 def test_a_mistake_that_shows_while_ray_comes_up_is_one_line_and_leaves_nothing(tmp_path, plan_file):
     arguments = ["sweep", str(plan_file()), "--model", str(tmp_path / "nowhere"), "--out", str(tmp_path / "results")]
     done = subprocess.run(
-        [sys.executable, "-m", "sweeps.cli.main", *arguments], capture_output=True, text=True, env=os.environ | {"MARK": str(tmp_path)}
+        [sys.executable, "-m", "sweeps.cli", *arguments], capture_output=True, text=True, env=os.environ | {"MARK": str(tmp_path)}
     )
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
     assert "there is no folder" in done.stderr
@@ -166,7 +166,7 @@ def one_task():
     return ray.get(ray.remote(lambda: 1).remote())
 ray.init(address="local", **how); assert one_task() == 1; ray.shutdown()
 before = dict(os.environ)
-from sweeps import session
+from sweeps.ray_backend import session
 with session.local_ray(2):
     assert one_task() == 1 and ray.cluster_resources()["CPU"] >= 2
 after = {name: value for name, value in os.environ.items() if name not in before}
@@ -191,7 +191,7 @@ def test_modules_of_the_working_directory_are_not_taken_for_ours(tmp_path):
     script.parent.mkdir()
     script.write_text("""
 import json, ray, sweeps
-from sweeps import session
+from sweeps.ray_backend import session
 def files():
     import json, sweeps
     return json.__file__, sweeps.__file__

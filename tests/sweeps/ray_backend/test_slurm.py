@@ -27,7 +27,7 @@ trap 'kill "${pids[@]}"' TERM
 for pid in "${pids[@]}"; do while kill -0 "$pid" 2>/dev/null; do wait "$pid"; done; done
 """,
     "scontrol": 'echo "$@" >>"$SCONTROL_LOG"\n',
-    "llmft": f'exec {sys.executable} -m sweeps.cli.main "$@"\n',
+    "llmft": f'exec {sys.executable} -m sweeps.cli "$@"\n',
 }
 
 

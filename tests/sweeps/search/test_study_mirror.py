@@ -174,10 +174,10 @@ KILLED = """
 import random, sys, time
 from pathlib import Path
 from sweeps.search.schedule import RecordBook, Schedule
-from sweeps.search.study_mirror import Mirror
+from sweeps.search.study_mirror import StudyExporter
 from support.schedules import finish, honest, searched_cells
 
-book, schedule, mirror = RecordBook(), Schedule(searched_cells("random", "median")), Mirror(Path(sys.argv[1]))
+book, schedule, mirror = RecordBook(), Schedule(searched_cells("random", "median")), StudyExporter(Path(sys.argv[1]))
 print("ready", flush=True)
 def run(trial):
     mirror.update(schedule.states(book))

@@ -287,7 +287,7 @@ def test_the_lock_of_a_killed_sweep_is_taken_over(url, short_lease, where):
     """At once where its process is known to be dead, and after the lease where that cannot be known."""
     code = f"""
     import sys, time
-    from sweeps import locks
+    from sweeps.store import locks
     from sweeps.store.store import Store
     locks.RENEW_S, locks.LEASE_S, locks.SETTLE_S = 0.5, 3.0, 0.3
     locks._machine = {"locks._machine" if where == "here" else "lambda: 'another'"}
@@ -338,9 +338,9 @@ def test_a_sweep_that_was_suspended_and_replaced_writes_nothing_more(url, short_
     code = """
     import sys
     from support.fakes import fake_data, fake_model
-    from sweeps import locks
-    from sweeps.planning.cells import build_cells
-    from sweeps.planning.schema import load_plan
+    from sweeps.store import locks
+    from sweeps.planning.expand import build_cells
+    from sweeps.planning.loader import load_plan
     from sweeps.search.schedule import Schedule
     from sweeps.store.store import Store
     from llmft.errors import UserError
