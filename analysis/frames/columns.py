@@ -7,7 +7,11 @@ Beside them each test set adds its own: `<set>_<metric>` for the metrics in `SET
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Column(NamedTuple):
@@ -83,7 +87,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("dropout_seed", "Int64", "seed of the dropout"),
     Column("learning_rate", "float64", "largest learning rate"),
     Column("epochs", "Int64", "passes over the shots"),
-    Column("batch_size", "Int64", "examples per optimiser step"),
+    Column("batch_size", "Int64", "examples per optimizer step"),
     Column("settings", "str", "the method's own hyper-parameters, JSON"),
     Column("train", "str", "how the weights are trained, all of it, JSON"),
     Column("precision", "str", "'fp32', 'bf16' or 'fp16'"),
@@ -117,7 +121,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("stored_bytes", "Int64", "what is kept beside the base model"),
     Column("tokens_per_query", "float64", "mean length of a prompt, demonstrations included"),
     Column("flops", "float64", "estimated floating point operations"),
-    Column("n_steps", "Int64", "optimiser steps"),
+    Column("n_steps", "Int64", "optimizer steps"),
     Column("shots_hash", "str", "hash of the drawn shots"),
     Column("n_demonstrations", "Int64", "demonstrations in the prompt"),
     Column("n_demonstrations_dropped", "Int64", "demonstrations that did not fit"),
@@ -125,3 +129,18 @@ COLUMNS: tuple[Column, ...] = (
     Column("command", "str", "the command that runs the trial again"),
 )
 """The declared columns. `analysis.load` gives them first, in this order and with these types."""
+
+DTYPES = {column.name: column.dtype for column in COLUMNS}
+
+
+def typed_frame(rows: Sequence[Mapping[str, Any]], dtypes: Mapping[str, str]) -> pd.DataFrame:
+    """Build a frame with exactly the columns of `dtypes` (name -> pandas type) from `rows`; absent values are missing."""
+    import pandas as pd
+
+    return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=dtype) for name, dtype in dtypes.items()})
+
+
+def trial_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Build a frame of trials: the declared columns first, then every other column of `rows` as float64 (those of the test sets)."""
+    of_sets = dict.fromkeys((name for row in rows for name in row if name not in DTYPES), "float64")
+    return typed_frame(rows, DTYPES | of_sets)

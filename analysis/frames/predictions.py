@@ -1,4 +1,4 @@
-"""TODO."""
+"""Read what the trials answered to each test example: as a data set, and as scores."""
 
 from __future__ import annotations
 
@@ -22,64 +22,11 @@ from llmft.records import (
 
 if TYPE_CHECKING:
     import pandas as pd
-
-if TYPE_CHECKING:
-    import pandas as pd
     import pyarrow.dataset
 
 
-def example_scores(root: str | StoragePath, trials: pd.DataFrame, set_name: str) -> tuple[pd.DataFrame, list[str]]:
-    """How each trial did on each example of a set: 1 for a right answer and 0 for a wrong one, or the score of a generated text.
-
-    Args:
-        root: the results that `trials` come from.
-        trials: rows of the frame, one for each trial; `selection` tells which answers.
-        set_name: name of the test set.
-
-    Returns:
-        The scores  # [trials, examples], by digest and id; trials that left no answers for this set are absent. And what could not
-        be read, a line each.
-    """
-    import pandas as pd
-
-    places = {path.parent.name: path.parent for path in record_paths(root)}
-    wanted = [each for each in trials[["digest", "selection", "metric"]].itertuples(index=False) if each.digest in places]
-
-    def read(trial) -> pd.Series | str | None:
-        try:
-            content = read_predictions(places[trial.digest])
-        except (RecordError, OSError) as error:
-            return str(error)
-        return None if content is None else _scores(content, trial.selection, set_name, trial.metric)
-
-    found = dict(zip((each.digest for each in wanted), read_many(read, wanted), strict=True))
-    rows = {digest: scores for digest, scores in found.items() if isinstance(scores, pd.Series) and len(scores)}
-    table = pd.DataFrame(list(rows.values()), index=list(rows)).dropna(axis="columns")  # examples that every trial answered
-    return table, [text for text in found.values() if isinstance(text, str)]
-
-
-def shared_examples(tables: Iterable[pd.DataFrame]) -> list[str]:
-    """Ids of the examples that every trial of every table answered, sorted; tables without trials do not count."""
-    ids = [set(table.columns) for table in tables if len(table)]
-    return sorted(set.intersection(*ids)) if ids else []
-
-
-def _scores(content: bytes, selection: str, set_name: str, metric: str) -> pd.Series:
-    import pyarrow.compute as pc
-    import pyarrow.parquet as parquet
-
-    file = io.BytesIO(content)
-    names = parquet.read_schema(file).names
-    values = [metric] if metric in names else ["label", "prediction"]
-    here = (pc.field("set") == set_name) & (pc.field("selection") == selection)
-    table = parquet.read_table(file, columns=["id", *values], filters=here).to_pandas().set_index("id")
-    if metric in names:
-        return table[metric].astype("float32")
-    return (table["label"] == table["prediction"]).astype("float32")
-
-
 def open_predictions(root: str | StoragePath, digest: str | Iterable[str] | None = None) -> pyarrow.dataset.Dataset:
-    """The per-example predictions, as a data set that reads only the columns and rows that are asked of it.
+    """Open the per-example predictions as a data set that reads only the columns and rows that are asked of it.
 
     Example: `open_predictions(root, digest).to_table(columns=["id", "prediction"], filter=pc.field("set") == "hans").to_pandas()`.
 
@@ -103,8 +50,8 @@ def open_predictions(root: str | StoragePath, digest: str | Iterable[str] | None
     wanted = list(paths) if digest is None else [digest] if isinstance(digest, str) else list(digest)
     if unknown := [name for name in wanted if name not in paths]:
         raise UserError(f"{root}: no trial {unknown[0]!r}. It holds {len(paths)} trials; analysis.load lists their digests.")
-    found = [each for each in read_many(_checked, [paths[name] for name in wanted]) if each is not None]
-    files, schemas = [file for file, _ in found], {schema: None for _, schema in found}  # of labels, of texts, or both
+    contents = [content for content in read_many(_checked, [paths[name] for name in wanted]) if content is not None]
+    files, schemas = [file for file, _ in contents], {schema: None for _, schema in contents}  # of labels, of texts, or both
     if not files:
         raise UserError(f"{root}: none of the {len(wanted)} trials asked for left predictions (failed trials leave none).")
     bases = {file.parent.parent for file in files}
@@ -129,7 +76,7 @@ def _location(path: StoragePath) -> str:
 
 
 def _checked(folder: StoragePath) -> tuple[StoragePath, pyarrow.Schema] | None:
-    """The predictions file in `folder` and what its columns are, if the record names one."""
+    """Return the predictions file in `folder` and its columns; None where the record names no file."""
     import pyarrow.parquet
 
     if (content := read_predictions(folder)) is None:
@@ -137,8 +84,59 @@ def _checked(folder: StoragePath) -> tuple[StoragePath, pyarrow.Schema] | None:
     return folder / PREDICTIONS_FILE, pyarrow.parquet.read_schema(io.BytesIO(content)).remove_metadata()
 
 
+def example_scores(root: str | StoragePath, trials: pd.DataFrame, set_name: str) -> tuple[pd.DataFrame, list[str]]:
+    """Score each trial on each example of a set: 1 for a right answer and 0 for a wrong one, or the score of a generated text.
+
+    Args:
+        root: the results that `trials` come from.
+        trials: rows of the frame, one for each trial; `selection` tells which answers.
+        set_name: name of the test set.
+
+    Returns:
+        The scores  # [trials, examples], by digest and id; trials that left no answers for this set are absent. And what could not
+        be read, a line each.
+    """
+    import pandas as pd
+
+    folders = {path.parent.name: path.parent for path in record_paths(root)}
+    wanted = {row["digest"]: row for row in trials[["digest", "selection", "metric"]].to_dict("records") if row["digest"] in folders}
+
+    def read(folder: StoragePath) -> pd.Series | str | None:
+        try:
+            content = read_predictions(folder)
+        except (RecordError, OSError) as error:
+            return str(error)
+        trial = wanted[folder.name]
+        return None if content is None else _scores(content, trial["selection"], set_name, trial["metric"])
+
+    results = dict(zip(wanted, read_many(read, [folders[digest] for digest in wanted]), strict=True))
+    rows = {digest: scores for digest, scores in results.items() if isinstance(scores, pd.Series) and len(scores)}
+    table = pd.DataFrame(list(rows.values()), index=list(rows)).dropna(axis="columns")  # examples that every trial answered
+    return table, [problem for problem in results.values() if isinstance(problem, str)]
+
+
+def shared_examples(tables: Iterable[pd.DataFrame]) -> list[str]:
+    """Return the ids of the examples that every trial of every table answered, sorted; tables without trials do not count."""
+    ids = [set(table.columns) for table in tables if len(table)]
+    return sorted(set.intersection(*ids)) if ids else []
+
+
+def _scores(content: bytes, selection: str, set_name: str, metric: str) -> pd.Series:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as parquet
+
+    file = io.BytesIO(content)
+    names = parquet.read_schema(file).names
+    values = [metric] if metric in names else ["label", "prediction"]
+    here = (pc.field("set") == set_name) & (pc.field("selection") == selection)
+    table = parquet.read_table(file, columns=["id", *values], filters=here).to_pandas().set_index("id")
+    if metric in names:
+        return table[metric].astype("float32")
+    return (table["label"] == table["prediction"]).astype("float32")
+
+
 def read_predictions(folder: StoragePath) -> bytes | None:
-    """The content of the predictions file in a trial's folder; None where the record names none.
+    """Read the content of the predictions file in a trial's folder; None where the record names no file.
 
     Raises:
         RecordError: the record is damaged, or the file is (checked against the checksum in the record).

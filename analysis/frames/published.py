@@ -1,4 +1,4 @@
-"""Published runs as a frame like that of one's own trials, so that both can stand in one table.
+"""Load published runs as a frame like that of one's own trials, so that both can stand in one table.
 
     frame = analysis.load_published()                     # Mosbach et al. 2023: one row a run and selection
     analysis.compare(frame, rule="best_in_domain")
@@ -10,10 +10,11 @@ run only counts the points of a plot, so it is no seed and tells no pairs, and n
 from __future__ import annotations
 
 import json
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.frames.columns import COLUMNS
+from analysis.frames.columns import trial_frame
 from analysis.frames.loading import load
 from llmft.config import ORACLES
 from llmft.errors import UserError, nearest, unknown_name
@@ -40,36 +41,30 @@ _MACRO = "the published accuracy on PAWS-QQP is macro over labels here, and micr
 
 
 def load_published(name: str = "mosbach2023") -> pd.DataFrame:
-    """The published runs, each once.
+    """Load the published runs, each once.
 
     Args:
         name: one of `SOURCES`.
 
     Returns:
-        The columns of `analysis.COLUMNS` and those of the sets. `method` is named as ours ('in_context', 'pattern', 'vanilla';
+        The columns of `analysis.frames.columns.COLUMNS` and those of the sets. `method` is named as ours ('in_context', 'pattern', 'vanilla';
         'pattern+lora' is the paper's variant of LoRA, so its `base_method` is 'lora'); `stage` is 'report'; the seeds are missing;
         `provenance` names the figure. Known slips of the paper are in `findings`.
 
     Raises:
         UserError: there is no such collection.
     """
-    import pandas as pd
-
     runs = _read(name)
-    runs = runs[_canonical(runs)].reset_index(drop=True)
-    rows = [_row(name, run) for run in runs.to_dict("records")]
-    declared = {column.name: column.dtype for column in COLUMNS}
-    dtypes = declared | dict.fromkeys((column for row in rows for column in row if column not in declared), "float64")
-    return pd.DataFrame({column: pd.Series([row.get(column) for row in rows], dtype=dtype) for column, dtype in dtypes.items()})
+    return trial_frame([_row(name, run) for run in runs[_canonical(runs)].to_dict("records")])
 
 
-def published_places(name: str = "mosbach2023") -> set[tuple[str, str]]:
-    """(model, task) of every published run: a quick look at what there is to compare with."""
+def published_settings(name: str = "mosbach2023") -> set[tuple[str, str]]:
+    """Return (model, task) of every published run, without building their frame."""
     return set(_read(name)[["model", "task"]].itertuples(index=False, name=None))
 
 
 def load_results(name: str) -> pd.DataFrame:
-    """`load_published` for one of `SOURCES`, `analysis.load` for anything else: a folder or its URL."""
+    """Load the published runs if `name` is one of `SOURCES`, else the trials of a folder or its URL."""
     if name in SOURCES:
         return load_published(name)
     if (near := nearest(name, SOURCES)) and not open_folder(name).exists():
@@ -96,7 +91,7 @@ def _canonical(runs: pd.DataFrame) -> pd.Series:
     )
 
 
-def _row(name: str, run: dict[str, Any]) -> dict[str, Any]:
+def _row(name: str, run: Mapping[Hashable, Any]) -> dict[str, Any]:
     inside, outside = run["in_domain_accuracy"], run["out_of_domain_accuracy"]
     task, other, selection = run["task"], run["out_of_domain"], run["selection"]
     findings = list(_slips(run))
@@ -115,7 +110,7 @@ def _row(name: str, run: dict[str, Any]) -> dict[str, Any]:
         "selection": selection,
         "is_oracle": selection in ORACLES,
         "metric": "accuracy",
-        "findings": ";".join(each["code"] for each in findings) or None,
+        "findings": ";".join(finding["code"] for finding in findings) or None,
         "finding_details": json.dumps(findings) if findings else None,
         "n_warnings": len(findings),
         "sets": json.dumps({set_: {"domain": d, "n": _SIZES[set_], "groups": {}} for set_, d in ((task, "in"), (other, "out"))}),
@@ -128,7 +123,8 @@ def _row(name: str, run: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _slips(run: dict[str, Any]):
+def _slips(run: Mapping[Hashable, Any]) -> Iterator[dict[str, Any]]:
+    """The findings on runs whose published numbers are known to be wrong or not comparable."""
     if run["method"] == "in_context":
         if (run["task"], run["pattern"], run["shots"]) == ("mnli", "minimal", 32):
             yield _finding("published_slip", _REPEATED)

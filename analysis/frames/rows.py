@@ -1,4 +1,4 @@
-"""One record to rows of the frame: plain dictionaries, column -> value."""
+"""Turn one record into rows of the frame: plain dictionaries, column -> value."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _COST = (
 
 
 def read_rows(folder: StoragePath) -> list[dict[str, Any]]:
-    """The rows of the trial in `folder`: one for each selection, one where there is none.
+    """Read the rows of the trial in `folder`: one for each selection, one where there is none.
 
-    A name that is not there has no value. A record that cannot be read is a row with `status` 'unreadable'.
+    A column that a row does not name is missing. A record that cannot be read is a row with `status` 'unreadable'.
     """
     try:
         record = read_record(folder)
@@ -91,11 +91,11 @@ def _selected(record: TrialRecord, selection: str) -> dict[str, Any]:
         for group, values in _groups(numbers).items():
             row |= {f"{name}_{group}_{value}_accuracy": accuracy for value, accuracy in values.items()}
     for prefix, domain in DOMAINS.items():  # after the sets: these names are ours, whatever a set is called
-        name = next((name for name, numbers in sets.items() if numbers.domain == domain), None)
-        row[f"{prefix}_set"] = name
+        headline = next((name for name, numbers in sets.items() if numbers.domain == domain), None)
+        row[f"{prefix}_set"] = headline
         for metric in HEADLINE_METRICS:
             field = "majority_share" if metric == "majority" else metric
-            row[f"{prefix}_{metric}"] = getattr(sets[name], field) if name else None
+            row[f"{prefix}_{metric}"] = getattr(sets[headline], field) if headline else None
     row["metric"] = next((numbers.metric for numbers in sets.values()), None)
     if row["in_domain_score"] is not None and row["out_of_domain_score"] is not None:
         row["gap"] = row["in_domain_score"] - row["out_of_domain_score"]

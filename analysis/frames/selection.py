@@ -1,11 +1,11 @@
-"""Which checkpoint of a trial counts: one rule for the whole table."""
+"""Select which trials and checkpoints count: one rule for the whole table; cells, and the conditions they should share."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from llmft.config import Selection, TrainSpec
 from llmft.errors import unknown_name
@@ -24,30 +24,35 @@ RULES: tuple[str, ...] = tuple(rule for rule in get_args(Selection) if rule != "
 
 
 def differing_conditions(differs: Callable[[Callable[[pd.DataFrame], pd.Series]], bool]) -> list[str]:
-    """The conditions that differ, by the names of their columns or, for the rest of the training, of its fields.
+    """Name the conditions that differ: by their columns or, for the rest of the training, by its fields.
 
     Args:
-        differs: what takes a condition's values from a frame -> whether they differ.
+        differs: tells whether a condition differs, given the function that takes its values from a frame.
     """
 
     def of_training(field: str) -> Callable[[pd.DataFrame], pd.Series]:
         return lambda frame: frame["train"].map(lambda text: json.dumps(json.loads(text).get(field)), na_action="ignore")
 
-    found = [column for column in CONDITIONS if differs(itemgetter(column))]
+    names = [column for column in CONDITIONS if differs(itemgetter(column))]
     if differs(itemgetter("train")):
-        found += [field for field in TrainSpec.model_fields if field not in CONDITIONS and differs(of_training(field))]
-    return found
+        names += [field for field in TrainSpec.model_fields if field not in CONDITIONS and differs(of_training(field))]
+    return names
+
+
+def group_by(rows: pd.DataFrame, columns: Sequence[str], sort: bool = True) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
+    """Group `rows` by several columns: (values of the columns, rows), in the order of the values, or of the rows if not `sort`."""
+    yield from rows.groupby(list(columns), sort=sort)
 
 
 def select(frame: pd.DataFrame, rule: str = "best_dev") -> pd.DataFrame:
-    """The report trials, one row each: under `rule` where a checkpoint was selected, as they are where there was none to select.
+    """Select the report trials, one row each: under `rule` where a checkpoint was selected, as they are where there was none.
 
     So rows of untrained methods, of failed trials and of unreadable records (`selection` 'none') stay under every rule. A trial
     that finished without a checkpoint under this rule has no row; `analysis.compare` counts those.
 
     Args:
         frame: from `analysis.load`.
-        rule: one of `RULES`, or another that the frame holds (`analysis.best_on_examples` adds one); the oracles look at the
+        rule: one of `RULES`, or another that the frame holds (`analysis.frames.few_labels` adds one); the oracles look at the
             reported sets, and their rows keep `is_oracle`.
 
     Returns:
@@ -66,7 +71,7 @@ def select(frame: pd.DataFrame, rule: str = "best_dev") -> pd.DataFrame:
 
 
 def choose(frame: pd.DataFrame) -> pd.DataFrame:
-    """The hyper-parameters of each cell with the best mean dev score over the search seeds.
+    """Choose the hyper-parameters of each cell with the best mean dev score over the search seeds.
 
     Returns:
         One row for each cell that was searched: the cell, `learning_rate`, `epochs`, `batch_size`, `settings`, `train` (all of
@@ -77,9 +82,9 @@ def choose(frame: pd.DataFrame) -> pd.DataFrame:
 
     searched = frame[(frame["stage"] == "search") & (frame["status"] != "unreadable")]
     rows = []
-    for cell, trials in searched.groupby(CELL):
+    for cell, trials in group_by(searched, CELL):
         points = trials.groupby(["train", "settings"], sort=False)
-        complete = points["status"].agg(lambda states: (states == "finished").all())
+        complete = points["status"].agg(lambda states: bool((states == "finished").all()))
         means = points["dev_score"].mean()[complete]
         if means.empty:
             continue
@@ -92,7 +97,7 @@ def choose(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def common_shots(rows: pd.DataFrame) -> int:
-    """The number of shots with the most methods; the largest of equals, 0 where nothing has shots."""
+    """Return the number of shots with the most methods; the largest of equals, 0 where nothing has shots."""
     tried = rows[rows["n_shots"] > 0] if "n" not in rows else rows[(rows["n_shots"] > 0) & (rows["n"].fillna(0) > 0)]
-    counts = tried.groupby("n_shots")["method"].nunique()
-    return max(((count, int(shots)) for shots, count in counts.items()), default=(0, 0))[1]
+    counts = [(cells["method"].nunique(), int(n_shots)) for (n_shots,), cells in group_by(tried, ["n_shots"])]
+    return max(counts, default=(0, 0))[1]

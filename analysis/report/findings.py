@@ -1,4 +1,4 @@
-"""Findings that no single record can show: they appear when the trials of a sweep are laid beside each other."""
+"""Find what no single record can show, only all trials of a sweep together."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from analysis.frames import CELL, differing_conditions, select
+from analysis.frames import CELL, differing_conditions, group_by, select
 from llmft.config import ORACLES
 from llmft.records import Finding, Manifest
 
@@ -37,7 +37,7 @@ CROSS_CODES = {
 
 
 def cross_findings(frame: pd.DataFrame, rule: str = "best_dev", manifest: Manifest | None = None) -> list[Finding]:
-    """What a careful reviewer would object to in the comparison as a whole.
+    """Find what a careful reviewer would object to in the comparison as a whole.
 
     Args:
         frame: from `analysis.load`.
@@ -45,7 +45,7 @@ def cross_findings(frame: pd.DataFrame, rule: str = "best_dev", manifest: Manife
         manifest: from `analysis.read_manifest`; without it missing trials and search budgets are not checked.
 
     Returns:
-        Findings with codes from `CODES`; `value` is a count, or a share in [0, 1] for `failed_trials`. Messages name the cell.
+        Findings with codes from `CROSS_CODES`; `value` is a count, or a share in [0, 1] for `failed_trials`. Messages name the cell.
 
     Raises:
         UserError: there is no such rule.
@@ -53,19 +53,19 @@ def cross_findings(frame: pd.DataFrame, rule: str = "best_dev", manifest: Manife
     chosen = select(frame, rule)
     report = frame[(frame["stage"] == "report") & (frame["status"] != "unreadable")]
     trials = report.drop_duplicates("digest")
-    found = [*_of_store(frame, trials, manifest), *_of_cells(trials, chosen, rule), *_of_tasks(chosen, trials)]
+    findings = [*_of_store(frame, trials, manifest), *_of_cells(trials, chosen, rule), *_of_tasks(chosen, trials)]
     if manifest and len({choice.n_search_trials for choice in manifest.choices}) > 1:
         counts = [choice.n_search_trials for choice in manifest.choices]
         text = f"between {min(counts)} and {max(counts)} search trials a cell: a larger search finds better settings"
-        found.append(_warning("unequal_search", text))
+        findings.append(_warning("unequal_search", text))
     if rule in ORACLES:
         text = f"checkpoints chosen by '{rule}', which looks at the reported sets: these numbers are upper bounds, not results"
-        found.append(_warning("oracle_selection", text))
-    return found
+        findings.append(_warning("oracle_selection", text))
+    return findings
 
 
 def cell_name(cell: tuple) -> str:
-    """A cell in words: 'in_context, 16 shots, pattern minimal (opt-125m, rte)'."""
+    """Name a cell in words: 'in_context, 16 shots, pattern minimal (opt-125m, rte)'."""
     model, task, method, n_shots, pattern = cell
     return f"{method}, {n_shots} shots, pattern {pattern} ({model}, {task})"
 
@@ -87,7 +87,7 @@ def _of_store(frame: pd.DataFrame, trials: pd.DataFrame, manifest: Manifest | No
 
 def _of_cells(trials: pd.DataFrame, chosen: pd.DataFrame, rule: str) -> Iterator[Finding]:
     trials = trials.assign(selected=trials["digest"].isin(chosen["digest"]))
-    for cell, group in trials.groupby(CELL):
+    for cell, group in group_by(trials, CELL):
         name, n = cell_name(cell), len(group)
         if n_failed := int((group["status"] == "failed").sum()):
             causes = ", ".join(f"{cause} {count}" for cause, count in group["cause"].value_counts().items())
@@ -105,7 +105,7 @@ def _of_cells(trials: pd.DataFrame, chosen: pd.DataFrame, rule: str) -> Iterator
 
 
 def _of_tasks(chosen: pd.DataFrame, trials: pd.DataFrame) -> Iterator[Finding]:
-    for (model, task), group in trials.groupby(["model", "task"]):
+    for (model, task), group in group_by(trials, ["model", "task"]):
         where = f"{model}, {task}"
         sizes = group[group["n_shots"] > 0].groupby(CELL).size()
         if sizes.nunique() > 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from analysis.figures import draw_dot_plots
-from analysis.frames import DOMAINS, SOURCES, common_shots, load_published, published_places
+from analysis.frames import DOMAINS, SOURCES, common_shots, load_published, published_settings
 from analysis.report.findings import CROSS_CODES
 from analysis.report.verdict import main_family, verdict_of
 from analysis.stats import Family, model_size, size_matrix
@@ -116,7 +116,7 @@ def _published(frame: pd.DataFrame, rule: str) -> list[dict[str, Any]]:
     found = []
     for name, source in SOURCES.items():
         ours = {(short_name(model), task) for model, task in frame[["model", "task"]].dropna().itertuples(index=False)}
-        if not ours & {(short_name(model), task) for model, task in published_places(name)}:
+        if not ours & {(short_name(model), task) for model, task in published_settings(name)}:
             continue
         try:
             table = compare_runs(frame, load_published(name), rule)
