@@ -95,3 +95,27 @@ def new_cache(monkeypatch, tmp_path, server):
         return cache
 
     return make
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """An S3 server with an empty bucket."""
+    for module in ("moto", "flask", "flask_cors", "boto3"):
+        pytest.importorskip(module, reason="needs moto[s3], flask and flask-cors (pip install -e '.[test]')")
+    from support.s3_server import s3_server
+
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def url(s3, request) -> str:
+    """A prefix of its own for each test, as a URL."""
+    return s3.url(request.node.name.replace("[", "-").strip("]"))
+
+
+@pytest.fixture
+def prefix(url) -> str:
+    from llmft.records.storage import open_folder
+
+    return open_folder(url).key

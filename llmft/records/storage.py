@@ -109,13 +109,6 @@ class UrlPath:
     def is_dir(self) -> bool:
         return self._info().type.name == "Directory"
 
-    def modified_s(self) -> float:
-        """When the object was written, in seconds since 1970, by the clock of the storage."""
-        info = self._info()
-        if info.mtime_ns is None:
-            raise FileNotFoundError(2, "No such object", str(self))
-        return info.mtime_ns / 1e9
-
     def _info(self) -> FileInfo:
         return self.file_system.get_file_info(self.location)
 

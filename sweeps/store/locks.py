@@ -1,197 +1,65 @@
 """One sweep at a time on a folder of results.
 
-In a file system, NFS included, the lock is the kernel's: it ends with its process, however that dies. Object storage has none. There
-the lock is an object that names its holder and that the holder writes anew every `RENEW_S`. One that has not been renewed for `LEASE_S`,
-by the clock of the storage, or whose process is known to be dead, may be taken over. Two that take it at once settle it by reading
-back who wrote last. All of this keeps two sweeps from doing the same work; should two run nevertheless, nothing breaks, since records
-are written whole and the same trial gives the same record.
+In a folder the lock is that of the package filelock: the kernel's, which ends with its process, however that dies; on a file system
+that has none, a file with the number of the process. Object storage has no locks: there a sweep leaves a marker while it runs, of
+which a second sweep warns. Two sweeps at once do the same work twice and break nothing, since records are written whole and the
+same trial gives the same record.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import socket
-import threading
-import time
-import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
-from pydantic import BaseModel, ValidationError
+import psutil
+from filelock import FileLock, Timeout
 
 from llmft.errors import UserError
-from llmft.records import StoragePath, UrlPath
+from llmft.records import StoragePath
 
-LOCK_FILE = ".lock"
-RENEW_S, LEASE_S = 20.0, 60.0
-SETTLE_S = 1.0
-"""Between writing and reading back: more than the time between reading and writing of another that starts at the same moment."""
+LOCK_FILE, MARKER_FILE = ".lock", ".running"  # the marker says which sweep runs: process, host and start
 
 
-class Lock(Protocol):
-    """What holds the folder.
+@contextmanager
+def locked(root: StoragePath, warn: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of the folder `root`; on object storage, call `warn` with a line where another sweep may be running.
 
-    `acquire` raises UserError where another sweep holds it, and OSError where it cannot be written. `check` raises UserError where
-    it was lost meanwhile.
+    Raises:
+        UserError: another sweep holds the lock.
+        OSError: the folder cannot be written, or its file system refuses locks.
     """
-
-    def acquire(self) -> None: ...
-    def check(self) -> None: ...
-    def release(self) -> None: ...
-
-
-def lock_on(root: StoragePath) -> Lock:
-    """The lock of this kind of folder, not yet acquired."""
-    return ObjectLock(root) if isinstance(root, UrlPath) else FileLock(root)
-
-
-def _held(root: StoragePath, holder: str, hint: str = "") -> UserError:
-    return UserError(
-        f"{root}: another sweep is running on this folder (process {holder}). Wait for it, or choose another with --out.{hint}"
-    )
-
-
-class FileLock:
-    """`flock` on a file in the folder."""
-
-    def __init__(self, root: Path):
-        self.root = root
-
-    def acquire(self) -> None:
-        self._file = open(self.root / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115 - held as long as the lock
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._file.truncate(0)
-            self._file.write(f"{os.getpid()} on {socket.gethostname()}")
-            self._file.flush()
-        except BlockingIOError:
-            with self._file:
-                self._file.seek(0)
-                raise _held(self.root, self._file.read().strip() or "unknown") from None
-        except OSError:
-            self.release()
-            raise
-
-    def check(self) -> None:
-        return None  # the kernel takes it from nobody
-
-    def release(self) -> None:
-        with contextlib.suppress(OSError):  # what cannot be written is the holder's name
-            self._file.close()
-
-
-class Holder(BaseModel):
-    """The content of a lock object."""
-
-    token: str = ""
-    process: int = 0
-    host: str = "unknown"
-    machine: str = ""
-    time: str = ""
-
-    @classmethod
-    def here(cls) -> Holder:
-        return cls(token=uuid.uuid4().hex, process=os.getpid(), host=socket.gethostname(), machine=_machine())
-
-    @property
-    def dead(self) -> bool:
-        """Whether its process is known to have ended; of a process elsewhere nothing is known."""
-        if not self.machine or self.machine != _machine():
-            return False
-        try:
-            os.kill(self.process, 0)
-        except ProcessLookupError:
-            return True
-        except OSError:
-            return False
-        return False
-
-    def __str__(self) -> str:
-        return f"{self.process} on {self.host}"
-
-
-def _machine() -> str:
-    """Where process numbers mean the same: this boot of this kernel, and its process namespace. Empty where that cannot be told."""
+    marker, lock = root / MARKER_FILE, FileLock(root / LOCK_FILE) if isinstance(root, Path) else None
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
+        if lock:
+            with warnings.catch_warnings(action="ignore"):  # that the lock is a file where the kernel's is not to be had
+                lock.acquire(timeout=0)
+        elif (holder := _read(marker)) and not _has_ended(holder):
+            warn(f"{root}: another sweep may be running here (process {holder}); two at once do the same work twice, but break nothing.")
+    except Timeout:
+        holder = _read(marker) or "unknown"
+        raise UserError(
+            f"{root}: another sweep is running on this folder (process {holder}). Wait for it, or choose another with --out."
+        ) from None
+    try:
+        marker.write_bytes(f"{os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC".encode())
+        yield
+    finally:
+        with suppress(OSError):  # a marker that stays does no harm
+            marker.unlink(missing_ok=True)
+        if lock:
+            lock.release()
 
 
-class ObjectLock:
-    """An object in the folder, renewed by a thread."""
+def _read(marker: StoragePath) -> str:
+    return marker.read_text() if marker.exists() else ""
 
-    def __init__(self, root: UrlPath):
-        self.root, self.path, self.holder = root, root / LOCK_FILE, Holder.here()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="llmft-lock", daemon=True)
 
-    def acquire(self) -> None:
-        now = self._storage_time_s()
-        found, written = self._read()
-        if found and not found.dead and now - written < LEASE_S:
-            raise self._refused(found)
-        self._write()
-        time.sleep(SETTLE_S)
-        found, _ = self._read()
-        if not self._is_ours(found):
-            raise self._refused(found or Holder())
-        self._thread.start()
-
-    def check(self) -> None:
-        found, _ = self._read()
-        if not self._is_ours(found):
-            by = f"process {found}" if found else "one that has ended"
-            raise UserError(
-                f"{self.root}: another sweep ({by}) took this folder over, for this one gave no sign of life for {LEASE_S:.0f} s. "
-                "This one stops; what has finished is kept."
-            )
-
-    def release(self) -> None:
-        self._ended.set()
-        self._thread.join()
-        with contextlib.suppress(UserError, OSError):  # another's lock stays; one that cannot be removed ends by itself
-            self.check()
-            self.path.unlink(missing_ok=True)
-
-    def _is_ours(self, found: Holder | None) -> bool:
-        return found is not None and found.token == self.holder.token
-
-    def _refused(self, other: Holder) -> UserError:
-        return _held(self.root, str(other), f" If it was killed: its lock ends after {LEASE_S:.0f} s.")
-
-    def _storage_time_s(self) -> float:
-        """What the storage's clock says, in seconds: the time of an object written just now."""
-        probe = self.root / f"{LOCK_FILE}-{self.holder.token}"
-        probe.write_bytes(b"")
-        now = probe.modified_s()
-        probe.unlink(missing_ok=True)
-        return now
-
-    def _read(self) -> tuple[Holder | None, float]:
-        """Who holds the lock, and when that was written by the storage's clock, in seconds."""
-        try:
-            written, content = self.path.modified_s(), self.path.read_bytes()
-        except FileNotFoundError:
-            return None, 0.0
-        try:
-            return Holder.model_validate_json(content), written
-        except ValidationError:
-            return Holder(), written
-
-    def _write(self) -> None:
-        self.holder.time = datetime.now(UTC).isoformat(timespec="seconds")
-        self.path.write_bytes(self.holder.model_dump_json().encode())
-
-    def _keep(self) -> None:
-        while not self._ended.wait(RENEW_S):
-            try:
-                self.check()
-                self._write()
-            except UserError:
-                return  # lost; the sweep's own check says so
-            except OSError:
-                continue  # the network may come back before the lease ends
+def _has_ended(holder: str) -> bool:
+    """Whether the process of a marker is known to have ended; nothing is known of one on another host."""
+    process, _, host = holder.partition(" on ")
+    return host.split(" ")[0] == socket.gethostname() and process.isdigit() and not psutil.pid_exists(int(process))

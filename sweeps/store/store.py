@@ -1,4 +1,4 @@
-"""Where a sweep's results lie: one folder a trial, under its digest. The store is the only truth; everything else is planned from it.
+"""The results of a sweep on disk: one folder for each trial, under its digest. What is still to run follows from these alone.
 
 RESULTS/trials/<digest>/record.json, predictions.parquet     written by the process that ran the trial
 RESULTS/plan.yaml                                            the last plan that ran here, complete with its defaults
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ from llmft.records import (
     write_record,
 )
 from sweeps.planning import Plan, parse_plan, read_yaml
-from sweeps.store.locks import Lock, lock_on
+from sweeps.store.locks import locked
 
 if TYPE_CHECKING:
     from sweeps.planning import Cell
@@ -67,38 +68,38 @@ class Store:
 
     def __init__(self, root: StoragePath | str):
         self.root = open_folder(root)
-        self._lock: Lock | None = None
+        self._is_locked = False
 
     def folder(self, digest: str) -> StoragePath:
         return self.root / TRIALS / digest
 
     def get(self, digest: str) -> TrialRecord | None:
-        """The record of one trial, or None where it did not end.
+        """Read the record of one trial; None where it did not end.
 
         Raises:
             UserError: the record is damaged, or of a newer llmft; the storage cannot be read.
         """
         with self._reading():
             try:
-                return _patiently(lambda: read_record(self.folder(digest)), WAITS_S if self._lock else ())
+                return _retry(lambda: read_record(self.folder(digest)), WAITS_S if self._is_locked else ())
             except FileNotFoundError:
                 return None
 
     def find(self, beginning: str) -> str:
-        """The digest of the only trial whose digest begins so.
+        """Find the digest of the only trial whose digest begins with `beginning`.
 
         Raises:
             UserError: there is none, or there are several; the storage cannot be read.
         """
         with self._reading():
             known = sorted({path.parent.name for path in (self.root / TRIALS).rglob(RECORD_FILE)})
-        found = [digest for digest in known if digest.startswith(beginning)]
-        if len(found) == 1:
-            return found[0]
-        wrong = (
-            f"{len(found)} trials begin with {beginning!r}; write more of the digest" if found else f"no trial begins with {beginning!r}"
-        )
-        near = found or difflib.get_close_matches(beginning, known, cutoff=0.5)
+        matches = [digest for digest in known if digest.startswith(beginning)]
+        if len(matches) == 1:
+            return matches[0]
+        wrong = f"no trial begins with {beginning!r}"
+        if matches:
+            wrong = f"{len(matches)} trials begin with {beginning!r}; write more of the digest"
+        near = matches or difflib.get_close_matches(beginning, known, cutoff=0.5)
         hint = f" Nearest: {', '.join(near[:3])}{', ...' if len(near) > 3 else ''}." if near else ""
         raise UserError(f"{self.root}: {wrong}.{hint} The digests are the names of the folders in {self.root / TRIALS}.")
 
@@ -111,16 +112,15 @@ class Store:
         self._write(lambda: write_record(self.folder(record.digest), record, *files))
 
     def discard(self, digest: str) -> None:
-        """Forget a failed record before its trial is tried again.
+        """Remove a failed record before its trial is tried again.
 
         Raises:
             StoreUnwritable: it cannot be removed.
-            UserError: another sweep took the folder over.
         """
-        self._write(lambda: (self.folder(digest) / RECORD_FILE).unlink(missing_ok=True), as_holder=True)
+        self._write(lambda: (self.folder(digest) / RECORD_FILE).unlink(missing_ok=True))
 
     def load(self) -> dict[str, TrialRecord]:
-        """Every record, by digest.
+        """Read every record, by digest.
 
         Raises:
             UserError: a record is damaged, or of a newer llmft; the storage cannot be read.
@@ -136,42 +136,39 @@ class Store:
         return records
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other sweeps out of the folder (`sweeps.store.locks`).
+    def locked(self, warn: Callable[[str], None] = lambda line: print(f"llmft: {line}", file=sys.stderr)) -> Iterator[None]:
+        """Keep other sweeps out of the folder; on object storage, only warn of them (`sweeps.store.locks`).
 
         Raises:
             UserError: another sweep holds the folder, or it cannot be written.
         """
-        lock, probe = lock_on(self.root), self.root / TRIALS / ".writable"
-        try:
-            probe.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(probe, b"")
-            probe.unlink(missing_ok=True)
-            lock.acquire()
-        except OSError as error:
-            raise StoreUnwritable(
-                f"{self.root}: results cannot be written here ({reason(error)}). Choose another folder with --out."
-            ) from None
-        self._lock = lock
-        try:
-            self._sweep_up()
-            yield
-        finally:
-            self._lock = None
-            lock.release()
+        probe = self.root / TRIALS / ".writable"
+        with contextlib.ExitStack() as stack:
+            try:
+                probe.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(probe, b"")
+                probe.unlink(missing_ok=True)
+                stack.enter_context(locked(self.root, warn))
+            except OSError as error:
+                raise StoreUnwritable(
+                    f"{self.root}: results cannot be written here ({reason(error)}). Choose another folder with --out."
+                ) from None
+            self._is_locked = True
+            try:
+                self._remove_leftovers()
+                yield
+            finally:
+                self._is_locked = False
 
-    def _sweep_up(self) -> None:
+    def _remove_leftovers(self) -> None:
         """Remove what writers that were killed left behind; object storage shows nothing of it."""
         if isinstance(self.root, Path):
             for leftover in (self.root / TRIALS).glob("*/.*.tmp"):
                 leftover.unlink(missing_ok=True)
 
-    def _write(self, action: Callable[[], None], as_holder: bool = False) -> None:
-        """Do it, as far as the storage and, for what only the holder of the lock may do, other sweeps permit."""
+    def _write(self, action: Callable[[], None]) -> None:
         try:
-            if as_holder and self._lock:
-                _patiently(self._lock.check, WAITS_S)
-            _patiently(action, WAITS_S)
+            _retry(action, WAITS_S)
         except OSError as error:
             raise StoreUnwritable(
                 f"{self.root}: results can no longer be written ({reason(error)}). What has finished is kept: make room, or mend "
@@ -188,11 +185,10 @@ class Store:
             raise UserError(f"{self.root}: results cannot be read ({reason(error)}).") from None
 
     def write_plan(self, plan: Plan) -> bool:
-        """Keep the plan beside its results; says whether another plan lay there.
+        """Write the plan beside its results, and return whether another plan lay there.
 
         Raises:
             StoreUnwritable: it cannot be written.
-            UserError: another sweep took the folder over.
         """
         path = self.root / PLAN_FILE
         try:
@@ -203,15 +199,14 @@ class Store:
         with self._reading():
             changed = path.exists()
         content = yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode()
-        self._write(lambda: write_atomically(path, content), as_holder=True)
+        self._write(lambda: write_atomically(path, content))
         return changed
 
     def write_manifest(self, plan: Plan, schedule: Schedule, records: Records) -> None:
-        """Say what the plan consists of, which records belong to it, and what its searches chose.
+        """Write what the plan consists of, which records belong to it, and what its searches chose.
 
         Raises:
             StoreUnwritable: it cannot be written.
-            UserError: another sweep took the folder over.
         """
         states = schedule.states(records)
         choices = [state.choice for state in states if state.choice is not None and state.choice.cell.trains]
@@ -243,7 +238,7 @@ class Store:
             ),
         )
         content = manifest.model_dump_json(indent=1).encode()
-        self._write(lambda: write_atomically(self.root / MANIFEST_FILE, content), as_holder=True)
+        self._write(lambda: write_atomically(self.root / MANIFEST_FILE, content))
 
 
 def _cell(cell: Cell) -> dict[str, Any]:
@@ -258,8 +253,8 @@ def _cell(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _patiently(action: Callable[[], T], waits_s: Sequence[float]) -> T:
-    """Do it, again after each pause for as long as it fails for a reason that may pass."""
+def _retry(action: Callable[[], T], waits_s: Sequence[float]) -> T:
+    """Call `action`, again after each pause as long as it fails for a reason that may pass."""
     for wait_s in waits_s:
         try:
             return action()

@@ -1,7 +1,6 @@
 import json
 import os
 import subprocess
-import sys
 from functools import partial
 
 import pytest
@@ -45,17 +44,6 @@ def test_a_damaged_record_is_said_in_one_line(tmp_path, record):
     for read in (store.load, lambda: store.get(record.digest)):
         with pytest.raises(UserError, match="not a readable record"):
             read()
-
-
-def test_one_sweep_at_a_time_and_the_lock_dies_with_its_process(tmp_path):
-    code = "import sys, time; from sweeps.store.store import Store\nwith Store(sys.argv[1]).locked():\n print('held', flush=True); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=f"process {other.pid} "), Store(tmp_path).locked():
-            pass
-        other.kill()
-    with Store(tmp_path).locked(), pytest.raises(UserError, match=f"process {os.getpid()} "), Store(tmp_path).locked():
-        pass
 
 
 def test_a_file_is_no_place_for_results(tmp_path):
