@@ -6,7 +6,7 @@ A method file must import without torch (the plan's validation reads it), so the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmft.config import StrictModel
@@ -27,24 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SearchRange:
-    """A search range as plain data: continuous between `low` and `high`, or one of `choices`.
+    """A search range as plain data: one of `choices`; without choices, a number from `low` to `high`."""
 
-    Attributes:
-        levels: how many values a grid takes between `low` and `high`; None: as many as the budget allows.
-        when: other hyper-parameter -> the value, or the values, that it must have for this one to be searched.
-    """
-
-    low: float | None = None
-    high: float | None = None
+    low: float = 0.0
+    high: float = 0.0
     log: bool = False
     integer: bool = False
     choices: tuple[Any, ...] = ()
-    levels: int | None = None
-    when: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        values = {name: tuple(value) if isinstance(value, list | tuple) else (value,) for name, value in self.when.items()}
-        object.__setattr__(self, "when", values)
 
 
 @dataclass(frozen=True)

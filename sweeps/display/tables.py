@@ -241,9 +241,7 @@ def _virtual_tokens_table(record: TrialRecord) -> RenderableType:
 
 
 def range_text(span: SearchRange) -> str:
-    """`1e-05 to 0.01, log` or `one of 4, 8`, and under which condition."""
+    """Write a range as `1e-05 to 0.01, log` or `one of 4, 8`."""
     if span.choices:
-        text = f"one of {', '.join(map(str, span.choices))}"
-    else:
-        text = f"{span.low:g} to {span.high:g}{', log' if span.log else ''}{', whole numbers' if span.integer else ''}"
-    return text + "".join(f", where {name} is {' or '.join(map(str, values))}" for name, values in span.when.items())
+        return f"one of {', '.join(map(str, span.choices))}"
+    return f"{span.low:g} to {span.high:g}{', log' if span.log else ''}{', whole numbers' if span.integer else ''}"

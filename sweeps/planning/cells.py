@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -14,9 +13,6 @@ from llmft.errors import UserError, error_lines
 from llmft.methods import SearchRange, complete_settings, method_class
 from sweeps.planning.schema import ModelEntry, SearchPlan
 from sweeps.planning.search_space import Params, Space, values_of
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,13 +56,14 @@ class Cell:
 
     @cached_property
     def space(self) -> Space:
-        """What is searched, with its conditions."""
+        """The points that the search may try."""
         return Space(self.ranges)
 
     @cached_property
     def defaults(self) -> Params:
         """The values that the searched hyper-parameters have when nothing is searched."""
-        return self.space.restrict(values_of(self.base.train, self.base.settings))
+        values = values_of(self.base.train, self.base.settings)
+        return {name: values[name] for name in self.space.ranges}
 
     def search_spec(self, params: Params, seed: int) -> TrialSpec:
         """One trial of the search."""
@@ -108,8 +105,7 @@ def check_ranges(where: str, cell: Cell) -> None:
             except UserError as error:
                 raise UserError(f"{where}.search: {error}") from None
     try:
-        space = cell.space
         if cell.search and cell.search.sampler == "grid":
-            space.grid(cell.search.n_trials)
+            cell.space.grid(cell.search.n_trials)
     except UserError as error:
         raise UserError(f"{where}.search: {error}") from None

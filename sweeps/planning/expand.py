@@ -86,7 +86,7 @@ def _entry_cells(
         raise UserError(f"{where}: {error}") from None
     _train_spec(f"{where}.train", entry.train, {name: method})
     train = TrainSpec.model_validate({**cls.train_defaults, **plan.train, **entry.train}) if cls.trains else TrainSpec()
-    ranges = ranges_of(where, plan, entry, cls, values_of(train, settings)) if cls.trains and plan.search else {}
+    ranges = ranges_of(where, plan, entry, cls, values_of(train, settings).keys()) if cls.trains and plan.search else {}
     generation = _generation_spec(f"{where.split(': ')[0]}: generation", task, plan.generation)
     cells = []
     for n_shots in (entry.n_shots or plan.n_shots) if cls.uses_shots else (0,):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from llmft.config import ORACLES, STREAMS, CustomTask, Selection, StrictModel, TaskEntry
 from llmft.tasks import TASKS
@@ -54,6 +54,32 @@ class ModelEntry(ModelName):
         return max(self.workers or 1, self.gpus or 1) > 1
 
 
+class RangeEntry(StrictModel):
+    """What is tried for one hyper-parameter: a number from `low` to `high`, or one of `choices`."""
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    integer: bool = False
+    choices: tuple[Any, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RangeEntry:
+        if bool(self.choices) == (self.low is not None or self.high is not None):
+            raise ValueError("give either low and high, or choices")
+        if self.choices:
+            if any(choice in self.choices[:index] for index, choice in enumerate(self.choices)):
+                raise ValueError("choices names a value twice")
+            return self
+        if self.low is None or self.high is None or not -1e300 < self.low < self.high < 1e300:
+            raise ValueError("low must be a number below high")
+        if self.log and self.low <= 0:
+            raise ValueError("low must be above 0 where log is true")
+        if self.integer and (self.low % 1 or self.high % 1):
+            raise ValueError("low and high must be whole numbers where integer is true")
+        return self
+
+
 class MethodEntry(StrictModel):
     """One method in a plan, and where it departs from the rest of the plan.
 
@@ -80,14 +106,39 @@ class MethodEntry(StrictModel):
         return self
 
 
-class ForgettingPlan(StrictModel):
-    """What the reported trials also measure, with the base model and with the adapted one."""
+class PrunePlan(StrictModel):
+    """When a trial of the search is given up before its last epoch: its best dev score so far is below a floor.
 
-    tasks: tuple[str, ...] = Field((), description="tasks of llmft, zero-shot on their in-domain set")
-    harness: tuple[str, ...] = Field((), description="tasks of lm-evaluation-harness (llmft[harness])")
-    harness_dir: str | None = Field(None, description="a folder with further tasks in the harness's format")
-    text: str | None = Field(None, description="a text file whose perplexity is measured")
-    limit: int | None = Field(None, ge=1, description="examples of each task; null: all")
+    The floors of a trial come from the points of earlier rounds alone (`sweeps.search.pruning`), so they do not hang on who ran first.
+    """
+
+    rule: Literal["median", "asha"]
+    min_epochs: int = Field(5, ge=1, description="every trial runs at least so long; the first rung of asha")
+    reduction_factor: int = Field(3, ge=2, description="asha: the rungs' ratio, and 1 in so many goes on at each")
+    min_points: int = Field(4, ge=1, description="earlier points that must have come to an epoch before it has a floor")
+
+
+class SearchPlan(StrictModel):
+    """How hyper-parameters are searched, with the same budget in every cell.
+
+    `n_trials` points are tried in each cell, each with every one of `seeds`; a space that holds fewer is tried in full. They are
+    asked for in rounds of `round_size`: a round's points depend on the plan and on earlier rounds, so a larger round runs wider
+    and learns less. The samplers are described in `sweeps.search.optuna_search`.
+    """
+
+    n_trials: int = Field(8, ge=1, description="points in each cell")
+    seeds: tuple[int, ...] = Field((100, 101), min_length=1)
+    sampler: Literal["tpe", "random", "grid", "gp"] = "tpe"
+    round_size: int = Field(4, ge=1, description="points that are tried at the same time")
+    seed: int = 0
+    prune: PrunePlan | None = Field(None, description="null: no point is given up")
+
+    @field_validator("sampler", mode="before")
+    @classmethod
+    def _without_cmaes(cls, sampler: Any) -> Any:
+        if sampler == "cmaes":
+            raise ValueError("cmaes is not supported any more; use gp, Optuna's Gaussian process, or tpe")
+        return sampler
 
 
 class ReportPlan(StrictModel):
@@ -100,6 +151,16 @@ class ReportPlan(StrictModel):
 
     seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4, 5), min_length=1)
     vary: tuple[Literal["data", "order", "init", "dropout"], ...] = Field(STREAMS, min_length=1)
+
+
+class ForgettingPlan(StrictModel):
+    """What the reported trials also measure, with the base model and with the adapted one."""
+
+    tasks: tuple[str, ...] = Field((), description="tasks of llmft, zero-shot on their in-domain set")
+    harness: tuple[str, ...] = Field((), description="tasks of lm-evaluation-harness (llmft[harness])")
+    harness_dir: str | None = Field(None, description="a folder with further tasks in the harness's format")
+    text: str | None = Field(None, description="a text file whose perplexity is measured")
+    limit: int | None = Field(None, ge=1, description="examples of each task; null: all")
 
 
 class Plan(StrictModel):
@@ -178,69 +239,3 @@ class Plan(StrictModel):
     def oracles(self) -> tuple[Selection, ...]:
         """The plan's selections that look at the reported sets."""
         return tuple(name for name in self.selections if name in ORACLES)
-
-
-class RangeEntry(StrictModel):
-    """What is tried for one hyper-parameter: between `low` and `high`, or one of `choices`.
-
-    With `when: {schedule: [linear, cosine]}` it is searched only where the other hyper-parameter, searched or fixed, has such a
-    value. A hyper-parameter that is not searched itself at some point has no value there, for the conditions of others.
-    """
-
-    low: float | None = None
-    high: float | None = None
-    log: bool = False
-    integer: bool = False
-    choices: tuple[Any, ...] = ()
-    levels: int | None = Field(None, ge=2, description="values of a grid between low and high; null: as many as fit")
-    when: dict[str, Any] = Field(default_factory=dict, description="other hyper-parameter -> its value, or a list of them")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> RangeEntry:
-        if bool(self.choices) == (self.low is not None or self.high is not None):
-            raise ValueError("give either low and high, or choices")
-        if any(values == [] for values in self.when.values()):
-            raise ValueError("when names no value")
-        if self.choices:
-            if self.levels:
-                raise ValueError("levels is for low and high; choices are tried in full")
-            if any(choice in self.choices[:index] for index, choice in enumerate(self.choices)):
-                raise ValueError("choices names a value twice")
-            return self
-        if self.low is None or self.high is None or not -1e300 < self.low < self.high < 1e300:
-            raise ValueError("low must be a number below high")
-        if self.log and self.low <= 0:
-            raise ValueError("low must be above 0 where log is true")
-        if self.integer and (self.low % 1 or self.high % 1):
-            raise ValueError("low and high must be whole numbers where integer is true")
-        if self.integer and self.levels and self.levels > self.high - self.low + 1:
-            raise ValueError(f"levels must be at most {int(self.high - self.low + 1)}, the whole numbers from low to high")
-        return self
-
-
-class PrunePlan(StrictModel):
-    """When a trial of the search is given up before its last epoch: its best dev score so far is below a floor.
-
-    The floors of a trial come from the points of earlier rounds alone (`sweeps.search.pruning`), so they do not hang on who ran first.
-    """
-
-    rule: Literal["median", "asha"]
-    min_epochs: int = Field(5, ge=1, description="every trial runs at least so long; the first rung of asha")
-    reduction_factor: int = Field(3, ge=2, description="asha: the rungs' ratio, and 1 in so many goes on at each")
-    min_points: int = Field(4, ge=1, description="earlier points that must have come to an epoch before it has a floor")
-
-
-class SearchPlan(StrictModel):
-    """How hyper-parameters are searched, with the same budget in every cell.
-
-    `n_trials` points are tried in each cell, each with every one of `seeds`; a space that holds fewer is tried in full. They are
-    asked for in rounds of `round_size`: a round's points depend on the plan and on earlier rounds, so a larger round runs wider
-    and learns less. The samplers are described in `sweeps.search.optuna_search`.
-    """
-
-    n_trials: int = Field(8, ge=1, description="points in each cell")
-    seeds: tuple[int, ...] = Field((100, 101), min_length=1)
-    sampler: Literal["tpe", "random", "grid", "cmaes"] = "tpe"
-    round_size: int = Field(4, ge=1, description="points that are tried at the same time")
-    seed: int = 0
-    prune: PrunePlan | None = Field(None, description="null: no point is given up")

@@ -1,32 +1,30 @@
-"""Hyper-parameter search in rounds, without state: what a round asks for follows from the plan and from earlier rounds alone.
+"""Hyper-parameter search in rounds: the points of a round follow from the plan and from the outcomes of earlier rounds alone.
 
-A search is an Optuna study that is asked for a round's points and then told how they did, in the order in which they were asked
-for; before each round its sampler is seeded anew by the plan, the cell and the round. So a plan leads to the same trials on any
-number of workers, in any order of completion and after any interruption.
+A search is an Optuna study that is asked for the points of a round, and then told their outcomes in the order in which it was asked.
+Before each round its sampler is seeded anew by the plan, the cell and the round. So a plan leads to the same trials on any number
+of workers, in any order of completion and after any interruption.
 
-tpe: Optuna's multivariate TPE (Bergstra et al. 2011), with the first points at random; where ranges have conditions, one model
-    for each group of hyper-parameters that are searched together.
+tpe: Optuna's multivariate TPE (Bergstra et al. 2011), after the first points at random.
+gp: Optuna's Gaussian process with expected improvement, after the first points at random. A point takes about a second. On
+    machines whose floating-point arithmetic differs, its points may differ in the last digits.
 random: uniform, in the logarithm where `log`.
-grid: `Space.grid`, walked in its order; what the grid leaves of the budget is drawn at random, so that cells stay comparable.
-cmaes: Optuna's CMA-ES (Hansen 2016) after a first round at random. A generation is as many whole rounds as hold its default
-    population, so that no point is lost to it but the dead and the pruned. It moves the numbers that are searched everywhere:
-    choices, and what has a condition, are drawn at random, and where nothing else is searched it is the random sampler.
+grid: `Space.grid`, in its order; the points that the grid leaves of the budget are drawn at random, so that cells stay comparable.
 
-But for the grid, the first point of a cell is its method's defaults, if the ranges hold them.
+The first point of a cell is its method's defaults, if the ranges hold them; not so for the grid.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmft.errors import Cause
 from llmft.records import TrialRecord
 from llmft.seeds import derive
-from sweeps.planning import Params, SearchPlan, Space, distribution, encode, tidy
+from sweeps.planning import Params, SearchPlan, Space, decode, distribution, encode
 from sweeps.search.pruning import Curve, PruningThresholds, curve, given_up_at, mean_curve
 
 if TYPE_CHECKING:
@@ -34,15 +32,16 @@ if TYPE_CHECKING:
 
 
 N_STARTUP = 5
-"""Points before TPE takes over from random draws. It must not depend on the budget: a longer search begins like a shorter one."""
+"""Points at random before a model proposes them. It must not depend on the budget: a longer search begins like a shorter one."""
 
-N_FRESH_DRAWS, N_RANDOM_DRAWS = 20, 200
-"""How often a draw is repeated to find a point that was not tried yet: by the sampler, then at random."""
+N_FRESH_DRAWS = {"tpe": 20, "gp": 3, "random": 20, "grid": 20}
+N_RANDOM_DRAWS = 200
+"""How often a point is drawn in search of one that was not tried yet: by the sampler, then at random."""
 
 
 @dataclass(frozen=True)
 class PointOutcome:
-    """How a searched point did.
+    """The outcome of one point of a search.
 
     Attributes:
         params: the point.
@@ -60,16 +59,16 @@ class PointOutcome:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """Smaller is better: by score, ties by loss."""
+        """Key to sort by, best first: by score, ties by loss."""
         return (math.inf, math.inf) if self.score is None else (-self.score, self.loss)
 
 
 def summarize_point(
     params: Params, records: Sequence[TrialRecord], selection: str, stop_below: PruningThresholds | None = None
 ) -> PointOutcome:
-    """What the trials of one point, one for each search seed, say about it.
+    """Summarize the records of one point, one for each search seed.
 
-    A point with a dead seed is a dead point; else one with a seed that falls below the floors `stop_below` is a pruned one.
+    A point with a failed trial has failed; else a point with a trial that falls below the thresholds `stop_below` is pruned.
     """
     curves, pruned = [], False
     for record in records:
@@ -90,19 +89,19 @@ def summarize_point(
 
 
 def best_point(outcomes: Sequence[PointOutcome]) -> PointOutcome | None:
-    """The best point: highest dev score, then lowest dev loss, then the one asked for first. None if all are dead or pruned."""
-    alive = [outcome for outcome in outcomes if outcome.score is not None]
-    return min(alive, key=lambda outcome: outcome.rank) if alive else None
+    """Choose the point with the highest dev score, then the lowest dev loss, then the earliest. None if all failed or were pruned."""
+    scored = [outcome for outcome in outcomes if outcome.score is not None]
+    return min(scored, key=lambda outcome: outcome.rank, default=None)
 
 
 class Search:
-    """The search of one cell: `ask` for a round, `tell` its outcomes, and so on.
+    """The search of one cell: `ask` for the points of a round, `tell` their outcomes, and so on.
 
-    Both may be called again for rounds that are over. Rounds that were told something else before are asked for anew, so the
-    points of a round follow from what was told last of those before it, whatever came in between.
+    Both may be called again for rounds that are over. When a round is told other outcomes than before, the rounds after it are
+    asked for anew, so that points follow from the outcomes that were told last.
 
     Args:
-        space: what is searched.
+        space: the points that may be tried.
         plan: budget, sampler and seed.
         cell_key: identifies the cell.
         defaults: the values of the hyper-parameters when nothing is searched.
@@ -113,21 +112,22 @@ class Search:
         self.n_points = int(min(plan.n_trials, space.size))
         self.n_rounds = math.ceil(self.n_points / plan.round_size)
         self._grid = space.grid(plan.n_trials) if plan.sampler == "grid" else []
+        self._distributions = {name: distribution(span) for name, span in space.ranges.items()}
         self._start()
 
     def ask(self, index: int) -> list[Params]:
-        """The points of round `index`, from 0; all rounds before it must have been told.
+        """Give the points of round `index`, from 0; all rounds before it must have been told.
 
         Returns:
-            at most `plan.round_size` points, the same list as long as the rounds before it were told nothing else. None stands
-            twice in a search, unless fresh ones are not found.
+            at most `plan.round_size` points, the same list as long as the rounds before it are told the same. No point stands
+            twice in a search, unless `N_RANDOM_DRAWS` find no other.
         """
         if index == len(self._asked):
             self._draw(index)
         return self._asked[index]
 
     def tell(self, index: int, outcomes: Sequence[PointOutcome]) -> None:
-        """How the points of round `index` did, in the order in which they were asked for."""
+        """Take the outcomes of the points of round `index`, in the order of `ask`."""
         if index < len(self._told):
             if self._told[index] == outcomes:
                 return
@@ -139,103 +139,65 @@ class Search:
             self.ask(index)
         n_of_grid = len(outcomes) - len(self._trials[index])
         for trial, outcome in zip(self._trials[index], outcomes[n_of_grid:], strict=True):
-            _tell(self._study, trial, outcome)
+            self._tell(trial, outcome)
         self._told.append(list(outcomes))
 
     def _start(self) -> None:
+        import optuna
+
+        quiet = self.plan.sampler == "gp"  # it warns that it were faster with the package greenlet
+        optuna.logging.set_verbosity(optuna.logging.ERROR if quiet else optuna.logging.WARNING)
         self._asked: list[list[Params]] = []
         self._told: list[list[PointOutcome]] = []
-        self._study: optuna.Study | None = None
+        self._study = optuna.create_study(direction="maximize")
         self._trials: list[list[optuna.Trial]] = []  # of each round, for the points that are not of the grid
+        if not self._grid and self.space.contains(self.defaults):
+            self._study.enqueue_trial({name: encode(self.space.ranges[name], value) for name, value in self.defaults.items()})
 
     def _draw(self, index: int) -> None:
+        """Draw the points of a round, from the grid as far as it goes."""
         first = index * self.plan.round_size
         n_points = min(self.plan.round_size, self.n_points - first)
-        self._asked.append(self._grid[first : first + n_points])
-        self._trials.append([])
-        if len(self._asked[-1]) == n_points:
+        points, trials = self._grid[first : first + n_points], []
+        self._asked.append(points)
+        self._trials.append(trials)
+        if len(points) == n_points:
             return
         seed = derive(self.plan.seed, f"{self.cell_key}/{index}") % 2**32  # numpy's limit
-        tried, repeated = [point for points in self._asked for point in points], []
-        samplers = [self._sampler(seed)] * N_FRESH_DRAWS + [_random(seed)] * N_RANDOM_DRAWS
-        self._study = self._study or self._new_study()
-        while len(self._asked[-1]) < n_points:
-            for n_draws, sampler in enumerate(samplers, 1):
-                self._study.sampler = sampler
-                trial = self._study.ask()
-                point = self._suggest(trial)
+        samplers = [_sampler(self.plan.sampler, seed)] * N_FRESH_DRAWS[self.plan.sampler]
+        samplers += [_sampler("random", seed)] * N_RANDOM_DRAWS
+        tried, repeated = [point for asked in self._asked for point in asked], []
+        while len(points) < n_points:
+            for n_draws, self._study.sampler in enumerate(samplers, 1):
+                trial = self._study.ask(self._distributions)
+                point = {name: decode(span, trial.params[name]) for name, span in self.space.ranges.items()}
                 if point not in tried or n_draws == len(samplers):
                     break
                 repeated.append(trial)
             tried.append(point)
-            self._asked[-1].append(point)
-            self._trials[-1].append(trial)
+            points.append(point)
+            trials.append(trial)
         for trial in repeated:
-            _tell(self._study, trial, PointOutcome({}, None))
+            self._tell(trial, PointOutcome({}, None))
 
-    def _new_study(self) -> optuna.Study:
-        import optuna
+    def _tell(self, trial: optuna.Trial, outcome: PointOutcome) -> None:
+        from optuna.trial import TrialState
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = optuna.create_study(direction="maximize")
-        if not self._grid and self.space.holds(self.defaults):
-            study.enqueue_trial({name: encode(self.space.ranges[name], value) for name, value in self.defaults.items()})
-        return study
-
-    def _suggest(self, trial: optuna.Trial) -> Params:
-        point: Params = {}
-        for name, span in self.space.ranges.items():
-            if not self.space.active(name, point):
-                continue
-            if span.choices:
-                point[name] = span.choices[trial.suggest_categorical(name, range(len(span.choices)))]
-            elif span.integer:
-                point[name] = trial.suggest_int(name, int(span.low), int(span.high), log=span.log)
-            else:
-                point[name] = tidy(span, trial.suggest_float(name, span.low, span.high, log=span.log))
-        return point
-
-    def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
-        import optuna
-
-        conditional = any(span.when for span in self.space.ranges.values())
-        if self.plan.sampler == "tpe":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                return optuna.samplers.TPESampler(
-                    seed=seed, n_startup_trials=N_STARTUP, constant_liar=True, multivariate=True, group=conditional
-                )
-        numbers = [name for name, span in self.space.ranges.items() if not span.choices and not span.when]
-        if self.plan.sampler == "cmaes" and numbers:
-            return _cmaes({name: distribution(self.space.ranges[name]) for name in sorted(numbers)}, self.plan.round_size, seed)
-        return _random(seed)
+        if outcome.score is not None:
+            self._study.tell(trial, outcome.score)
+            return
+        for epoch, score in outcome.curve.items():
+            trial.report(score, epoch)
+        self._study.tell(trial, state=TrialState.PRUNED if outcome.pruned else TrialState.FAIL)
 
 
-def _random(seed: int) -> optuna.samplers.BaseSampler:
-    import optuna
+def _sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
+    from optuna import exceptions, samplers
 
-    return optuna.samplers.RandomSampler(seed=seed)
-
-
-def _cmaes(numbers: Mapping[str, Any], round_size: int, seed: int) -> optuna.samplers.BaseSampler:
-    import optuna
-
-    class CmaEs(optuna.samplers.CmaEsSampler):
-        """Optuna infers the numbers from past trials, and stops for good once a condition has changed them."""
-
-        def infer_relative_search_space(self, study, trial):
-            return numbers
-
-    population = 4 + math.floor(3 * math.log(len(numbers)))  # Hansen 2016, table 1
-    return CmaEs(seed=seed, popsize=math.ceil(population / round_size) * round_size, warn_independent_sampling=False)
-
-
-def _tell(study: optuna.Study, trial: optuna.Trial, outcome: PointOutcome) -> None:
-    import optuna
-
-    if outcome.score is not None:
-        study.tell(trial, outcome.score)
-        return
-    for epoch, accuracy in outcome.curve.items():
-        trial.report(accuracy, epoch)
-    study.tell(trial, state=optuna.trial.TrialState.PRUNED if outcome.pruned else optuna.trial.TrialState.FAIL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", exceptions.ExperimentalWarning)
+        if name == "tpe":
+            return samplers.TPESampler(seed=seed, n_startup_trials=N_STARTUP, constant_liar=True, multivariate=True)
+        if name == "gp":
+            return samplers.GPSampler(seed=seed, n_startup_trials=N_STARTUP)
+    return samplers.RandomSampler(seed=seed)

@@ -31,19 +31,19 @@ def outcome(schedule, records):
 
 @lru_cache
 def searched_cells(sampler, rule, seed=0):
-    """Two cells with conditions in their search; `alpha` is searched in one of them alone, so they share points."""
+    """Two cells that search the same ranges; one of them also searches `alpha`, so they share points."""
     prune = {"rule": rule, "min_epochs": 2, "reduction_factor": 2, "min_points": 2} if rule else None
-    warmup = {"low": 0.1, "high": 0.4, "levels": 2} if sampler == "grid" else {"low": 0.1, "high": 0.4}
+    grid = sampler == "grid"
     search = {
         "schedule": {"choices": ["constant", "linear"]},
-        "warmup_ratio": {**warmup, "when": {"schedule": "linear"}},
-        "learning_rate": {"choices": [1e-5, 1e-4, 1e-3, 1e-2]},
+        "warmup_ratio": {"choices": [0.1, 0.4]},
+        "learning_rate": {"choices": [1e-5, 1e-4, 1e-3, 1e-2] if grid else [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]},
     }
     plan = parse_plan(
         {
             "models": ["fake"], "tasks": ["toy"], "n_shots": [2], "train": {"epochs": 12},
             "methods": {
-                "lora": {"search": search | {"alpha": {"choices": [8, 16], "when": {"schedule": "constant"}}}},
+                "lora": {"search": search | {"alpha": {"choices": [16] if grid else [8, 16]}}},
                 "lora_r": {"method": "lora", "settings": {"lora_dropout": 0.0, "r": 8, "alpha": 16}, "search": search},
             },
             "search": {"n_trials": 16, "seeds": [100, 101], "round_size": 3, "sampler": sampler, "seed": seed, "prune": prune},

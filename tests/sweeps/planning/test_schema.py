@@ -7,7 +7,8 @@ from llmft.errors import UserError
 from llmft.tasks._registry import load_task
 from sweeps.execution.prefetch import Needs
 from sweeps.planning.expand import build_cells
-from sweeps.planning.loader import find_plan, load_plan, parse_plan, read_yaml, shipped_plans
+from sweeps.planning.loader import find_plan, load_plan, parse_plan, shipped_plans
+from sweeps.planning.yaml_file import read_yaml
 from sweeps.search.optuna_search import Search
 
 
@@ -55,10 +56,9 @@ def error_of(path):
         ("{choices: [2, 4]}", "{}", ["either low and high, or choices"]),
         ("lora: {", "lora: {settings: {r: 3}, ", ["methods.lora: r has a fixed value and a search range"]),
         ("{choices: [2, 4]}", "{choices: [2, 4, 2]}", ["methods.lora.search.r", "choices names a value twice"]),
-        ("{choices: [2, 4]}", "{choices: [2, 4], levels: 2}", ["methods.lora.search.r", "choices are tried in full"]),
-        ("{choices: [2, 4]}", "{low: 2, high: 4, integer: true, levels: 4}", ["search.r", "levels must be at most 3"]),
-        ("{choices: [2, 4]}", "{low: 2, high: 4, integer: true, levels: 1}", ["search.r.levels", "got 1"]),
-        ("{choices: [2, 4]}", "{low: 2, high: 4, integer: true, levels: 3}", ["search.r.levels", "sampler: grid", "has tpe"]),
+        ("{choices: [2, 4]}", "{low: 2, high: 4, integer: true, levels: 3}", ["search.r: levels is not supported any more", "choices: ["]),
+        ("{choices: [2, 4]}", "{choices: [2, 4], when: {alpha: 8}}", ["search.r: when is not supported any more", "two method entries"]),
+        ("round_size: 2", "round_size: 2, sampler: cmaes", ["search.sampler: cmaes is not supported any more; use gp"]),
         ("round_size: 2", "round_size: 2, sampler: gird", ["search.sampler", "'gird'"]),
         ("round_size: 2", "round_size: 2, sampler: grid, n_trials: 3", ["stands here twice"]),
         ("n_trials: 4", "n_trials: 3, sampler: grid", ["methods.lora.search", "grid has 4 points; set n_trials to at least 4"]),
@@ -69,27 +69,6 @@ def error_of(path):
         ("tasks: [toy]", "tasks: []", ["tasks: is empty; name at least one"]),
         ("tasks: [toy]", "tasks: toy", ["tasks: must be a list, as in [toy]"]),
         ("round_size: 2", "prune: {rule: hyperband}", ["search.prune.rule", "'median' or 'asha'"]),
-        ("{choices: [2, 4]}", "{choices: [2, 4], when: {}, whn: 2}", ["methods.lora.search.r.whn", "'when'"]),
-        ("{choices: [2, 4]}", "{choices: [2, 4], when: {alpha: []}}", ["search.r", "when names no value"]),
-        (
-            "{choices: [2, 4]}",
-            "{choices: [2, 4], when: {alhpa: 8}}",
-            ["search.r.when: unknown hyper-parameter 'alhpa'", "'alpha'"],
-        ),
-        ("{choices: [2, 4]}", "{choices: [2, 4], when: {alpha: 9}}", ["search.r.when: never holds, for alpha is never 9"]),
-        ("{choices: [2, 4]}", "{choices: [2, 4], when: {r: 2}}", ["methods.lora.search", "circle: r needs r"]),
-        ("{choices: [2, 4]}", "{choices: [2, 4], when: {learning_rate: 0.001}}", ["learning_rate is never 0.001"]),
-        (
-            "{choices: [2, 4]}}",
-            "{choices: [2, 4], when: {alpha: 1}}, alpha: {choices: [1, 2], when: {r: 2}}}",
-            ["methods.lora.search", "circle: "],
-        ),
-        (
-            "{choices: [2, 4]}}",
-            "{choices: [2, 4], when: {alpha: 1, loss: restricted}}, alpha: {choices: [1, 2], when: {loss: full_vocabulary}}, "
-            "loss: {choices: [restricted, full_vocabulary]}}",
-            ["methods.lora.search: r: never searched, for what it asks of alpha and loss never holds"],
-        ),
         ("epochs: 2", "epoch: 2", ["train: unknown key 'epoch'", "'epochs'"]),
         ("epochs: 2", "r: 2", ["train: unknown key 'r'. r belongs under 'methods.lora.settings'."]),
         ("lora: {search", "lora: {settings: {learning_rate: 1e-3}, search", ["methods.lora", "learning_rate belongs under 'train'."]),
@@ -245,45 +224,18 @@ def test_one_method_may_stand_twice(small_cells):
     }
 
 
-def lora_of(cells):
-    return next(cell for cell in cells if cell.entry == "lora")
-
-
-def test_a_condition_on_what_is_fixed_is_settled_by_the_plan(small_cells, monkeypatch):
-    from llmft.methods._base import SearchRange
-    from llmft.methods._registry import method_class
-
-    cell = lora_of(small_cells(("{choices: [2, 4]}", "{choices: [2, 4], when: {alpha: [4, 8], schedule: constant}}"))[1])
-    assert cell.ranges["r"] == SearchRange(choices=(2, 4)) and cell.base.settings["alpha"] == 8
-    own = {
-        "learning_rate": SearchRange(1e-5, 1e-2, log=True),
-        "warmup_ratio": SearchRange(0.0, 0.5, when={"schedule": ["linear", "cosine"]}),
-    }
-    monkeypatch.setattr(method_class("lora"), "search", own)
-    assert set(lora_of(small_cells()[1]).ranges) == {"learning_rate", "r"}  # what a method would search elsewhere is no mistake
-    linear = lora_of(small_cells(("epochs: 2", "epochs: 2, schedule: linear"))[1])
-    assert linear.ranges["warmup_ratio"] == SearchRange(0.0, 0.5)
-    schedules = "{choices: [2, 4]}, schedule: {choices: [constant, linear]}"
-    searched = lora_of(small_cells(("{choices: [2, 4]}", schedules))[1])
-    assert searched.ranges["warmup_ratio"].when == {"schedule": ("linear", "cosine")}
-    assert searched.defaults == {"learning_rate": 2e-4, "r": 8, "schedule": "constant"}  # no warm-up is searched there
-    narrow = lora_of(small_cells(("{choices: [2, 4]}", "{choices: [2, 4]}, schedule: {choices: [constant]}"))[1])
-    assert set(narrow.ranges) == {"learning_rate", "r", "schedule"}
-
-
-def test_what_is_not_searched_at_a_point_keeps_its_default(small_cells):
-    changes = ("{choices: [2, 4]}", "{choices: [2, 4]}, alpha: {choices: [1, 2], when: {r: 2}}")
-    cell = lora_of(small_cells(changes)[1])
-    assert list(cell.space.ranges) == ["learning_rate", "r", "alpha"]
-    assert cell.search_spec({"learning_rate": 1e-3, "r": 4}, 100).settings["alpha"] == 8
-    assert cell.search_spec({"learning_rate": 1e-3, "r": 2, "alpha": 1}, 100).settings["alpha"] == 1
+def test_a_plan_that_an_earlier_version_wrote_out_is_read(plan_file):
+    plan, _ = load_plan(str(plan_file()))
+    content = plan.model_dump(mode="json")
+    content["methods"]["lora"]["search"]["r"] |= {"levels": None, "when": {}}
+    assert parse_plan(content, "results/plan.yaml") == plan
 
 
 def test_a_plan_with_everything_about_the_search_written_out_is_the_same_plan(plan_file):
     plan, _ = load_plan(
         str(
             plan_file(
-                ("{choices: [2, 4]}", "{low: 2, high: 8, integer: true, levels: 3, when: {alpha: [8, 4], schedule: null}}"),
+                ("{choices: [2, 4]}", "{low: 2, high: 8, integer: true}"),
                 ("round_size: 2", "round_size: 2, sampler: grid, prune: {rule: asha, min_epochs: 1}"),
             )
         )
