@@ -61,7 +61,7 @@ def compare(epochs: int, n_unlabelled: int, repeats: int) -> None:
                 with torch.no_grad():
                     prompts = make_batch(lesson.sets[INPUTS], rows, setting.words, teacher, opening=lesson.prefix)
                     for name, said in method.targets(teacher, prompts).items():
-                        method.taught[name][rows] = said
+                        method.teacher_targets[name][rows] = said
                 return loss(method, model, batch)
 
             ContextDistillation.loss = loss_with_teacher

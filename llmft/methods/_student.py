@@ -1,5 +1,7 @@
 """What methods share that train by another method, their student: its name, its settings, and its hooks."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -19,7 +21,7 @@ class StudentSettings(StrictModel):
     def _can_learn(cls, name: str) -> str:
         if name not in METHODS or not method_class(name).trains or issubclass(method_class(name).Settings, StudentSettings):
             raise ValueError("the student must be another method that trains, such as pattern, lora or vanilla")
-        if method_class(name).context is not Method.context:
+        if method_class(name).shows_demonstrations:
             raise ValueError(f"a student reads the query alone, and {name!r} reads demonstrations: use pattern")
         return name
 
@@ -34,32 +36,24 @@ class StudentSettings(StrictModel):
             raise ValueError(str(error)) from None
 
 
-class WordStudentSettings(StudentSettings):
-    """Of a student that trains what shall be said, whatever that is, and keeps nothing about the shots."""
+class TextStudentSettings(StudentSettings):
+    """Settings of a student that is trained to generate texts: references, or rationales and label words."""
 
     @field_validator("student")
     @classmethod
-    def _says_words(cls, name: str) -> str:
-        student = method_class(name)
-        if student.has_own_head or student.begin is not Method.begin:
-            raise ValueError("the student must train what is said and nothing else, such as pattern, lora or prompt_tuning")
+    def _generates(cls, name: str) -> str:
+        if "generation" not in method_class(name).kinds:
+            raise ValueError("the student must be a method that generates text, such as pattern or lora")
         return name
 
 
 class ByStudent(Method):
-    """A method that trains by its student: what it does not say itself, the student does."""
+    """A method that trains by its student: the hooks that it does not override are the student's."""
 
-    def __init__(self, settings=None):
+    def __init__(self, settings: StrictModel | None = None):
         super().__init__(settings)
         self.student = build_method(self.settings.student, self.settings.student_settings)
-        for name in ("has_own_head", "n_virtual_tokens", "base_weights", "pull_to_start", "n_fisher_samples"):
-            setattr(self, name, getattr(self.student, name))
-        for hook in ("read", "prepare", "begin", "prepend_prompt", "scores", "loss", "fold", "virtual_tokens", "peft_adapter"):
+        self.has_own_head, self.base_weights = self.student.has_own_head, self.student.base_weights
+        for hook in ("recipe", "prepare", "prepend_prompt", "scores", "loss", "finalize", "export"):
             if getattr(type(self), hook) is getattr(Method, hook):
                 setattr(self, hook, getattr(self.student, hook))
-
-    def __getattr__(self, name):
-        """What a student's hooks compute besides, through `Adapted`."""
-        if "student" not in vars(self):
-            raise AttributeError(name)
-        return getattr(self.student, name)

@@ -4,12 +4,19 @@ x is what the part reads, behind the layer norm. The paper's best is beside the 
 0, so the network begins exactly as it was.
 """
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from llmft.methods._base import SearchRange
 from llmft.methods.pattern import PatternBased, PatternSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from llmft.models import LoadedModel
 
 
 class ParallelSettings(PatternSettings):
@@ -26,7 +33,7 @@ class Parallel(PatternBased):
     search = {"learning_rate": SearchRange(1e-5, 1e-2, log=True)}
     paper = "He et al. 2022"
 
-    def prepare(self, model, n_labels, generator):
+    def prepare(self, model: LoadedModel, n_labels: int, generator: torch.Generator) -> None:
         from llmft.methods.modules.bottleneck import insert
 
         settings, width = self.settings, model.network.config.hidden_size

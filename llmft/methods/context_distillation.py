@@ -43,14 +43,28 @@ the shots is `n_unlabelled: 0, distil_shots: true, cross_entropy_weight: 0.5` wi
 after 10 % of warm-up, dropout 0.1.
 """
 
-from typing import Literal
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from llmft.errors import UserError
-from llmft.methods._base import SearchRange, TeacherPrompt
+from llmft.methods._base import SearchRange
+from llmft.methods._recipe import Distillation, Recipe, TeacherPrompt, TrialContext
 from llmft.methods._registry import method_class
 from llmft.methods._student import ByStudent, StudentSettings
+from llmft.seeds import stream
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from llmft.data import Example
+    from llmft.models import LoadedModel, QueryBatch
+    from llmft.prompting import LabelWords
 
 
 class DistillationSettings(StudentSettings):
@@ -70,7 +84,7 @@ class DistillationSettings(StudentSettings):
     min_confidence: float = Field(0.0, ge=0, le=1, description="learn only from answers whose best label has this probability")
 
     @model_validator(mode="after")
-    def _consistent(self):
+    def _consistent(self) -> DistillationSettings:
         if not self.n_unlabelled and not self.distil_shots:
             raise ValueError("there is nothing to train on: set n_unlabelled above 0, or distil_shots to true")
         if self.cross_entropy_weight and not self.distil_shots:
@@ -97,34 +111,28 @@ class DistillationSettings(StudentSettings):
 
 class ContextDistillation(ByStudent):
     kinds = ("classification",)
+    uses_teacher = True
     Settings = DistillationSettings
     search = {"learning_rate": SearchRange(1e-6, 1e-3, log=True)}
     paper = "Askell et al. 2021"
 
-    @property
-    def n_unlabelled(self):
-        return self.settings.n_unlabelled
-
-    @property
-    def n_rounds(self):
-        return self.settings.rounds
-
-    def read(self, spec, tokenizer, words):
-        self.student.read(spec, tokenizer, words)
-        if self.settings.rounds > 1 and spec.teacher not in (None, spec.model):
+    def recipe(self, trial: TrialContext) -> Recipe:
+        settings, spec = self.settings, trial.spec
+        if settings.rounds > 1 and spec.teacher not in (None, spec.model):
             raise UserError(
                 f"rounds: after the first the student is the teacher, and this one has another, {spec.teacher.name}. Remove the teacher, "
                 "or set rounds to 1."
             )
+        teacher = Distillation(self.teacher_prompts(trial), self.targets, self.count_selected, settings.n_unlabelled, settings.rounds)
+        shots = trial.draw.shots if settings.distil_shots else ()
+        return replace(self.student.recipe(trial), trained_shots=shots, teacher=teacher)
 
-    def inputs(self, draw):
-        return draw.unlabelled + (draw.shots if self.settings.distil_shots else ())
-
-    def lessons(self, draw, generator):
-        settings, n_unlabelled = self.settings, len(draw.unlabelled)
-        shown = settings.teacher_context in ("demonstrations", "shuffled_labels")
-        if not shown:
-            return (TeacherPrompt(tuple(range(len(self.inputs(draw)))), (), settings.instruction),)
+    def teacher_prompts(self, trial: TrialContext) -> tuple[TeacherPrompt, ...]:
+        """Return the prompt of the unlabelled examples, and one of each group of shots, in which the group is left out."""
+        settings, draw, n_unlabelled = self.settings, trial.draw, self.settings.n_unlabelled
+        if settings.teacher_context not in ("demonstrations", "shuffled_labels"):
+            n_examples = n_unlabelled + (len(draw.shots) if settings.distil_shots else 0)
+            return (TeacherPrompt(tuple(range(n_examples)), (), settings.instruction),)
         n_labels = len({example.label for example in draw.shots})
         groups = [draw.shots[start : start + n_labels] for start in range(0, len(draw.shots), n_labels)]
         if settings.distil_shots and len(groups) < 2:
@@ -132,15 +140,19 @@ class ContextDistillation(ByStudent):
                 "n_shots: with one shot of each label none is left to demonstrate the task for it. Use more shots, or set "
                 "distil_shots to false."
             )
-        texts = [mislabel(group, n_labels, generator) if settings.teacher_context == "shuffled_labels" else group for group in groups]
-        lessons = [TeacherPrompt(tuple(range(n_unlabelled)), sum(texts, ()), settings.instruction)]
+        if settings.teacher_context == "shuffled_labels":
+            generator = stream(trial.spec.data_seed, "lessons")
+            groups = [mislabel(group, n_labels, generator) for group in groups]
+        prompts = [TeacherPrompt(tuple(range(n_unlabelled)), sum(groups, ()), settings.instruction)]
         if settings.distil_shots:
             for number in range(len(groups)):
-                places = range(n_unlabelled + number * n_labels, n_unlabelled + (number + 1) * n_labels)
-                lessons.append(TeacherPrompt(tuple(places), sum(texts[:number] + texts[number + 1 :], ()), settings.instruction))
-        return tuple(lesson for lesson in lessons if lesson.inputs or draw.dev)
+                positions = range(n_unlabelled + number * n_labels, n_unlabelled + (number + 1) * n_labels)
+                others = sum(groups[:number] + groups[number + 1 :], ())
+                prompts.append(TeacherPrompt(tuple(positions), others, settings.instruction))
+        return tuple(prompt for prompt in prompts if prompt.examples or draw.dev)
 
-    def targets(self, model, batch):
+    def targets(self, model: LoadedModel, batch: QueryBatch) -> dict[str, torch.Tensor]:
+        """Compute what the teacher says after each query: outcomes' log-probabilities, how probable their positions are, what is selected."""
         import torch
 
         from llmft.methods.modules.divergence import keep_and_sum_rest
@@ -149,21 +161,21 @@ class ContextDistillation(ByStudent):
         settings = self.settings
         if settings.over == "label_words" or settings.distance == "pseudo_labels":
             scores = label_word_scores(model, batch).labels.float()[:, None]  # [queries, 1, labels]
-            return self.chosen(scores[:, 0], batch.labels) | {
+            return self.selection(scores[:, 0], batch.labels) | {
                 "outcomes": (scores / settings.temperature).log_softmax(-1),
                 "reached": torch.ones_like(scores[..., 0]),
             }
         logits = answer_logits(model, batch)  # [queries, places, vocabulary]
         outcomes, words = (logits / settings.temperature).log_softmax(-1), logits.log_softmax(-1)
-        kept = self.chosen(word_log_probabilities(words, batch.words), batch.labels)
+        kept = self.selection(word_log_probabilities(words, batch.words), batch.labels)
         kept["reached"] = probability_of_beginnings(words, batch.words)
         if settings.over == "vocabulary":
             return kept | {"outcomes": outcomes}
         top = outcomes.topk(min(settings.k, outcomes.shape[-1] - 1), dim=-1).indices
         return kept | {"outcomes": keep_and_sum_rest(outcomes, top), "top": top}
 
-    def chosen(self, scores, labels):
-        """Which inputs have a label, and whose divergence counts, [queries] each, as 1 or 0.
+    def selection(self, scores: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Compute which examples have a label, and whose divergence counts, [queries] each, as 1 or 0.
 
         Args:
             scores: the teacher's log-probabilities of the label words, up to a constant, [queries, labels].
@@ -174,8 +186,9 @@ class ContextDistillation(ByStudent):
             selected &= ~is_labelled | (scores.argmax(-1) == labels)
         return {"is_labelled": is_labelled.float(), "selected": selected.float()}
 
-    def n_trusted(self):
-        selected = self.taught["selected"]
+    def count_selected(self, targets: Mapping[str, torch.Tensor]) -> int:
+        """Count the examples whose targets are learned from; none is a UserError."""
+        selected = targets["selected"]
         if not (n := int(selected.sum())):
             wanted = [f"min_confidence {self.settings.min_confidence:g}"] if self.settings.min_confidence else []
             wanted += ["only_correct"] if self.settings.only_correct else []
@@ -185,14 +198,14 @@ class ContextDistillation(ByStudent):
             )
         return n
 
-    def loss(self, model, batch):
+    def loss(self, model: LoadedModel, batch: QueryBatch) -> torch.Tensor:
         import torch.nn.functional as F
 
         from llmft.methods.modules.divergence import divergence, keep_and_sum_rest
         from llmft.models import answer_logits, word_log_probabilities
 
         settings, rows = self.settings, batch.indices.cpu()
-        taught = {name: values[rows].to(batch.labels.device) for name, values in self.taught.items()}
+        teacher = {name: values[rows].to(batch.labels.device) for name, values in self.teacher_targets.items()}
         if settings.over == "label_words":
             logits = self.scores(model, batch).labels.float()[:, None]  # [queries, 1, labels]
             labels = logits[:, 0].log_softmax(-1)  # [queries, labels]
@@ -201,30 +214,28 @@ class ContextDistillation(ByStudent):
             labels = word_log_probabilities(logits.log_softmax(-1), batch.words)
         weight = settings.cross_entropy_weight
         if settings.distance == "pseudo_labels":
-            apart = F.nll_loss(labels, taught["outcomes"][:, 0].argmax(-1), reduction="none")  # [queries]
+            apart = F.nll_loss(labels, teacher["outcomes"][:, 0].argmax(-1), reduction="none")  # [queries]
         else:
             outcomes = (logits / settings.temperature).log_softmax(-1)
             if settings.over == "top_k":
-                outcomes = keep_and_sum_rest(outcomes, taught["top"])
-            apart = (taught["reached"] * divergence(settings.distance, taught["outcomes"], outcomes)).sum(1)  # [queries]
+                outcomes = keep_and_sum_rest(outcomes, teacher["top"])
+            apart = (teacher["reached"] * divergence(settings.distance, teacher["outcomes"], outcomes)).sum(1)  # [queries]
             apart = settings.temperature**2 * apart
         # a batch holds some that are selected, and some that are labelled, or none
-        loss = (1 - weight) * (taught["selected"] * apart).mean() / self.taught["selected"].mean()
+        loss = (1 - weight) * (teacher["selected"] * apart).mean() / self.teacher_targets["selected"].mean()
         if not weight:
             return loss
         right = F.nll_loss(labels, batch.labels, ignore_index=-1, reduction="sum") / len(batch)
-        return loss + weight * right / self.taught["is_labelled"].mean()
+        return loss + weight * right / self.teacher_targets["is_labelled"].mean()
 
 
-def mislabel(group, n_labels, generator):
-    """The examples of one round (one of each label), each with the label of another."""
-    from dataclasses import replace
-
+def mislabel(group: tuple[Example, ...], n_labels: int, generator: np.random.Generator) -> tuple[Example, ...]:
+    """Return the examples of one group (one of each label), each with the label of another."""
     shift = int(generator.integers(1, n_labels))
     return tuple(replace(example, label=(example.label + shift) % n_labels) for example in group)
 
 
-def probability_of_beginnings(log_probabilities, words):
+def probability_of_beginnings(log_probabilities: torch.Tensor, words: LabelWords) -> torch.Tensor:
     """How probable it is that an answer comes to each of `words.beginnings`, [queries, places].
 
     Args:

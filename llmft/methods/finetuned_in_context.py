@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from llmft.errors import UserError
 from llmft.methods._base import SearchRange
+from llmft.methods._recipe import Prompting, Recipe, TrialContext
 from llmft.methods.pattern import WholeModel, WholeModelSettings
 
 
@@ -33,24 +34,20 @@ class FinetunedInContextSettings(WholeModelSettings):
 
 class FinetunedInContext(WholeModel):
     Settings = FinetunedInContextSettings
+    shows_demonstrations = True
     search = {"learning_rate": SearchRange(1e-6, 1e-4, log=True)}
     paper = "Schick & Schuetze 2021; Brown et al. 2020"
 
-    @property
-    def trains_bare(self):
-        return self.settings.train_prompts == "bare"
-
-    def context(self, shots):
-        n, n_needed = self.settings.n_demonstrations, self.settings.n_demonstrations + (self.settings.train_on == "others")
+    def recipe(self, trial: TrialContext) -> Recipe:
+        shots, n = trial.draw.shots, self.settings.n_demonstrations
+        n_needed = n + (self.settings.train_on == "others")
         if len(shots) < n_needed:
             raise UserError(
                 f"n_shots: 'finetuned_in_context' with n_demonstrations {n} and train_on '{self.settings.train_on}' needs at least "
                 f"{n_needed} shots in all (got {len(shots)}). Set n_demonstrations lower or n_shots higher."
             )
-        return shots[:n]
-
-    def inputs(self, draw):
-        return draw.shots[self.settings.n_demonstrations :] if self.settings.train_on == "others" else draw.shots
+        prompting = Prompting(demonstrations=shots[:n], train_without_demonstrations=self.settings.train_prompts == "bare")
+        return Recipe(shots[n:] if self.settings.train_on == "others" else shots, prompting)
 
 
 METHOD = FinetunedInContext

@@ -4,13 +4,20 @@ The head is that of vanilla fine-tuning, linear unless `head: fully_connected`; 
 unlearned, so the probe says how much the model knew before.
 """
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from llmft.config import StrictModel
 from llmft.methods._base import SearchRange
 from llmft.methods.vanilla import Vanilla
+
+if TYPE_CHECKING:
+    import torch
+
+    from llmft.models import LoadedModel
 
 
 class HeadOnly(Vanilla):
@@ -21,7 +28,7 @@ class HeadOnly(Vanilla):
     search = {"learning_rate": SearchRange(1e-4, 1e-1, log=True)}
     paper = "Alain & Bengio 2017"
 
-    def prepare(self, model, n_labels, generator):
+    def prepare(self, model: LoadedModel, n_labels: int, generator: torch.Generator) -> None:
         super().prepare(model, n_labels, generator)
         model.network.requires_grad_(False)
         model.network.classifier.requires_grad_(True)

@@ -11,15 +11,23 @@ is right, followed by the `marker`. The model first says a rationale of its own,
 have rationales: a user's own names their column.
 """
 
+from dataclasses import replace
+
 from pydantic import Field, model_validator
 
 from llmft.config import StrictModel
+from llmft.errors import UserError
+from llmft.methods._recipe import Rationales, Recipe, TrialContext
 from llmft.methods.zero_shot import PromptingSettings, ZeroShot
 
 
 class ReasoningSettings(StrictModel):
     marker: str = Field(" The answer is", pattern=r"\S$", description="stands between a rationale and its label word")
     max_rationale_tokens: int = Field(64, ge=1, description="the longest rationale that the model says")
+
+    @property
+    def rationale_format(self) -> Rationales:
+        return Rationales(self.marker, self.max_rationale_tokens)
 
 
 class InContextSettings(ReasoningSettings, PromptingSettings):
@@ -34,19 +42,18 @@ class InContextSettings(ReasoningSettings, PromptingSettings):
 
 class InContext(ZeroShot):
     uses_shots = True
+    shows_demonstrations = True
     paper = "Brown et al. 2020"
     Settings = InContextSettings
 
-    @property
-    def marker(self):
-        return self.settings.marker if self.settings.rationales else ""
-
-    @property
-    def n_rationale_tokens(self):
-        return self.settings.max_rationale_tokens if self.settings.rationales else 0
-
-    def context(self, shots):
-        return shots
+    def recipe(self, trial: TrialContext) -> Recipe:
+        rationales = self.settings.rationale_format if self.settings.rationales else None
+        if rationales and trial.spec.generation:
+            raise UserError(
+                f"method '{trial.spec.method}': settings.rationales lead to label words, and '{trial.spec.task}' generates text. Use false."
+            )
+        prompting = replace(super().recipe(trial).prompting, demonstrations=trial.draw.shots, rationales=rationales)
+        return Recipe(prompting=prompting)
 
 
 METHOD = InContext

@@ -5,13 +5,22 @@ The adapters are peft's. They start as the identity (B = 0) and can be merged in
 al. 2024). A plan searches ranks with `search: {r: {choices: [1, 2, 4, 8, 16, 64]}}`.
 """
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from llmft.errors import UserError
 from llmft.methods._base import SearchRange
 from llmft.methods.pattern import PatternBased, PatternSettings
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftConfig
+    from transformers import PreTrainedModel
+
+    from llmft.models import LoadedModel
 
 
 class LoraSettings(PatternSettings):
@@ -32,7 +41,7 @@ class Lora(PatternBased):
     search = {"learning_rate": SearchRange(1e-5, 1e-2, log=True)}
     paper = "Hu et al. 2022"
 
-    def peft_config(self, network):
+    def peft_config(self, network: PreTrainedModel) -> PeftConfig:
         from peft import LoraConfig
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
@@ -55,7 +64,7 @@ class Lora(PatternBased):
             task_type=task_type(network),
         )
 
-    def prepare(self, model, n_labels, generator):
+    def prepare(self, model: LoadedModel, n_labels: int, generator: torch.Generator) -> None:
         from llmft.methods.modules.peft_layers import insert_peft_layers, linear_layers
 
         try:
@@ -66,7 +75,7 @@ class Lora(PatternBased):
                 f"Layers: {', '.join(linear_layers(model.network))}."
             ) from None
 
-    def peft_adapter(self, model):
+    def export(self, model: LoadedModel) -> tuple[PeftConfig, dict[str, torch.Tensor]] | None:
         from llmft.methods.modules.peft_layers import peft_layers_of
 
         return peft_layers_of(model.network)

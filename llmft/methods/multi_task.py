@@ -14,15 +14,17 @@ shall not be seen at all, select the `last` checkpoint and do not search.
 `student` is how the weights are trained: pattern, lora, or another method without a head of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from pydantic import Field
 
 from llmft.methods._base import SearchRange
-from llmft.methods._student import ByStudent, WordStudentSettings
+from llmft.methods._recipe import Recipe, TaskMixture, TrialContext
+from llmft.methods._student import ByStudent, TextStudentSettings
 
 
-class MultiTaskSettings(WordStudentSettings):
+class MultiTaskSettings(TextStudentSettings):
     n_examples: int = Field(1024, ge=1, description="of all tasks of the mixture together")
     cap: int = Field(3000, ge=1, description="the largest pool that raises a task's rate")
     temperature: float = Field(1.0, gt=0, description="above 1: rates more alike")
@@ -30,14 +32,15 @@ class MultiTaskSettings(WordStudentSettings):
 
 class MultiTask(ByStudent):
     Settings = MultiTaskSettings
+    uses_mixture = True
     search = {"learning_rate": SearchRange(1e-6, 1e-3, log=True)}
     paper = "Raffel et al. 2020; Wei et al. 2022"
 
-    @property
-    def n_mixed(self):
-        return self.settings.n_examples
+    def recipe(self, trial: TrialContext) -> Recipe:
+        return replace(self.student.recipe(trial), mixture=TaskMixture(self.settings.n_examples, self.rates))
 
-    def rates(self, sizes):
+    def rates(self, sizes: Mapping[str, int]) -> Mapping[str, float]:
+        """Return each task's share of the mixture by the `sizes` of the tasks' pools."""
         rates = mixing_rates(list(sizes.values()), self.settings.cap, self.settings.temperature)
         return dict(zip(sizes, rates, strict=True))
 

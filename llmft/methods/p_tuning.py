@@ -5,12 +5,19 @@ layers. It ties the virtual tokens together, and learns at lower rates than embe
 after training the embeddings take its place. The prompt differs from no prompt at the start: there is no identity to begin with.
 """
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from llmft.methods._base import SearchRange
 from llmft.methods.prompt_tuning import SoftPromptMethod, SoftPromptSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from llmft.models import LoadedModel
 
 
 class PTuningSettings(SoftPromptSettings):
@@ -24,7 +31,7 @@ class PTuning(SoftPromptMethod):
     search = {"learning_rate": SearchRange(1e-5, 1e-1, log=True)}
     paper = "Liu et al. 2021"
 
-    def prepare(self, model, n_labels, generator):
+    def prepare(self, model: LoadedModel, n_labels: int, generator: torch.Generator) -> None:
         from peft import PromptEncoder, PromptEncoderConfig
 
         from llmft.methods.modules.soft_prompt import EncodedPrompt, trained_alone

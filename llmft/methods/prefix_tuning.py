@@ -10,13 +10,23 @@ position k.
 Gradient checkpointing is refused: transformers drops the cache that holds the prefix where it is on.
 """
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from llmft.errors import UserError
 from llmft.methods._base import SearchRange
+from llmft.methods._recipe import Recipe, TrialContext
 from llmft.methods.prompt_tuning import SoftPromptMethod, SoftPromptSettings
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftConfig
+
+    from llmft.models import LoadedModel, QueryBatch
+    from llmft.records import VirtualToken
 
 INIT_STD = 0.02
 
@@ -33,21 +43,21 @@ class PrefixTuning(SoftPromptMethod):
     search = {"learning_rate": SearchRange(1e-4, 1.0, log=True)}
     paper = "Li & Liang 2021"
 
-    def read(self, spec, tokenizer, words):
+    def recipe(self, trial: TrialContext) -> Recipe:
         from llmft.models import load_config
 
-        super().read(spec, tokenizer, words)
-        if spec.train.gradient_checkpointing:
+        if trial.spec.train.gradient_checkpointing:
             raise UserError(
                 "train.gradient_checkpointing: 'prefix_tuning' cannot have it, since transformers drops the keys and values that are "
                 "learned. Set it to false, or use prompt_tuning."
             )
-        if load_config(spec.model).is_encoder_decoder:
+        if load_config(trial.spec.model).is_encoder_decoder:
             raise UserError(
                 "method 'prefix_tuning': learns keys and values for causal models only, and this one has an encoder. Use prompt_tuning."
             )
+        return super().recipe(trial)
 
-    def prepare(self, model, n_labels, generator):
+    def prepare(self, model: LoadedModel, n_labels: int, generator: torch.Generator) -> None:
         import torch
 
         from llmft.methods.modules.soft_prompt import EncodedPrompt, SoftPrompt, cached_words, sample_words, trained_alone
@@ -70,17 +80,17 @@ class PrefixTuning(SoftPromptMethod):
             prompt = EncodedPrompt.seeded(lambda: PrefixEncoder(config), settings.n_virtual_tokens, generator)
         trained_alone(model, prompt)
 
-    def prepend_prompt(self, model, batch):
+    def prepend_prompt(self, model: LoadedModel, batch: QueryBatch) -> QueryBatch:
         from llmft.models import HALF, Prefix, with_prefix
 
         vectors = self.soft_prompt(model).to(HALF.get(model.precision))
         layers = vectors.unflatten(1, self.shape).permute(1, 2, 3, 0, 4)  # [layers, 2, heads, virtual tokens, size]
         return with_prefix(batch, Prefix(tuple((keys[None], values[None]) for keys, values in layers), len(vectors)))
 
-    def virtual_tokens(self, model, tokenizer):
+    def nearest_tokens(self, model: LoadedModel) -> list[VirtualToken]:
         return []  # keys and values are no embeddings
 
-    def peft_adapter(self, model):
+    def export(self, model: LoadedModel) -> tuple[PeftConfig, dict[str, torch.Tensor]] | None:
         from peft import PrefixTuningConfig
 
         n_layers, _, n_heads, size = self.shape

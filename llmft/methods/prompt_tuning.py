@@ -8,13 +8,24 @@ with. The learning rate must be high, 0.3 with Adafactor in the paper. A prompt 
 learned on, but is small: another task is another file.
 """
 
-from typing import Literal
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from llmft.errors import UserError
 from llmft.methods._base import SearchRange
+from llmft.methods._recipe import Prompting, Recipe, TrialContext
 from llmft.methods.pattern import PatternBased, PatternSettings
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftConfig
+
+    from llmft.models import AdaptedModel, LoadedModel, QueryBatch
+    from llmft.records import VirtualToken
 
 
 class SoftPromptSettings(PatternSettings):
@@ -36,37 +47,41 @@ class SoftPromptMethod(PatternBased):
     """What the methods that learn embeddings in front of the prompt share; `network.soft_prompt()` gives them."""
 
     Settings = SoftPromptSettings
-    special_ids: tuple[int, ...] = ()
+    tokenizer: Any = None  # of the trial; None for a model that was trained before
 
-    def read(self, spec, tokenizer, words):
-        self.special_ids = tuple(tokenizer.all_special_ids)
+    def recipe(self, trial: TrialContext) -> Recipe:
+        self.tokenizer = trial.tokenizer
+        return replace(super().recipe(trial), prompting=Prompting(n_virtual_tokens=self.settings.n_virtual_tokens))
 
     @property
-    def n_virtual_tokens(self):
-        return self.settings.n_virtual_tokens
+    def special_ids(self) -> tuple[int, ...]:
+        return tuple(self.tokenizer.all_special_ids) if self.tokenizer else ()
 
-    def soft_prompt(self, model):
+    def soft_prompt(self, model: LoadedModel) -> torch.Tensor:
+        """Compute the learned vectors, [virtual tokens, width]."""
         return model.network.soft_prompt()
 
-    def prepend_prompt(self, model, batch):
+    def prepend_prompt(self, model: LoadedModel, batch: QueryBatch) -> QueryBatch:
         from llmft.models import with_soft_prompt
 
         return with_soft_prompt(batch, self.soft_prompt(model))
 
-    def fold(self, adapted):
+    def finalize(self, adapted: AdaptedModel) -> list[VirtualToken]:
         import torch
 
         from llmft.methods.modules.soft_prompt import SoftPrompt
 
         with torch.no_grad():
             adapted.network.soft_prompt = SoftPrompt(adapted(self.soft_prompt).clone())
+        return adapted(self.nearest_tokens) if self.tokenizer else []
 
-    def virtual_tokens(self, model, tokenizer):
+    def nearest_tokens(self, model: LoadedModel) -> list[VirtualToken]:
+        """Find the tokens of the vocabulary that each virtual token is nearest to."""
         from llmft.methods.modules.soft_prompt import nearest_words
 
-        return nearest_words(self.soft_prompt(model), model.network.get_input_embeddings().weight, tokenizer)
+        return nearest_words(self.soft_prompt(model), model.network.get_input_embeddings().weight, self.tokenizer)
 
-    def peft_adapter(self, model):
+    def export(self, model: LoadedModel) -> tuple[PeftConfig, dict[str, torch.Tensor]] | None:
         from peft import PromptTuningConfig
 
         from llmft.methods.modules.peft_layers import task_type
@@ -85,20 +100,21 @@ class PromptTuning(SoftPromptMethod):
     search = {"learning_rate": SearchRange(1e-3, 1.0, log=True)}
     paper = "Lester et al. 2021"
 
-    words_to_copy: tuple[tuple[int, ...], ...] = ()
+    tokens_to_copy: tuple[tuple[int, ...], ...] = ()
 
-    def read(self, spec, tokenizer, words):
-        super().read(spec, tokenizer, words)
-        if self.settings.initialisation == "labels" and words is None:
-            raise UserError(f"initialisation: 'labels' are label words, and the task '{spec.task}' generates text. Use vocabulary or text.")
+    def recipe(self, trial: TrialContext) -> Recipe:
         if self.settings.initialisation == "labels":
-            self.words_to_copy = words.ids
+            if trial.label_words is None:
+                raise UserError(
+                    f"initialisation: 'labels' are label words, and the task '{trial.spec.task}' generates text. Use vocabulary or text."
+                )
+            self.tokens_to_copy = trial.label_words.ids
         elif self.settings.initialisation == "text":
-            ids = tokenizer(self.settings.text, add_special_tokens=False)["input_ids"]
-            k = self.settings.n_virtual_tokens
-            self.words_to_copy = tuple((ids[place % len(ids)],) for place in range(k))
+            ids = trial.tokenizer(self.settings.text, add_special_tokens=False)["input_ids"]
+            self.tokens_to_copy = tuple((ids[i % len(ids)],) for i in range(self.settings.n_virtual_tokens))
+        return super().recipe(trial)
 
-    def prepare(self, model, n_labels, generator):
+    def prepare(self, model: LoadedModel, n_labels: int, generator: torch.Generator) -> None:
         import torch
 
         from llmft.methods.modules.soft_prompt import SoftPrompt, sample_words, trained_alone
@@ -108,8 +124,8 @@ class PromptTuning(SoftPromptMethod):
             vectors = torch.rand(k, words.shape[1], generator=generator) - 0.5
         else:
             vectors = words[sample_words(len(words), self.special_ids, k, generator).to(words.device)].clone()
-            for place, ids in enumerate(self.words_to_copy[:k]):
-                vectors[place] = words[list(ids)].mean(0)
+            for position, ids in enumerate(self.tokens_to_copy[:k]):
+                vectors[position] = words[list(ids)].mean(0)
         trained_alone(model, SoftPrompt(vectors))
 
 

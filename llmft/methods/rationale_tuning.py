@@ -7,12 +7,15 @@ label is read behind the marker, as in `in_context` with `rationales: true`, but
 `student` is how the weights are trained: pattern, lora, or another method without a head of its own.
 """
 
+from dataclasses import replace
+
 from llmft.methods._base import SearchRange
-from llmft.methods._student import ByStudent, WordStudentSettings
+from llmft.methods._recipe import Recipe, TrialContext
+from llmft.methods._student import ByStudent, TextStudentSettings
 from llmft.methods.in_context import ReasoningSettings
 
 
-class RationaleTuningSettings(ReasoningSettings, WordStudentSettings):
+class RationaleTuningSettings(ReasoningSettings, TextStudentSettings):
     pass
 
 
@@ -22,13 +25,10 @@ class RationaleTuning(ByStudent):
     search = {"learning_rate": SearchRange(1e-6, 1e-3, log=True)}
     paper = "Wei et al. 2022"
 
-    @property
-    def marker(self):
-        return self.settings.marker
-
-    @property
-    def n_rationale_tokens(self):
-        return self.settings.max_rationale_tokens
+    def recipe(self, trial: TrialContext) -> Recipe:
+        rationales = self.settings.rationale_format
+        recipe = self.student.recipe(replace(trial, rationale_marker=rationales.marker))
+        return replace(recipe, prompting=replace(recipe.prompting, rationales=rationales))
 
 
 METHOD = RationaleTuning

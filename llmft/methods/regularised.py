@@ -17,12 +17,21 @@ trained model's next word after the query (the first token of a label word); the
 The reported training loss of `l2_sp` and `ewc` is the task's alone. A strength of 0 is pattern-based fine-tuning.
 """
 
-from typing import Literal
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from llmft.methods._base import SearchRange
+from llmft.methods._recipe import AnchorPenalty, Distillation, Recipe, TeacherPrompt, TrialContext
 from llmft.methods.pattern import WholeModel, WholeModelSettings, label_word_loss
+
+if TYPE_CHECKING:
+    import torch
+
+    from llmft.models import LoadedModel, QueryBatch
 
 
 class RegularisedSettings(WholeModelSettings):
@@ -39,36 +48,28 @@ class Regularised(WholeModel):
     search = {"learning_rate": SearchRange(1e-6, 1e-4, log=True), "strength": SearchRange(1e-3, 10.0, log=True)}
     paper = "Li et al. 2018; Kirkpatrick et al. 2017"
 
-    @property
-    def pull_to_start(self):
-        return 0.0 if self.settings.penalty == "kl_to_base" else self.settings.strength
+    def recipe(self, trial: TrialContext) -> Recipe:
+        settings, recipe = self.settings, super().recipe(trial)
+        if settings.penalty == "kl_to_base":
+            prompt = TeacherPrompt(tuple(range(len(recipe.trained_shots))))
+            return replace(recipe, teacher=Distillation((prompt,), self.targets, teacher_is_model=True))
+        n_samples = settings.n_fisher_samples if settings.penalty == "ewc" and settings.strength else 0
+        return replace(recipe, anchor=AnchorPenalty(settings.strength, n_samples))
 
-    @property
-    def n_fisher_samples(self):
-        return self.settings.n_fisher_samples if self.settings.penalty == "ewc" and self.settings.strength else 0
-
-    def next_word(self, model, batch):
+    def targets(self, model: LoadedModel, batch: QueryBatch) -> dict[str, torch.Tensor]:
+        """Compute the log-probabilities of the next token after each query, [queries, vocabulary]."""
         from llmft.models import next_token_log_probabilities
 
-        return next_token_log_probabilities(model, batch)
+        return {"next_token": next_token_log_probabilities(model, batch)}
 
-    def begin(self, adapted, batches):
-        import torch
-
-        if self.settings.penalty == "kl_to_base":
-            found = [(batch.indices.cpu(), adapted(self.next_word, batch).cpu()) for batch in batches]
-            indices, rows = (torch.cat(part) for part in zip(*found, strict=True))
-            self.base = torch.empty_like(rows)  # [shots, vocabulary], on the host
-            self.base[indices] = rows
-
-    def loss(self, model, batch):
+    def loss(self, model: LoadedModel, batch: QueryBatch) -> torch.Tensor:
         if self.settings.penalty != "kl_to_base":
             return super().loss(model, batch)
         import torch
         import torch.nn.functional as F
 
-        ours = self.next_word(model, batch)  # [queries, vocabulary]
-        base = self.base[batch.indices.cpu()].to(ours.device)
+        ours = self.targets(model, batch)["next_token"]  # [queries, vocabulary]
+        base = self.teacher_targets["next_token"][batch.indices.cpu()].to(ours.device)
         if batch.words.single:
             scores = ours[:, torch.tensor([word[0] for word in batch.words.ids], device=ours.device)]
         else:

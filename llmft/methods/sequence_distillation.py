@@ -17,50 +17,37 @@ the student. Wu et al. train for 5 epochs in batches of 1,024, at 5e-4 encoder-d
 every query into Alpaca's wrapper, in training and in evaluation (`format: alpaca` of a task).
 """
 
+from dataclasses import replace
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from llmft.methods._base import SearchRange, TeacherPrompt
-from llmft.methods._registry import method_class
-from llmft.methods._student import ByStudent, StudentSettings
+from llmft.methods._base import SearchRange
+from llmft.methods._recipe import Distillation, Recipe, TeacherPrompt, TrialContext
+from llmft.methods._student import ByStudent, TextStudentSettings
 
 
-class SequenceDistillationSettings(StudentSettings):
+class SequenceDistillationSettings(TextStudentSettings):
     teacher_context: Literal["demonstrations", "none"] = Field("demonstrations", description="what stands in the teacher's prompt")
     instruction: str = Field("", description="opens the teacher's prompt, with or without demonstrations")
     n_unlabelled: int = Field(128, ge=1, description="examples of the training pool that the teacher answers")
     train_on_shots: bool = Field(False, description="the shots and their references are trained on as well")
     keep_unfinished: bool = Field(False, description="answers that were cut are learned from too")
 
-    @field_validator("student")
-    @classmethod
-    def _generates(cls, name: str) -> str:
-        if "generation" not in method_class(name).kinds:
-            raise ValueError("the student must be a method that generates text, such as pattern or lora")
-        return name
-
 
 class SequenceDistillation(ByStudent):
     kinds = ("generation",)
+    uses_teacher = True
     Settings = SequenceDistillationSettings
     search = {"learning_rate": SearchRange(1e-6, 1e-3, log=True)}
     paper = "Kim & Rush 2016; Wu et al. 2023"
 
-    @property
-    def n_unlabelled(self):
-        return self.settings.n_unlabelled
-
-    @property
-    def keeps_unfinished(self):
-        return self.settings.keep_unfinished
-
-    def inputs(self, draw):
-        return draw.unlabelled + (draw.shots if self.settings.train_on_shots else ())
-
-    def lessons(self, draw, generator):
-        shown = draw.shots if self.settings.teacher_context == "demonstrations" else ()
-        return (TeacherPrompt(tuple(range(len(draw.unlabelled))), shown, self.settings.instruction),)
+    def recipe(self, trial: TrialContext) -> Recipe:
+        settings, shots = self.settings, trial.draw.shots
+        shown = shots if settings.teacher_context == "demonstrations" else ()
+        prompt = TeacherPrompt(tuple(range(settings.n_unlabelled)), shown, settings.instruction)
+        teacher = Distillation((prompt,), n_unlabelled=settings.n_unlabelled, keep_truncated_texts=settings.keep_unfinished)
+        return replace(self.student.recipe(trial), trained_shots=shots if settings.train_on_shots else (), teacher=teacher)
 
 
 METHOD = SequenceDistillation

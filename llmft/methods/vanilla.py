@@ -6,12 +6,19 @@ The head is linear, or fully connected as in Mosbach et al. 2023: Linear(d, d), 
 N(0, 0.02), biases 0.
 """
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from llmft.config import StrictModel
 from llmft.methods._base import Method, SearchRange
+
+if TYPE_CHECKING:
+    import torch
+
+    from llmft.models import LoadedModel, QueryBatch, Scores
 
 INIT_STD = 0.02
 
@@ -25,7 +32,7 @@ class Vanilla(Method):
     search = {"learning_rate": SearchRange(1e-6, 1e-4, log=True)}
     paper = "Devlin et al. 2019"
 
-    def prepare(self, model, n_labels, generator):
+    def prepare(self, model: LoadedModel, n_labels: int, generator: torch.Generator) -> None:
         import torch
         from torch import nn
 
@@ -44,7 +51,7 @@ class Vanilla(Method):
             output.requires_grad_(False)  # the head replaces it
         model.network.classifier = head
 
-    def scores(self, model, batch):
+    def scores(self, model: LoadedModel, batch: QueryBatch) -> Scores:
         from llmft.models import Scores, answer_hidden
 
         return Scores(model.network.classifier(answer_hidden(model, batch)))

@@ -13,7 +13,9 @@ from typing import Literal
 from pydantic import Field
 
 from llmft.config import StrictModel
+from llmft.errors import UserError
 from llmft.methods._base import Method
+from llmft.methods._recipe import Prompting, Recipe, TrialContext
 
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021, section 5
 
@@ -30,9 +32,14 @@ class ZeroShot(Method):
     paper = "Radford et al. 2019"
     Settings = PromptingSettings
 
-    @property
-    def calibration_texts(self):
-        return CONTENT_FREE if self.settings.calibration == "contextual" else ()
+    def recipe(self, trial: TrialContext) -> Recipe:
+        if self.settings.calibration == "none":
+            return Recipe()
+        if trial.label_words is None:
+            raise UserError(
+                f"method '{trial.spec.method}': settings.calibration is for label words, and '{trial.spec.task}' generates text. Use none."
+            )
+        return Recipe(prompting=Prompting(calibration_texts=CONTENT_FREE))
 
 
 METHOD = ZeroShot

@@ -33,7 +33,7 @@ class TrainingResult:
 
     Attributes:
         first_loss, last_loss: of the first step and, on average, of the last epoch.
-        weight_distance: how far the base's weights have moved (`Start.distance`).
+        weight_distance: how far the base's weights have moved (`WeightAnchor.distance`).
         virtual_tokens: what the tokens of a learned prompt resemble.
         content_free: the label words' mean probabilities for queries without content, by which scores are calibrated.
     """
@@ -51,32 +51,32 @@ class TrainingResult:
 
 
 class CheckpointTracker:
-    """Looks at the dev set (and, for oracles, at the test sets) during training and keeps the best states."""
+    """Evaluates dev (and, for oracles, the test sets) during training and keeps the best states."""
 
     def __init__(
         self,
         spec: TrialSpec,
         evaluator: Evaluator,
         trainable: Mapping[str, torch.nn.Parameter],
-        start: WeightAnchor,
+        anchor: WeightAnchor,
         tests: Mapping[str, str],
         result: TrainingResult,
     ):
         self.spec, self.evaluator, self.trainable, self.result = spec, evaluator, trainable, result
-        self.start, self.names = start, list(tests)
+        self.anchor, self.names = anchor, list(tests)
         self.in_domain = next((name for name, domain in tests.items() if domain == "in"), None)
         self.out_of_domain = next((name for name, domain in tests.items() if domain == "out"), None)
-        self.best: dict[Selection, tuple] = {}
-        self.n_since_best = 0  # looks at dev in this round
+        self.best: dict[Selection, tuple[float, ...]] = {}
+        self.n_since_best = 0  # evaluations of dev in this round
 
     @property
     def is_out_of_patience(self) -> bool:
-        """Whether dev was no better than before for as many looks in a row as `train.patience` allows."""
+        """Whether dev was no better than before for as many evaluations in a row as `train.patience` allows."""
         patience = self.spec.train.patience
         return patience is not None and self.n_since_best >= patience
 
-    def look(self, epoch: int, train_loss: float, rate: float, last: bool) -> None:
-        """Score dev, note a point of the curve, and keep this state for every selection that it wins."""
+    def evaluate_and_track(self, epoch: int, train_loss: float, rate: float, last: bool) -> None:
+        """Score dev, add a point to the curve, and keep this state for every selection in which it is the best so far."""
         evaluator, result = self.evaluator, self.result
         dev = evaluator.predict(DEV) if DEV in evaluator.encoded.sets else None
         score, loss = (dev.score, dev.loss) if dev else (None, None)
@@ -106,9 +106,9 @@ class CheckpointTracker:
                     self._measure(oracle)
 
     def _measure(self, selection: Selection) -> None:
-        self.result.weight_distance[selection] = self.start.distance()
+        self.result.weight_distance[selection] = self.anchor.distance()
 
-    def _wins(self, selection: Selection, score: tuple) -> bool:
+    def _wins(self, selection: Selection, score: tuple[float, ...]) -> bool:
         if selection in self.best and score <= self.best[selection]:
             return False
         self.best[selection] = score

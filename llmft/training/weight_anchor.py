@@ -1,4 +1,4 @@
-"""What the base model's own words tell about each of its weights: the diagonal of its Fisher information."""
+"""The distance of the weights from their start, as a penalty (L2-SP, EWC) and in the record, and the diagonal Fisher information."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def sum_of_squares(
         adapted.network.zero_grad(set_to_none=True)
     if not together and runtime.world_size > 1:
         squares = [runtime.all_reduce(square, "sum") for square in squares]
-    return squares, sum(lengths[place] for place in samples)
+    return squares, sum(lengths[position] for position in samples)
 
 
 class WeightAnchor:
@@ -111,7 +111,7 @@ class WeightAnchor:
     twice.
 
     Attributes:
-        importance: what each of these weights counts in the pull, as large as the copy; None: all count alike.
+        importance: what each of these weights counts in the penalty, as large as the copy; None: all count alike.
     """
 
     def __init__(self, network: torch.nn.Module, base_names: Collection[str], runtime: Runtime):
@@ -141,15 +141,15 @@ class WeightAnchor:
         in_all += sum(_square(away) for away in merged_deltas(self.network))
         return math.sqrt(in_all + self.runtime.mean(in_shards) * self.runtime.world_size)
 
-    def weigh(self, evaluator: Evaluator, n_samples: int, seed: int) -> int:
-        """Let each weight count in the pull by its Fisher information; gives the tokens that were read for it.
+    def estimate_fisher(self, evaluator: Evaluator, n_samples: int, seed: int) -> int:
+        """Let each weight count in the penalty by its Fisher information; returns the tokens that were read for it.
 
-        Args and raises as `diagonal_fisher`, whose `parameters` are those that are pulled.
+        Args and raises as `diagonal_fisher`, whose `parameters` are those that are anchored.
         """
         self.importance, n_tokens = diagonal_fisher(evaluator, [parameter for parameter, _ in self.pairs], n_samples, seed)
         return n_tokens
 
-    def pull(self, strength: float) -> None:
+    def add_penalty_gradient(self, strength: float) -> None:
         """Add the gradient of strength / 2 times the squared distance (L2-SP, Li et al. 2018; weighed by the `importance`, EWC) to the
         gradients that there are.
 

@@ -30,7 +30,7 @@ def export_adapter(spec: TrialSpec, weights: bytes, folder: Path) -> None:
     _check_empty(folder)
     ref = _base_of(spec)
     with borrow_model(ref, "fp32", torch.device("cpu")) as model:
-        adapter = put_back(spec, model, weights, where="export").method.peft_adapter(model)
+        adapter = put_back(spec, model, weights, where="export").method.export(model)
         if adapter is None:
             raise UserError(f"export: method '{spec.method}' has no form in peft. --merge writes a whole model, if it adds nothing.")
         config, state = adapter
@@ -63,7 +63,7 @@ def export_model(spec: TrialSpec, weights: bytes, folder: Path) -> None:
         if added := sorted(network.state_dict().keys() - names):
             instead = (
                 "llmft.trial.weights.restored gives the adapted model."
-                if method.peft_adapter(model) is None
+                if method.export(model) is None
                 else "Leave out --merge: peft loads them beside the base."
             )
             raise UserError(

@@ -1,29 +1,64 @@
-"""TODO."""
+"""What becomes of a trial that fails: a record with a typed cause, or, where memory was too small, another attempt."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
 from llmft.config import TrialSpec
-from llmft.errors import Cause, OutOfMemory, UserError
-from llmft.models import (
-    batch_by_tokens,
-    is_lost_peer,
-    largest_training_step,
-    query_budget,
-    smaller_budget,
-)
+from llmft.errors import Cause, OutOfMemory, TrialFailure, UserError
+from llmft.models import batch_by_tokens, is_lost_peer, largest_training_step, query_budget, smaller_budget
 from llmft.prompting import EncodedTrial
 from llmft.runtime import Runtime, choose_device
+from llmft.training import TrainingResult
+from llmft.trial.result import TrialResult, failed_record
 
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
 """How libraries say it that have no exception of their own for it (torch on a CPU, cuBLAS, cuDNN)."""
 
 
+def run_attempts(
+    attempt: Callable[[TrialSpec, Runtime, TrainingResult, float], TrialResult], spec: TrialSpec, runtime: Runtime
+) -> TrialResult:
+    """Run a trial until it fits into memory, with smaller forward passes each time; any other failure becomes a record.
+
+    Args:
+        attempt: runs the trial; fills the result that it is given step by step, so that a failure leaves what was known. It is also
+            given the `time.perf_counter()` at which the first attempt began.
+
+    Raises:
+        TrialFailure: as `llmft.trial.run.run_trial`.
+    """
+    runtime, began = runtime.started(), time.perf_counter()
+    while True:
+        result, smaller = TrainingResult(), None
+        try:
+            return attempt(spec, runtime, result, began)
+        except OutOfMemory as failure:
+            if runtime.world_size > 1:
+                raise
+            cause, message, smaller = failure.cause, failure.message, failure.smaller
+        except TrialFailure as failure:
+            cause, message = failure.cause, failure.message
+        except Exception as error:  # a failure is a row, also one that nobody foresaw
+            cause, message = cause_and_message(error)
+            if runtime.world_size > 1:
+                raise TrialFailure(cause, message) from error
+        if smaller is None:
+            return TrialResult(failed_record(spec, runtime, time.perf_counter() - began, result, cause, message))
+        runtime = replace(runtime, micro_batch_tokens=smaller, n_out_of_memory=runtime.n_out_of_memory + 1)
+        gc.collect()  # only here: while an error is handled, its traceback holds the tensors of every frame that it came through
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
 def cause_and_message(error: Exception) -> tuple[Cause, str]:
+    """Classify an error that ended a trial."""
     if isinstance(error, UserError):
         return Cause.USER_ERROR, str(error)
     if is_out_of_memory(error):
@@ -34,14 +69,15 @@ def cause_and_message(error: Exception) -> tuple[Cause, str]:
 
 
 def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that memory was too small."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+        isinstance(error, RuntimeError) and any(message in str(error) for message in NO_MEMORY)
     )
 
 
 @contextmanager
 def suggest_smaller_passes(spec: TrialSpec, encoded: Sequence[EncodedTrial], runtime: Runtime) -> Iterator[None]:
-    """Say what to try next where the forward passes over the `encoded` prompts run out of memory."""
+    """Raise OutOfMemory with what to try next where the forward passes over the `encoded` prompts run out of memory."""
     try:
         yield
     except Exception as error:

@@ -136,11 +136,11 @@ def measure(adapted: AdaptedModel, ref: ModelRef, wanted: ForgettingSpec, runtim
     length = bound if bound < 1 << 30 else UNBOUNDED
     for name, data in wanted.tasks.items():
         spec = zero_shot_spec(ref, name, data, wanted.limit)
-        setting = prepare_trial(spec)
-        (test,) = setting.tests
-        encoded = replace(encode_prompts(spec, setting), n_virtual_tokens=adapted.n_virtual_tokens)
-        predictions = Evaluator(adapted, encoded, setting.words, runtime, setting.decoding).predict(test.name)
-        numbers = set_metrics(predictions, test.examples, setting.task.labels, test.domain)
+        trial = prepare_trial(spec)
+        (test,) = trial.tests
+        encoded = replace(encode_prompts(spec, trial), n_virtual_tokens=adapted.n_virtual_tokens)
+        predictions = Evaluator(adapted, encoded, trial.words, runtime, trial.decoding).predict(test.name)
+        numbers = set_metrics(predictions, test.examples, trial.task.labels, test.domain)
         share = numbers.accuracy
         stderr = math.sqrt(share * (1 - share) / numbers.n) if numbers.metric == "accuracy" else None
         measured.append(Measure(source="llmft", name=name, metric=numbers.metric, value=numbers.score, stderr=stderr, n=numbers.n))
@@ -183,8 +183,8 @@ def pair(before: Iterable[Measure], after: Iterable[Measure]) -> list[Change]:
 
 def zero_shot_spec(ref: ModelRef, task: str, data: DataRef, limit: int | None) -> TrialSpec:
     """How a task of llmft is asked of a model that was not adapted to it."""
-    found = load_task(task)
+    definition = load_task(task)
     return TrialSpec(
-        model=ref, task=task, data=data, method="zero_shot", pattern=next(iter(found.patterns)), n_dev=0, n_test=limit,
-        test_sets=(found.in_domain,), selections=("none",), generation=found.generation,
+        model=ref, task=task, data=data, method="zero_shot", pattern=next(iter(definition.patterns)), n_dev=0, n_test=limit,
+        test_sets=(definition.in_domain,), selections=("none",), generation=definition.generation,
     )  # fmt: skip

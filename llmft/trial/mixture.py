@@ -1,18 +1,15 @@
-"""A mixture of tasks that is trained on: how much of each, which examples, and their prompts.
-
-Examples-proportional mixing with a cap (Raffel et al. 2020, section 3.5.2): of tasks whose pools hold e_m examples, task m has the
-rate r_m = min(e_m, K) / sum_n min(e_n, K). A temperature T makes the rates more alike: r_m^(1 / T), scaled to a sum of one.
-"""
+"""A mixture of tasks that is trained on: which examples of each, and their prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from llmft.config import Pattern, TrialSpec, pattern_of
 from llmft.data import Example, TaskData
 from llmft.errors import UserError
-from llmft.methods import Method
+from llmft.methods import TaskMixture
 from llmft.prompting import EncodedTrial, LabelWords, encode_trial, resolve_label_words
 from llmft.seeds import stream
 from llmft.tasks import load_task
@@ -51,7 +48,9 @@ def shares(rates: Sequence[float], n: int) -> list[int]:
     return counts
 
 
-def draw_mixture(spec: TrialSpec, method: Method, pools: Mapping[str, TaskData], tokenizer, in_decoder: bool) -> tuple[Part, ...]:
+def draw_mixture(
+    spec: TrialSpec, mixture: TaskMixture, pools: Mapping[str, TaskData], tokenizer: Any, in_decoder: bool
+) -> tuple[Part, ...]:
     """The examples of every task of the spec's mixture, none twice.
 
     A task's pool is put in a random order that depends on `data_seed` alone, and its examples are the first of it: the same for every
@@ -64,20 +63,20 @@ def draw_mixture(spec: TrialSpec, method: Method, pools: Mapping[str, TaskData],
     Raises:
         UserError: a task's share is more than its pool holds, or nothing; or one has no words or no texts that this model can say.
     """
-    rates = method.rates({name: len(data.pool) for name, data in pools.items()})
-    counts = shares(list(rates.values()), method.n_mixed)
+    rates = mixture.rates({name: len(data.pool) for name, data in pools.items()})
+    counts = shares(list(rates.values()), mixture.n_examples)
     parts = []
     for (name, data), n in zip(pools.items(), counts, strict=True):
         if not n:
-            raise UserError(f"n_examples: {method.n_mixed} leave none for '{name}', whose rate is {rates[name]:.2%}. Use more.")
+            raise UserError(f"n_examples: {mixture.n_examples} leave none for '{name}', whose rate is {rates[name]:.2%}. Use more.")
         if n > len(data.pool):
             raise UserError(
-                f"n_examples: the share of '{name}', {n} of {method.n_mixed}, is more than the {len(data.pool)} that its pool holds. "
+                f"n_examples: the share of '{name}', {n} of {mixture.n_examples}, is more than the {len(data.pool)} that its pool holds. "
                 "Use fewer examples, or a lower temperature."
             )
-        task = load_task(name, spec.mixture[name].definition)
+        task, words = load_task(name, spec.mixture[name].definition), None
         pattern_name = pattern_of(task.patterns, spec.pattern)
-        pattern, words = task.patterns[pattern_name], None
+        pattern = task.patterns[pattern_name]
         if task.kind == "classification":
             texts, sample = task.verbalizers[pattern.verbalizer], data.pool[0].fields
             words = resolve_label_words(tokenizer, pattern, texts, sample, in_decoder)
@@ -90,7 +89,7 @@ def draw_mixture(spec: TrialSpec, method: Method, pools: Mapping[str, TaskData],
 
 
 def with_mixture(
-    encoded: EncodedTrial, parts: Iterable[Part], tokenizer, separator: str, max_length: int, start: tuple[int, ...]
+    encoded: EncodedTrial, parts: Iterable[Part], tokenizer: Any, separator: str, max_length: int, start: tuple[int, ...]
 ) -> EncodedTrial:
     """`encoded` with the prompts of every part as a further set that is trained on; the arguments are those of `encode_trial`.
 

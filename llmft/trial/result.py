@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmft.config import Selection, TrialSpec
+from llmft.data import Draw
 from llmft.errors import Cause
 from llmft.evaluation import (
     Generated,
+    Predictions,
     bias_findings,
     contamination_findings,
     coverage_findings,
@@ -29,7 +31,7 @@ from llmft.evaluation import (
     word_findings,
 )
 from llmft.prompting import EncodedTrial
-from llmft.records import Cost, Draws, Mixed, Teacher, TrialRecord
+from llmft.records import Cost, Draws, Finding, Mixed, SetMetrics, Teacher, TrialRecord
 from llmft.runtime import Runtime
 from llmft.training import TrainingResult
 from llmft.trial.cost import packages
@@ -51,74 +53,102 @@ class TrialResult:
     responses: bytes | None = None
 
 
+Metrics = dict[Selection, dict[str, SetMetrics]]
+
+
 def finished_record(
-    spec: TrialSpec, setting: PreparedTrial, encoded: EncodedTrial, result: TrainingResult, spent: Cost, teacher: Teacher | None
+    spec: TrialSpec, trial: PreparedTrial, encoded: EncodedTrial, result: TrainingResult, cost: Cost, teacher: Teacher | None
 ) -> TrialRecord:
-    """The record of a trial that came to its end."""
-    labels, tests = setting.task.labels, {test.name: test.examples for test in setting.tests}
-    metrics = {
-        selection: {test.name: set_metrics(checkpoint.predictions[test.name], test.examples, labels, test.domain) for test in setting.tests}
+    """Build the record of a trial that came to its end."""
+    metrics: Metrics = {
+        selection: {
+            test.name: set_metrics(checkpoint.predictions[test.name], test.examples, trial.task.labels, test.domain) for test in trial.tests
+        }
         for selection, checkpoint in result.checkpoints.items()
     }
-    found = word_findings(setting.words) if setting.words else []
-    found += prompt_findings(encoded, len(setting.method.context(setting.draw.shots)))
-    sets = [spec.task, *(test.name for test in setting.tests)]
-    found += contamination_findings([spec.model.name, setting.tuned_from], sets)
-    found += overlap_findings(setting.draw.shots + setting.draw.dev + setting.draw.unlabelled, setting.data)
-    for part in setting.mixture:
-        found += mixture_findings(part.task, part.examples, setting.data)
-    if teacher:
-        found += teacher_findings(teacher, len(labels), len(setting.draw.dev))
-    if setting.method.trains:
-        found += training_findings(result.first_loss, result.last_loss, result.n_steps, result.n_skipped_steps)
-        found += patience_findings(result.curve, spec.train.patience)
-    content_free = dict(zip(labels, result.content_free or (), strict=bool(result.content_free)))
-    found += bias_findings(content_free)
-    found += coverage_findings(setting.tests, setting.data)
-    for selection, by_set in metrics.items():
-        for name, numbers in by_set.items():
-            if setting.words:
-                found += set_findings(numbers, name, selection)
-                found += rationale_findings(result.checkpoints[selection].predictions[name].reached, name, selection)
-            else:
-                texts = result.checkpoints[selection].predictions[name].texts
-                found += text_findings(numbers, texts, encoded.demonstrations, tests[name], name, selection)
-    ids = [example.id for example in setting.draw.shots]
-    draws = Draws(
-        shots=ids,
-        dev=[example.id for example in setting.draw.dev],
-        unlabelled=[example.id for example in setting.draw.unlabelled],
-        demonstrations=[example.id for example in encoded.demonstrations],
-        n_demonstrations_dropped=encoded.n_dropped,
-        shots_hash=hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()[:16] if ids else "",
-    )
+    content_free = dict(zip(trial.task.labels, result.content_free or (), strict=bool(result.content_free)))
+    findings = [
+        *_prompt_findings(spec, trial, encoded),
+        *(teacher_findings(teacher, len(trial.task.labels), len(trial.draw.dev)) if teacher else []),
+        *_training_findings(spec, trial, result),
+        *bias_findings(content_free),
+        *coverage_findings(trial.tests, trial.data),
+        *_prediction_findings(trial, encoded, result, metrics),
+    ]
     return TrialRecord(
         digest=spec.digest,
         spec=spec,
         status="finished",
         metrics=metrics,
         **_progress(result, result.checkpoints),
-        findings=found,
-        draws=draws,
+        findings=findings,
+        draws=_draws(trial.draw, encoded),
         weight_distance=result.weight_distance,
         virtual_tokens=result.virtual_tokens,
         content_free=content_free,
         teacher=teacher,
         mixture=[
             Mixed(task=part.task, pattern=part.pattern_name, n_pool=part.n_pool, rate=part.rate, n=len(part.examples))
-            for part in setting.mixture
+            for part in trial.mixture
         ],
-        cost=spent,
+        cost=cost,
         provenance={
             "packages": packages(),
-            "data_revision": setting.data.revision,
-            **({"label_tokens": [list(i) for i in setting.words.ids]} if setting.words else {}),
+            "data_revision": trial.data.revision,
+            **({"label_tokens": [list(ids) for ids in trial.words.ids]} if trial.words else {}),
         },
     )
 
 
+def _prompt_findings(spec: TrialSpec, trial: PreparedTrial, encoded: EncodedTrial) -> list[Finding]:
+    """What is suspicious before any training: label words, prompts, and texts that the model or two sets have in common."""
+    draw = trial.draw
+    return [
+        *(word_findings(trial.words) if trial.words else []),
+        *prompt_findings(encoded, len(trial.recipe.prompting.demonstrations)),
+        *contamination_findings([spec.model.name, trial.tuned_from], [spec.task, *(test.name for test in trial.tests)]),
+        *overlap_findings(draw.shots + draw.dev + draw.unlabelled, trial.data),
+        *(finding for part in trial.mixture for finding in mixture_findings(part.task, part.examples, trial.data)),
+    ]
+
+
+def _training_findings(spec: TrialSpec, trial: PreparedTrial, result: TrainingResult) -> list[Finding]:
+    if not trial.method.trains:
+        return []
+    return [
+        *training_findings(result.first_loss, result.last_loss, result.n_steps, result.n_skipped_steps),
+        *patience_findings(result.curve, spec.train.patience),
+    ]
+
+
+def _prediction_findings(trial: PreparedTrial, encoded: EncodedTrial, result: TrainingResult, metrics: Metrics) -> list[Finding]:
+    """What is suspicious about the predictions of each selected checkpoint on each test set."""
+    findings: list[Finding] = []
+    for selection, checkpoint in result.checkpoints.items():
+        for test in trial.tests:
+            predictions, numbers = checkpoint.predictions[test.name], metrics[selection][test.name]
+            if isinstance(predictions, Generated):
+                findings += text_findings(numbers, predictions.texts, encoded.demonstrations, test.examples, test.name, selection)
+            else:
+                findings += set_findings(numbers, test.name, selection)
+                findings += rationale_findings(predictions.reached, test.name, selection)
+    return findings
+
+
+def _draws(draw: Draw, encoded: EncodedTrial) -> Draws:
+    ids = [example.id for example in draw.shots]
+    return Draws(
+        shots=ids,
+        dev=[example.id for example in draw.dev],
+        unlabelled=[example.id for example in draw.unlabelled],
+        demonstrations=[example.id for example in encoded.demonstrations],
+        n_demonstrations_dropped=encoded.n_dropped,
+        shots_hash=hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()[:16] if ids else "",
+    )
+
+
 def failed_record(spec: TrialSpec, runtime: Runtime, wall_s: float, result: TrainingResult, cause: Cause, message: str) -> TrialRecord:
-    """The record of a trial that failed, with what was known until then."""
+    """Build the record of a trial that failed, with what was known until then."""
     provenance: dict[str, Any] = {"packages": packages()}
     if cause is Cause.PRUNED:
         provenance["stop_below"] = {str(epoch): accuracy for epoch, accuracy in runtime.stop_below.items()}
@@ -152,37 +182,42 @@ def _progress(result: TrainingResult, selections: Collection[Selection]) -> dict
     }
 
 
-def predictions_file(setting: PreparedTrial, result: TrainingResult) -> bytes | None:
-    """One row per selection, set and example: gold and predicted label and the log-probability of every label; or the generated
-    text, whether it came to its end, and its scores. Where rationales were said, these too, and whether they came to the marker."""
+def predictions_file(trial: PreparedTrial, result: TrainingResult) -> bytes | None:
+    """Write one row per selection, set and example: gold and predicted label and the log-probability of every label; or the generated
+    text, whether it came to its end, and its scores. Where rationales were generated, these too, and whether they came to the marker."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    if not setting.tests:
+    if not trial.tests:
         return None
     tables = []
     for selection, checkpoint in result.checkpoints.items():
-        for test in setting.tests:
-            n, predictions = len(test.examples), checkpoint.predictions[test.name]
+        for test in trial.tests:
+            n = len(test.examples)
             columns = {
                 "selection": pa.array([selection] * n).dictionary_encode(),
                 "set": pa.array([test.name] * n).dictionary_encode(),
                 "id": [example.id for example in test.examples],
             }
-            if isinstance(predictions, Generated):
-                columns |= {"text": predictions.texts, "finished": predictions.finished}
-                columns |= example_scores(predictions.texts, predictions.references)
-            else:
-                free = predictions.free
-                columns |= {
-                    "label": pa.array(predictions.labels, pa.int16()),
-                    "prediction": pa.array(predictions.predicted, pa.int16()),
-                    "free_prediction": pa.nulls(n, pa.int16()) if free is None else pa.array(free, pa.int16()),
-                    "label_log_probabilities": pa.array(list(predictions.log_probabilities), pa.list_(pa.float32())),
-                }
-                if predictions.rationales:
-                    columns |= {"rationale": predictions.rationales, "marker_reached": predictions.reached}
-            tables.append(pa.table(columns))
+            tables.append(pa.table(columns | _prediction_columns(checkpoint.predictions[test.name])))
     buffer = io.BytesIO()
     parquet.write_table(pa.concat_tables(tables).unify_dictionaries(), buffer, compression="zstd")
     return buffer.getvalue()
+
+
+def _prediction_columns(predictions: Predictions | Generated) -> dict[str, Any]:
+    import pyarrow as pa
+
+    if isinstance(predictions, Generated):
+        columns = {"text": predictions.texts, "finished": predictions.finished}
+        return columns | example_scores(predictions.texts, predictions.references)
+    free = predictions.free
+    columns = {
+        "label": pa.array(predictions.labels, pa.int16()),
+        "prediction": pa.array(predictions.predicted, pa.int16()),
+        "free_prediction": pa.nulls(len(predictions.labels), pa.int16()) if free is None else pa.array(free, pa.int16()),
+        "label_log_probabilities": pa.array(list(predictions.log_probabilities), pa.list_(pa.float32())),
+    }
+    if predictions.rationales:
+        columns |= {"rationale": predictions.rationales, "marker_reached": predictions.reached}
+    return columns

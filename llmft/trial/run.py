@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import gc
-import time
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 
 import torch
 
 from llmft.config import TrialSpec
-from llmft.errors import OutOfMemory, TrialFailure, UserError
+from llmft.errors import UserError
 from llmft.evaluation import Evaluator
 from llmft.methods import Method
-from llmft.models import (
-    AdaptedModel,
-    borrow_model,
-    check_bitsandbytes,
-    load_tokenizer,
-    n_parameters,
-)
+from llmft.models import AdaptedModel, borrow_model, check_bitsandbytes
 from llmft.prompting import DEV, EncodedTrial
-from llmft.records import Cost, Measure, Teacher
+from llmft.records import Measure
 from llmft.runtime import Runtime, choose_device
 from llmft.seeds import derive
 from llmft.training import Checkpoint, TrainingResult, check_optimizer, train
-from llmft.trial.cost import PeakMemory, device_name, tokens_per_query, work_done
-from llmft.trial.distillation import refresh_targets, run_teacher
-from llmft.trial.failures import cause_and_message, suggest_smaller_passes
+from llmft.trial.cost import CostMeter, tokens_per_query
+from llmft.trial.distillation import Teaching, refresh_targets, run_teacher
+from llmft.trial.failures import run_attempts, suggest_smaller_passes
 from llmft.trial.forgetting import check_alone, check_forgetting, measure, measure_base, pair
 from llmft.trial.preparation import PreparedTrial, encode_prompts, encode_teacher_prompts, prepare_trial
-from llmft.trial.result import TrialResult, failed_record, finished_record, predictions_file
+from llmft.trial.result import TrialResult, finished_record, predictions_file
 from llmft.trial.weights import gather_weights
 
 
@@ -45,27 +36,49 @@ def run_trial(spec: TrialSpec, runtime: Runtime = Runtime()) -> TrialResult:
         TrialFailure: only in a group of processes, for what one of them may have met alone (no memory, a file that is not there, a
             crash): the others wait for it, so whoever started the group must end it. `OutOfMemory` says what to try next.
     """
-    runtime, began = runtime.started(), time.perf_counter()
-    while True:
-        result, smaller = TrainingResult(), None
-        try:
-            return _run(spec, runtime, began, result)
-        except OutOfMemory as failure:
-            if runtime.world_size > 1:
-                raise
-            cause, message, smaller = failure.cause, failure.message, failure.smaller
-        except TrialFailure as failure:
-            cause, message = failure.cause, failure.message
-        except Exception as error:  # a failure is a row, also one that nobody foresaw
-            cause, message = cause_and_message(error)
-            if runtime.world_size > 1:
-                raise TrialFailure(cause, message) from error
-        if smaller is None:
-            return TrialResult(failed_record(spec, runtime, time.perf_counter() - began, result, cause, message))
-        runtime = replace(runtime, micro_batch_tokens=smaller, n_out_of_memory=runtime.n_out_of_memory + 1)
-        gc.collect()  # only here: while an error is handled, its traceback holds the tensors of every frame that it came through
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    return run_attempts(_run, spec, runtime)
+
+
+def _run(spec: TrialSpec, runtime: Runtime, result: TrainingResult, began: float) -> TrialResult:
+    trial, device = prepare_trial(spec), choose_device(runtime.device)
+    method, domains = trial.method, {test.name: test.domain for test in trial.tests}
+    _check_machine(spec, method, device)
+    _check_group(spec, method, runtime)
+    meter = CostMeter(device, began)
+    with meter.uncounted():  # all trials of a model share it
+        before = _measure_base(spec, method, runtime, device)
+    encoded, prompts, teaching = _teach(spec, trial, runtime)
+    with borrow_model(
+        spec.model,
+        spec.precision,
+        device,
+        spec.train.dropout if method.trains else None,
+        copied=method.trains,
+        kept=runtime.world_size == 1,  # a process of a group is started for one trial
+        base_weights=method.base_weights,
+    ) as model:
+        meter.count_parameters(model.network)
+        if method.trains:
+            method.prepare(model, len(trial.task.labels), torch.Generator().manual_seed(derive(spec.init_seed, "init")))
+        meter.count_trainable(model.network)
+        adapted = AdaptedModel(method, model)
+        module, evaluator = runtime.wrap(adapted), Evaluator(adapted, encoded, trial.words, runtime, trial.decoding, trial.reasoning)
+        with suggest_smaller_passes(spec, [encoded, *prompts], runtime):
+            with meter.timed("train_s" if method.trains else "evaluate_s"):
+                if method.trains:
+                    refresh = partial(refresh_targets, adapted, trial, prompts, runtime, teaching.teacher)
+                    train(spec, trial.recipe, module, evaluator, domains, result, refresh)
+                else:
+                    _score(evaluator, domains, result)
+            with meter.timed("forgetting_s"):
+                after = measure(adapted, spec.model, spec.forgetting, runtime) if spec.forgetting and method.trains else before
+        if method.trains:
+            result.virtual_tokens = method.finalize(adapted)
+        weights = gather_weights(model, runtime) if method.trains and runtime.keep_weights else None
+        cost = meter.cost(model.network, result, evaluator, teaching.teacher, runtime, tokens_per_query(encoded, domains))
+    record = finished_record(spec, trial, encoded, result, cost, teaching.teacher)
+    record = record.model_copy(update={"forgetting": pair(before, after)})
+    return TrialResult(record, predictions_file(trial, result), weights, teaching.responses)
 
 
 def check_spec(spec: TrialSpec, here: bool = True) -> None:
@@ -92,59 +105,6 @@ def _check_machine(spec: TrialSpec, method: Method, device: torch.device) -> Non
         raise UserError(f"precision: fp16 needs a CUDA device, and this is {device.type}. Use fp32 or bf16.")
 
 
-def _run(spec: TrialSpec, runtime: Runtime, began: float, result: TrainingResult) -> TrialResult:
-    setting, device = prepare_trial(spec), choose_device(runtime.device)
-    method, alone = setting.method, runtime.world_size == 1  # a process of a group is started for one trial
-    _check_machine(spec, method, device)
-    _check_group(spec, method, runtime)
-    began, before = _base_measures(spec, method, runtime, device, began)
-    memory = PeakMemory(device)
-    encoded, lessons, teacher, responses = _read_lessons(spec, setting, runtime)
-    domains = {test.name: test.domain for test in setting.tests}
-    dropout = spec.train.dropout if method.trains else None
-    with borrow_model(
-        spec.model, spec.precision, device, dropout, copied=method.trains, kept=alone, base_weights=method.base_weights
-    ) as model:
-        n_in_all = n_parameters(model.network)
-        if method.trains:
-            method.prepare(model, len(setting.task.labels), torch.Generator().manual_seed(derive(spec.init_seed, "init")))
-        n_trainable = sum(p.numel() for p in model.network.parameters() if p.requires_grad)
-        adapted = AdaptedModel(method, model)
-        module, evaluator = runtime.wrap(adapted), Evaluator(adapted, encoded, setting.words, runtime, setting.decoding, setting.reasoning)
-        started = time.perf_counter()
-        with suggest_smaller_passes(spec, [encoded, *lessons], runtime):
-            if method.trains:
-                train(spec, module, evaluator, domains, result, partial(refresh_targets, adapted, setting, lessons, runtime, teacher))
-            else:
-                _score(evaluator, domains, result)
-            finished = time.perf_counter()
-            after = measure(adapted, spec.model, spec.forgetting, runtime) if spec.forgetting and method.trains else before
-            measured = time.perf_counter()
-        if method.trains:
-            method.fold(adapted)
-            result.virtual_tokens = adapted(method.virtual_tokens, load_tokenizer(spec.model))
-        weights = gather_weights(model, runtime) if method.trains and runtime.keep_weights else None
-        spent = Cost(
-            wall_s=finished - began,
-            train_s=finished - started if method.trains else 0.0,
-            evaluate_s=0.0 if method.trains else finished - started,
-            forgetting_s=measured - finished,
-            device=device_name(device),
-            peak_memory_bytes=int(runtime.largest(memory.n_bytes)),
-            n_parameters=n_in_all,
-            n_trainable_parameters=n_trainable,
-            stored_bytes=sum(p.numel() * p.element_size() for p in model.network.parameters() if p.requires_grad),
-            tokens_per_query=tokens_per_query(encoded, domains),
-            **work_done(result, evaluator, teacher, n_in_all),
-            n_workers=runtime.world_size,
-            micro_batch_tokens=runtime.micro_batch_tokens,
-            n_out_of_memory=runtime.n_out_of_memory,
-        )
-    record = finished_record(spec, setting, encoded, result, spent, teacher)
-    record = record.model_copy(update={"forgetting": pair(before, after)})
-    return TrialResult(record, predictions_file(setting, result), weights, responses)
-
-
 def _check_group(spec: TrialSpec, method: Method, runtime: Runtime) -> None:
     """Refuse what only one process can do."""
     if method.base_weights == "nf4" and runtime.world_size > 1:
@@ -152,29 +112,26 @@ def _check_group(spec: TrialSpec, method: Method, runtime: Runtime) -> None:
     check_alone(spec, runtime)
 
 
-def _read_lessons(
-    spec: TrialSpec, setting: PreparedTrial, runtime: Runtime
-) -> tuple[EncodedTrial, list[EncodedTrial], Teacher | None, bytes | None]:
-    """The trial's prompts, and those of the lessons that are read again during the training; with what a teacher says where there is
-    one: who it was, and its answers' file."""
-    encoded, lessons = encode_prompts(spec, setting), encode_teacher_prompts(spec, setting)
-    with suggest_smaller_passes(spec, [*lessons, encoded], runtime):
-        teacher, responses = run_teacher(spec, setting, encoded, lessons, runtime)
-    again = lessons if setting.method.n_rounds > 1 else []
-    return encode_prompts(spec, setting) if responses else encoded, again, teacher, responses
-
-
-def _base_measures(spec: TrialSpec, method: Method, runtime: Runtime, device: torch.device, began: float) -> tuple[float, list[Measure]]:
-    """What the base model can do, and `began` without the time that this took: all trials of a model share it."""
+def _measure_base(spec: TrialSpec, method: Method, runtime: Runtime, device: torch.device) -> list[Measure]:
+    """What the base model can do, where forgetting is measured."""
     if spec.forgetting is None or method.has_own_head:
-        return began, []
-    started = time.perf_counter()
-    measured = measure_base(spec, spec.forgetting, runtime, device)
-    return began + time.perf_counter() - started, measured
+        return []
+    return measure_base(spec, spec.forgetting, runtime, device)
+
+
+def _teach(spec: TrialSpec, trial: PreparedTrial, runtime: Runtime) -> tuple[EncodedTrial, list[EncodedTrial], Teaching]:
+    """The trial's prompts, those of the teacher that are read again during the training, and what a teacher says where there is one."""
+    encoded, prompts = encode_prompts(spec, trial), encode_teacher_prompts(spec, trial)
+    with suggest_smaller_passes(spec, [*prompts, encoded], runtime):
+        teaching = run_teacher(spec, trial, encoded, prompts, runtime)
+    if teaching.texts:
+        encoded = encode_prompts(spec, trial, teaching.texts)
+    again = trial.recipe.teacher is not None and trial.recipe.teacher.n_rounds > 1
+    return encoded, prompts if again else [], teaching
 
 
 def _score(evaluator: Evaluator, domains: Mapping[str, str], result: TrainingResult) -> None:
-    """The result of a method that trains nothing: one 'checkpoint', the model as it is."""
+    """Fill the result of a method that trains nothing: one 'checkpoint', the model as it is."""
     if evaluator.content_free is not None:
         result.content_free = evaluator.content_free.tolist()
     dev = evaluator.predict(DEV) if DEV in evaluator.encoded.sets else None

@@ -49,7 +49,7 @@ def put_back(spec: TrialSpec, model: LoadedModel, content: bytes, where: str) ->
     if method.trains:
         n_labels = len(load_task(spec.task, spec.definition).labels)
         method.prepare(model, n_labels, torch.Generator().manual_seed(derive(spec.init_seed, "init")))
-        method.fold(adapted)
+        method.finalize(adapted)
         put_weights(model, content, where)
     return adapted
 
@@ -76,7 +76,7 @@ def _read(path: Path | str) -> bytes:
 
 @torch.no_grad()
 def put_weights(model: LoadedModel, content: bytes, where: str) -> None:
-    """Put the contents of a trial's `weights.safetensors` into a model that the trial's method has prepared (and folded).
+    """Put the contents of a trial's `weights.safetensors` into a model that the trial's method has prepared (and finalized).
 
     Raises:
         UserError: these are no weights, or others than the method trains; the line begins with `where`.
@@ -89,7 +89,7 @@ def put_weights(model: LoadedModel, content: bytes, where: str) -> None:
     except SafetensorError as error:
         raise UserError(f"{where}: these are no weights ({error}).") from None
     trained = {name: parameter for name, parameter in model.network.named_parameters() if parameter.requires_grad}
-    shapes, expected = ({name: tuple(tensor.shape) for name, tensor in each.items()} for each in (kept, trained))
+    shapes, expected = ({name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (kept, trained))
     if shapes != expected:
         wrong = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
         raise UserError(

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from llmft.config import STREAMS, DataRef, ForgettingSpec, GenerationSpec, ModelRef, TaskRef, TrainSpec, TrialSpec
 from llmft.data import Task
 from llmft.errors import UserError, error_lines
-from llmft.methods import METHODS, Method, build_method, check_kinds, complete_settings, method_class
+from llmft.methods import METHODS, Method, check_kinds, complete_settings, method_class
 from llmft.tasks import load_task
 from sweeps.planning.cells import Cell, check_ranges
 from sweeps.planning.resolve import resolve_mixtures, resolve_named, resolve_tasks
@@ -66,7 +66,7 @@ def _entry_cells(
     try:
         cls = method_class(method)
         settings = complete_settings(method, entry.settings)
-        mixes = build_method(method, settings).n_mixed > 0
+        mixes = cls.uses_mixture
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     if entry.n_shots and not cls.uses_shots:
@@ -76,7 +76,7 @@ def _entry_cells(
         raise UserError(f"{where}.mixture: name tasks to train on, besides {subject['task']!r} itself.")
     if entry.mixture and not mixes:
         raise UserError(f"{where}.mixture: the method {method!r} trains on its own task alone; remove the key.")
-    if entry.teacher and cls.lessons is Method.lessons:
+    if entry.teacher and not cls.uses_teacher:
         raise UserError(f"{where}.teacher: the method {method!r} learns from no teacher; remove the key.")
     if not cls.trains and (entry.train or entry.search):
         raise UserError(f"{where}: the method {method!r} trains nothing; remove {'train' if entry.train else 'search'}.")

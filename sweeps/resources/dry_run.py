@@ -5,7 +5,7 @@ fake-tensor mode, which knows shapes and types alone. A meter says what is alive
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,6 @@ from llmft.models import (
     LoadedModel,
     Prefix,
     QueryBatch,
-    batch_by_tokens,
     encode_prefix,
     encoder_outputs,
     language_model,
@@ -142,7 +141,7 @@ def _grow(cache: Any, n: int) -> None:
 def weigh(work: Workload, adapted: AdaptedModel, meter: Meter) -> int:
     """The Fisher information from the longest query, as in `llmft.training.weight_anchor`; gives what is alive at the worst moment beyond weights,
     gradients and the sums of their squares."""
-    if not adapted.method.n_fisher_samples:
+    if not work.n_fisher_samples:
         return 0
     longest = EncodedQueries(((0,) * (max(work.shots) - work.n_virtual_tokens),), (0,), work.start)
     evaluator = Evaluator(adapted, EncodedTrial((), {SHOTS: longest}, (), 0), work.words, Runtime())
@@ -158,9 +157,6 @@ def train(work: Workload, adapted: AdaptedModel, meter: Meter, budget: int, n_wo
     method, model = adapted.method, adapted.model
     if not method.trains:
         return 0
-    groups = batch_by_tokens(work.shots, budget)
-    with torch.no_grad():
-        method.begin(adapted, (batch_of(work, model, [work.shots[i] - work.n_virtual_tokens for i in group]) for group in groups))
     if work.spec.train.gradient_checkpointing:
         model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.network.train()
@@ -195,8 +191,10 @@ def _largest_passes(lengths: Sequence[int], batch_size: int, budget: int, n_work
 
 
 @torch.no_grad()
-def score(work: Workload, adapted: AdaptedModel, what: str, readings: Sequence[Reading], meter: Meter, budget: int) -> tuple[int, int]:
-    """Score as in `llmft.evaluation.evaluator`, `what` a method's hook; gives the bytes of the longest shared prefix, and all that is alive at
+def score(
+    work: Workload, adapted: AdaptedModel, compute: Callable, readings: Sequence[Reading], meter: Meter, budget: int
+) -> tuple[int, int]:
+    """Score as in `llmft.evaluation.evaluator`, by `compute`; gives the bytes of the longest shared prefix, and all that is alive at
     the worst moment beyond weights."""
     adapted.network.eval()
     before, prefix_bytes = meter.now, 0
@@ -213,7 +211,7 @@ def score(work: Workload, adapted: AdaptedModel, what: str, readings: Sequence[R
             with adapted.model.autocast():
                 _generate(adapted.model, adapted.method.prepend_prompt(adapted.model, batch), reading.n_new_tokens)
         for n, length in reading.largest_batches(pass_budget, overhead) if work.words else ():
-            adapted(getattr(adapted.method, what), batch_of(work, adapted.model, [length - besides + reading.n_new_tokens] * n, prefix))
+            adapted(compute, batch_of(work, adapted.model, [length - besides + reading.n_new_tokens] * n, prefix))
     return prefix_bytes, meter.peak - before
 
 

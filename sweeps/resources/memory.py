@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from llmft.methods import Method
+from llmft.methods import build_method
 from llmft.models import AdaptedModel, LoadedModel, find_blocks
 from llmft.runtime import Runtime
 from llmft.tasks import load_task
 from llmft.training import state_bytes
-from llmft.trial import FrozenTeacher, prepare_trial
+from llmft.trial import PreparedTrial, prepare_trial
 from sweeps.resources.dry_run import batch_of, build, fake, has_plain_head, score, train, weigh
 from sweeps.resources.slots import ShardingStrategy
 from sweeps.resources.tensor_meter import Meter, hold_in_4_bits
@@ -117,7 +117,8 @@ def estimate_memory(
     """
     budget = micro_batch_tokens or Runtime().micro_batch_tokens
     spec, sharded = work.spec, strategy == "fsdp"
-    method, n_labels = prepare_trial(spec).method, len(load_task(spec.task, spec.definition).labels)
+    trial = prepare_trial(spec)
+    method, n_labels = trial.method, len(load_task(spec.task, spec.definition).labels)
     network = build(spec, on_gpu)
     halved = max(map(_n_bytes, network.parameters())) // 2  # tensor by tensor
     n_parameters, base_bytes = sum(parameter.numel() for parameter in network.parameters()), _stored_bytes(network)
@@ -141,16 +142,16 @@ def estimate_memory(
         gathered = outside + blocks * _stored_bytes(network) // weights + gradients_at_work
     teacher = build(spec, on_gpu, spec.teacher).to(dtype=HALF.get(spec.precision)) if work.lessons else None
     with FakeTensorMode(allow_non_fake_inputs=True), Meter() as meter:
-        taught = {} if teacher is None else _teach(work, method, teacher, meter, budget, n_workers, on_gpu, sharded)
+        taught = {} if teacher is None else _teach(work, trial, teacher, meter, budget, n_workers, on_gpu, sharded)
         fake(network)
         model = LoadedModel(network, torch.device("cpu"), spec.precision, has_plain_head(network))
         adapted = AdaptedModel(method, model)
         weighing = weigh(work, adapted, meter)
         training = train(work, adapted, meter, budget, n_workers, torch.device("cuda" if on_gpu else "cpu"))
-        prefix, scoring = score(work, adapted, "scores", [work.scored], meter, budget)
+        prefix, scoring = score(work, adapted, method.scores, [work.scored], meter, budget)
         if work.lessons_again:
-            scoring = max(scoring, score(work, adapted, "targets", _longest(work.lessons_again), meter, budget)[1])
-        looks = score(work, adapted, "scores", work.looks, meter, budget)[1]
+            scoring = max(scoring, score(work, adapted, trial.recipe.teacher.targets, _longest(work.lessons_again), meter, budget)[1])
+        looks = score(work, adapted, method.scores, work.looks, meter, budget)[1]
     if strategy == "ddp":
         training += gradients  # its buckets stay for the whole training
     elif on_gpu:
@@ -175,8 +176,8 @@ def estimate_memory(
         start_bytes=start // share,
         checkpoint_bytes=gradients // share if "best_dev" in spec.selections else 0,
         n_workers=n_workers,
-        importance_bytes=start // share if method.n_fisher_samples else 0,
-        fisher_bytes=weighing + 2 * gradients // share if method.n_fisher_samples else 0,
+        importance_bytes=start // share if work.n_fisher_samples else 0,
+        fisher_bytes=weighing + 2 * gradients // share if work.n_fisher_samples else 0,
         **taught,
     )
 
@@ -204,7 +205,7 @@ def _longest(lessons: Sequence[Reading]) -> list[Reading]:
 
 
 def _teach(
-    work: Workload, method: Method, network: torch.nn.Module, meter: Meter, budget: int, n_workers: int, on_gpu: bool, sharded: bool
+    work: Workload, trial: PreparedTrial, network: torch.nn.Module, meter: Meter, budget: int, n_workers: int, on_gpu: bool, sharded: bool
 ) -> dict[str, int]:  # fmt: skip
     """Have the teacher's `network` read the longest lessons as in `llmft.trial.distillation`, and give the method what it was taught."""
     n_parameters, in_half = sum(p.numel() for p in network.parameters()), work.spec.precision in HALF
@@ -212,11 +213,11 @@ def _teach(
     halved = max(map(_n_bytes, network.parameters())) if in_half else 0  # tensor by tensor
     fake(network)
     model = LoadedModel(network, torch.device("cpu"), work.spec.precision, has_plain_head(network))
-    adapted = AdaptedModel(FrozenTeacher(method), model)
-    _, peak = score(replace(work, start=work.teacher_start), adapted, "targets", _longest(work.lessons), meter, budget)
+    adapted = AdaptedModel(build_method("zero_shot", {}), model)
+    _, peak = score(replace(work, start=work.teacher_start), adapted, trial.recipe.teacher.targets, _longest(work.lessons), meter, budget)
     with torch.no_grad():  # texts weigh nothing
-        said = adapted(adapted.method.targets, batch_of(work, model, [1])) if work.words else {}
-    method.taught = {name: rows.new_zeros(len(work.shots), *rows.shape[1:]) for name, rows in said.items()}
+        said = adapted(trial.recipe.teacher.targets, batch_of(work, model, [1])) if work.words else {}
+    targets = trial.method.teacher_targets = {name: rows.new_zeros(len(work.shots), *rows.shape[1:]) for name, rows in said.items()}
     is_itself = work.spec.teacher is None
     borrowed = is_itself and n_workers == 1 and not on_gpu and not in_half  # the base model itself reads
     own = weights // (n_workers if sharded else 1) + at_work
@@ -224,5 +225,5 @@ def _teach(
         "n_teacher_parameters": n_parameters,
         "teacher_bytes": peak + (0 if borrowed else own),
         "loading_bytes": 0 if borrowed or (is_itself and n_workers > 1) else 4 * n_parameters + halved,
-        "taught_bytes": sum(map(_n_bytes, method.taught.values())),
+        "taught_bytes": sum(map(_n_bytes, targets.values())),
     }

@@ -9,15 +9,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from llmft.config import ORACLES, FileRef, ModelRef, TrialSpec
-from llmft.data import Draw, Example
-from llmft.methods import Method, TeacherPrompt
+from llmft.data import Example
+from llmft.methods import Method
 from llmft.models import load_tokenizer
 from llmft.prompting import DEV, EncodedTrial, LabelWords, encode
-from llmft.seeds import stream
 from llmft.trial import (
     PreparedTrial,
-    draw_for_trial,
-    encode_alone,
+    encode_dev_alone,
     encode_prompts,
     encode_teacher_prompts,
     prepare_trial,
@@ -96,7 +94,7 @@ class Workload:
         lessons: what a teacher reads before the training; `teacher_start` is its decoder's `start`.
         n_rounds, lessons_again: how often is trained, and what the student reads each time in between.
         n_unlabelled: how many of the examples that are trained on are not shots.
-        n_fisher_samples: `llmft.methods._base.Method.n_fisher_samples`.
+        n_fisher_samples: samples of an EWC penalty's Fisher information.
         tokens_measured: tokens of what a reported trial measures of forgetting, with the adapted model (the base's own numbers are there
             once for a process); NaN where lm-evaluation-harness, which must be asked for its data, knows how many.
         same_shots: whether all seeds draw the same shots, though they should differ: the training pool holds no others.
@@ -168,30 +166,21 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
     """
     cell = max(cells, key=lambda cell: cell.base.n_shots)  # fewer shots are a subset of more
     spec = cell.report_spec(_largest(cell), 0)
-    setting = prepare_trial(spec)
-    method = setting.method
-    seeds = {*cell.report_seeds, *(cell.search.seeds if cell.search else ())}
-    draws = [
-        draw_for_trial(spec.model_copy(update={"data_seed": seed}), setting.task, setting.data, method)
-        for seed in sorted(seeds)[:MOST_SEEDS]
-    ]
+    seeds = sorted({*cell.report_seeds, *(cell.search.seeds if cell.search else ())})[:MOST_SEEDS]
+    trials = [prepare_trial(spec.model_copy(update={"data_seed": seed})) for seed in seeds]
 
-    def weight(drawn: Draw) -> int:
-        shown = [
-            *method.context(drawn.shots),
-            *(example for lesson in lessons_of(drawn)[:1] for example in lesson.demonstrations),
-        ]
-        return sum(map(_n_characters, shown)) or max(map(_n_characters, drawn.shots), default=0)
+    def weight(trial: PreparedTrial) -> int:
+        shown = [*trial.recipe.prompting.demonstrations]
+        if trial.recipe.teacher:
+            shown += trial.recipe.teacher.prompts[0].demonstrations
+        return sum(map(_n_characters, shown)) or max(map(_n_characters, trial.draw.shots), default=0)
 
-    def lessons_of(drawn: Draw) -> tuple[TeacherPrompt, ...]:
-        return method.lessons(drawn, stream(spec.data_seed, "lessons"))
-
-    longest = max(draws, key=weight)
-    n_different = len({frozenset(example.id for example in drawn.shots) for drawn in draws})
+    setting = max(trials, key=weight)
+    method, recipe, longest = setting.method, setting.recipe, setting.draw
+    n_different = len({frozenset(example.id for example in trial.draw.shots) for trial in trials})
     sampled = replace(
         setting,
         draw=replace(longest, dev=_sample(longest.dev)),
-        lessons=lessons_of(longest),
         tests=tuple(replace(test, examples=_sample(test.examples)) for test in setting.tests),
     )
     encoded = encode_prompts(spec, sampled)
@@ -209,16 +198,16 @@ def heaviest(cells: Sequence[Cell]) -> Workload:
         Lengths(len(longest.dev), lengths[DEV]) if longest.dev else None,
         {test.name: Lengths(len(test.examples), lengths[test.name]) for test in setting.tests},
         tuple(_reading(prompts, len(longest.dev)) for prompts in untouched),
-        method.n_unlabelled + method.n_mixed,
+        len(longest.unlabelled) + (recipe.mixture.n_examples if recipe.mixture else 0),
         setting.start,
         encoded.n_new_tokens,
         tuple(n for _, n in by_length) if says_texts else (),
         next((queries.start for lesson in lessons for queries in lesson.sets.values()), ()),
-        method.n_rounds,
-        tuple(_reading(lesson, len(longest.dev)) for lesson in lessons) if method.n_rounds > 1 else (),
-        "data" in cell.vary and not spec.demonstrations and bool(longest.shots) and len(draws) > 1 and n_different == 1,
-        method.n_fisher_samples,
-        _tokens_measured(spec, method),
+        recipe.teacher.n_rounds if recipe.teacher else 1,
+        tuple(_reading(lesson, len(longest.dev)) for lesson in lessons) if recipe.teacher and recipe.teacher.n_rounds > 1 else (),
+        "data" in cell.vary and not spec.demonstrations and bool(longest.shots) and len(trials) > 1 and n_different == 1,
+        recipe.anchor.n_fisher_samples if recipe.anchor else 0,
+        _tokens_measured(spec, method, encoded.n_virtual_tokens),
     )
 
 
@@ -237,7 +226,7 @@ def _trained(encoded: EncodedTrial, taught: bool) -> tuple[list[tuple[int, int]]
     return sorted(found), bool(n_new) or any(encoded.sets[name].completions for name in encoded.trained)
 
 
-def _tokens_measured(spec: TrialSpec, method: Method) -> float:
+def _tokens_measured(spec: TrialSpec, method: Method, n_virtual_tokens: int) -> float:
     wanted = spec.forgetting
     if wanted is None or not method.trains or method.has_own_head:
         return 0.0
@@ -249,7 +238,7 @@ def _tokens_measured(spec: TrialSpec, method: Method) -> float:
         setting = prepare_trial(asked)
         (test,) = setting.tests
         encoded = encode_prompts(asked, replace(setting, tests=(replace(test, examples=_sample(test.examples)),)))
-        encoded = replace(encoded, n_virtual_tokens=method.n_virtual_tokens)
+        encoded = replace(encoded, n_virtual_tokens=n_virtual_tokens)
         lengths = (Lengths(len(test.examples), tuple(sorted(encoded.sets[test.name].lengths))),)
         n_tokens += Reading(len(encoded.prefix), lengths, encoded.shares_prefix, encoded.n_virtual_tokens, encoded.n_new_tokens).n_tokens
     return n_tokens + (_tokens_of_text(spec.model, wanted.text) if wanted.text else 0)
@@ -265,7 +254,7 @@ def _alone(spec: TrialSpec, setting: PreparedTrial, encoded: EncodedTrial, taugh
     """What an untouched teacher reads besides its lessons: dev without them."""
     if not taught or DEV not in encoded.sets:
         return []
-    return [encode_alone(spec, setting) if setting.decoding else replace(encoded, sets={DEV: encoded.sets[DEV]})]
+    return [encode_dev_alone(spec, setting) if setting.decoding else replace(encoded, sets={DEV: encoded.sets[DEV]})]
 
 
 def _reading(encoded: EncodedTrial, n_dev: int) -> Reading:

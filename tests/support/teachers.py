@@ -20,7 +20,7 @@ def teaching(spec: TrialSpec):
     """The setting of a trial after its lessons, the lessons, and what the record says of the teacher."""
     setting = prepare_trial(spec)
     encoded, lessons = encode_prompts(spec, setting), encode_teacher_prompts(spec, setting)
-    return setting, encoded, lessons, run_teacher(spec, setting, encoded, lessons, CPU)[0]
+    return setting, encoded, lessons, run_teacher(spec, setting, encoded, lessons, CPU).teacher
 
 
 @torch.no_grad()
@@ -62,9 +62,9 @@ def losses(spec: TrialSpec):
 
 
 def teacher_logits(spec: TrialSpec, setting) -> np.ndarray:
-    inputs, found = setting.method.inputs(setting.draw), {}
-    for lesson, prompts in zip(setting.lessons, encode_teacher_prompts(spec, setting), strict=True):
-        texts = prompts_of(spec, setting, prompts.demonstrations, [inputs[i] for i in lesson.inputs])
+    inputs, found = setting.training_examples, {}
+    for lesson, prompts in zip(setting.recipe.teacher.prompts, encode_teacher_prompts(spec, setting), strict=True):
+        texts = prompts_of(spec, setting, prompts.demonstrations, [inputs[i] for i in lesson.examples])
         if texts:
-            found |= dict(zip(lesson.inputs, logits_of(spec.model.path, texts), strict=True))
+            found |= dict(zip(lesson.examples, logits_of(spec.model.path, texts), strict=True))
     return np.stack([found[i] for i in range(len(inputs))])

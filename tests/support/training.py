@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
+from llmft.data.task import Example
 from llmft.evaluation.evaluator import Evaluator
 from llmft.models.adapted import AdaptedModel
 from llmft.models.loading import borrow_model
@@ -11,7 +14,7 @@ from llmft.runtime import Runtime
 from llmft.seeds import derive
 from llmft.training import loop
 from llmft.training.checkpoints import TrainingResult
-from llmft.trial.preparation import encode_prompts, prepare_trial
+from llmft.trial.preparation import PreparedTrial, encode_prompts, prepare_trial
 from support.small_models import CPU
 
 
@@ -24,8 +27,13 @@ def train(spec, runtime: Runtime = CPU):
         setting.method.prepare(model, 2, torch.Generator().manual_seed(derive(spec.init_seed, "init")))
         adapted, result = AdaptedModel(setting.method, model), TrainingResult()
         evaluator = Evaluator(adapted, encoded, setting.words, runtime)
-        loop.train(spec, runtime.wrap(adapted), evaluator, domains, result)
+        loop.train(spec, setting.recipe, runtime.wrap(adapted), evaluator, domains, result)
         return result, {name: parameter.detach().clone() for name, parameter in model.network.named_parameters()}
+
+
+def with_shots(trial: PreparedTrial, shots: tuple[Example, ...]) -> PreparedTrial:
+    """The trial with other shots, all of which are trained on."""
+    return replace(trial, draw=replace(trial.draw, shots=shots), recipe=replace(trial.recipe, trained_shots=shots))
 
 
 def largest_difference(first: dict, second: dict) -> float:

@@ -60,6 +60,15 @@ def test_what_is_searched_exists_and_its_default_lies_in_the_range(name):
 
 
 @each_method
+def test_it_overrides_hooks_alone(name):
+    """What the trial asks a method for; whatever else a method file holds is its own."""
+    hooks = {"recipe", "prepare", "prepend_prompt", "scores", "loss", "finalize", "export"}
+    assert {key for key, value in vars(Method).items() if callable(value) and not key.startswith("_")} - {"Settings"} == hooks
+    declared = set(Method.__annotations__) | {"Settings"}
+    assert declared <= set(dir(method_class(name)))
+
+
+@each_method
 def test_no_setting_has_the_name_of_a_training_field(name):
     assert not method_class(name).Settings.model_fields.keys() & TrainSpec.model_fields.keys()  # a search names either
 
@@ -106,8 +115,8 @@ def test_the_base_model_stays_untouched(spec_of, name):
 def test_frozen_weights_stay_bit_identical_and_the_others_move(spec_of, name):
     spec = spec_of(name, selections=("last",), weight_decay=0.1)
     setting = prepare_trial(spec)
-    run_teacher(spec, setting, encode_prompts(spec, setting), encode_teacher_prompts(spec, setting), CPU)
-    encoded = encode_prompts(spec, setting)  # with what a teacher has said
+    teaching = run_teacher(spec, setting, encode_prompts(spec, setting), encode_teacher_prompts(spec, setting), CPU)
+    encoded = encode_prompts(spec, setting, teaching.texts)  # with what a teacher has said
     with borrowed(spec.model, name=name) as model:
         method = setting.method
         method.prepare(model, 2, torch.Generator().manual_seed(derive(0, "init")))
@@ -115,7 +124,7 @@ def test_frozen_weights_stay_bit_identical_and_the_others_move(spec_of, name):
         before = weights(model.network)
         adapted = AdaptedModel(method, model)
         evaluator = Evaluator(adapted, encoded, setting.words, CPU, setting.decoding)
-        train(spec, adapted, evaluator, {test.name: test.domain for test in setting.tests}, TrainingResult())
+        train(spec, setting.recipe, adapted, evaluator, {test.name: test.domain for test in setting.tests}, TrainingResult())
         after = weights(model.network)
     unmoved = {name for name in before if torch.equal(before[name], after[name])}
     assert frozen <= unmoved

@@ -21,6 +21,7 @@ from llmft.data.sampling import draw_examples, draw_unlabelled
 from llmft.data.task import NO_LABEL, Example, TaskData
 from llmft.errors import UserError
 from llmft.evaluation.evaluator import Evaluator
+from llmft.methods._recipe import TrialContext
 from llmft.methods._registry import METHODS, build_method, complete_settings, method_class
 from llmft.methods.context_distillation import probability_of_beginnings
 from llmft.models import loading as models
@@ -50,7 +51,7 @@ def test_targets_are_what_transformers_says_to_the_whole_prompt(spec_of, instruc
     assert len(lesson.prefix) > 50, "the demonstrations are encoded once"
     logits = logits_of(spec.model.path, prompts_of(spec, setting, lesson.demonstrations, setting.draw.unlabelled, instruction))
     expected = log_softmax(logits[:, word_ids(setting)], axis=1)
-    np.testing.assert_allclose(setting.method.taught["outcomes"][:, 0], expected, atol=2e-5)
+    np.testing.assert_allclose(setting.method.teacher_targets["outcomes"][:, 0], expected, atol=2e-5)
     assert expected.std(0).min() > 0.01
 
 
@@ -69,7 +70,7 @@ def test_the_teacher_reads_what_in_context_learning_does(spec_of):
 def test_targets_over_words_with_a_temperature(spec_of, over):
     spec = spec_of(DISTILLED, {**FEW, "over": over, "k": 20, "temperature": 2.0}, n_shots=4)
     setting, _, (lesson,), _ = teaching(spec)
-    taught, prompts = setting.method.taught, prompts_of(spec, setting, lesson.demonstrations, setting.draw.unlabelled)
+    taught, prompts = setting.method.teacher_targets, prompts_of(spec, setting, lesson.demonstrations, setting.draw.unlabelled)
     expected = softmax(logits_of(spec.model.path, prompts) / 2, axis=1)
     if over == "top_k":
         best = np.sort(expected, axis=1)[:, ::-1][:, :20]
@@ -83,13 +84,13 @@ def test_targets_over_words_with_a_temperature(spec_of, over):
 @pytest.mark.parametrize("n_unlabelled", [0, 5])
 def test_no_shot_stands_in_the_prompt_in_which_it_is_asked(spec_of, context, n_unlabelled):
     setting = prepare_trial(spec_of(DISTILLED, {**NOTES, "n_unlabelled": n_unlabelled, "teacher_context": context}, n_shots=8))
-    inputs, asked = setting.method.inputs(setting.draw), []
-    for lesson in setting.lessons:
-        asked += lesson.inputs
-        assert {inputs[i].id for i in lesson.inputs}.isdisjoint(example.id for example in lesson.demonstrations)
+    inputs, asked = setting.training_examples, []
+    for lesson in setting.recipe.teacher.prompts:
+        asked += lesson.examples
+        assert {inputs[i].id for i in lesson.examples}.isdisjoint(example.id for example in lesson.demonstrations)
         labels = [example.label for example in lesson.demonstrations]
         assert labels.count(0) == labels.count(1) == (len(labels) // 2), "what is missing must not tell the label"
-        assert len(labels) == (8 if set(lesson.inputs) <= set(range(n_unlabelled)) else 6)
+        assert len(labels) == (8 if set(lesson.examples) <= set(range(n_unlabelled)) else 6)
     assert sorted(asked) == list(range(n_unlabelled + 8))
 
 
@@ -99,10 +100,10 @@ def test_the_teacher_of_a_shot_says_the_same_whatever_its_label_is(spec_of):
     setting, encoded, _, _ = teaching(spec)
     other = prepare_trial(spec)
     swapped = tuple(replace(shot, label=1 - shot.label) if i in (0, 1) else shot for i, shot in enumerate(other.draw.shots))
-    other = replace(other, draw=replace(other.draw, shots=swapped))
-    other = replace(other, lessons=other.method.lessons(other.draw, np.random.default_rng(0)))
+    draw = replace(other.draw, shots=swapped)
+    other = replace(other, draw=draw, recipe=other.method.recipe(TrialContext(spec, draw)))
     run_teacher(spec, other, encoded, encode_teacher_prompts(spec, other), CPU)
-    first, second = setting.method.taught["outcomes"], other.method.taught["outcomes"]
+    first, second = setting.method.teacher_targets["outcomes"], other.method.teacher_targets["outcomes"]
     torch.testing.assert_close(first[:2], second[:2], atol=0, rtol=0)
     assert (first[2:] - second[2:]).abs().max() > 1e-3, "it shows to the others"
 
@@ -118,12 +119,12 @@ def test_unlabelled_inputs_have_no_label_anywhere(spec_of):
 
 
 @pytest.mark.parametrize("n_labels", [2, 3, 5])
-def test_shuffled_labels_are_all_wrong_and_still_balanced(n_labels):
+def test_shuffled_labels_are_all_wrong_and_still_balanced(spec_of, n_labels):
     pool = tuple(Example(str(i), {}, i % n_labels) for i in range(100 * n_labels))
     data = TaskData(pool, ())
     draw = draw_unlabelled(data, draw_examples(data, n_labels, 4, "per_class", 0, 0), 7, 0)
     method = build_method(DISTILLED, {"n_unlabelled": 7, "teacher_context": "shuffled_labels"})
-    (lesson,) = method.lessons(draw, np.random.default_rng(0))
+    (lesson,) = method.teacher_prompts(TrialContext(spec_of(DISTILLED), draw))
     assert [example.id for example in lesson.demonstrations] == [example.id for example in draw.shots]
     assert all(shown.label != shot.label for shown, shot in zip(lesson.demonstrations, draw.shots, strict=True))
     labels = [example.label for example in lesson.demonstrations]
@@ -193,9 +194,11 @@ def test_a_gradient_flows_into_the_student_alone_and_the_teacher_has_no_dropout(
     ref = resolve_model(save_model(tmp_path / "dropping", "opt", tokenizer, std=0.2, dropout=0.5))
     spec = spec_of(DISTILLED, FEW, model=ref, n_shots=4)
     setting, encoded, (lesson,), _ = teaching(spec)
-    assert not any(values.requires_grad for values in setting.method.taught.values())
+    assert not any(values.requires_grad for values in setting.method.teacher_targets.values())
     logits = logits_of(ref.path, prompts_of(spec, setting, lesson.demonstrations, setting.draw.unlabelled))
-    np.testing.assert_allclose(setting.method.taught["outcomes"][:, 0], log_softmax(logits[:, word_ids(setting)], axis=1), atol=2e-5)
+    np.testing.assert_allclose(
+        setting.method.teacher_targets["outcomes"][:, 0], log_softmax(logits[:, word_ids(setting)], axis=1), atol=2e-5
+    )
     with borrow_model(ref, "fp32", torch.device("cpu")) as student:
         setting.method.prepare(student, 2, torch.Generator().manual_seed(0))
         student.network.train()
@@ -261,7 +264,7 @@ def test_a_larger_teacher_is_asked_and_gone_before_the_training(tmp_path, spec_o
     assert not any(key[2] == larger.fingerprint for key in models._BASE)
     assert teacher.model == "larger" and teacher.n_parameters > 64 * 600
     logits = logits_of(larger.path, prompts_of(spec, setting, lesson.demonstrations, setting.draw.unlabelled))
-    np.testing.assert_allclose(setting.method.taught["outcomes"][:, 0], log_softmax(logits, axis=1), atol=2e-4)
+    np.testing.assert_allclose(setting.method.teacher_targets["outcomes"][:, 0], log_softmax(logits, axis=1), atol=2e-4)
     record = run_trial(spec, CPU).record
     assert record.finished and record.teacher.model == "larger"
     assert record.cost.n_parameters < record.teacher.n_parameters

@@ -39,7 +39,7 @@ def taught(monkeypatch):
 
     def again(adapted, setting, *more):
         refresh_targets(adapted, setting, *more)
-        found.append({name: rows.clone() for name, rows in setting.method.taught.items()})
+        found.append({name: rows.clone() for name, rows in setting.method.teacher_targets.items()})
 
     monkeypatch.setattr(trials, "refresh_targets", again)
     return found
@@ -99,13 +99,13 @@ def test_the_student_reads_the_lesson_as_plain_transformers_does(spec_of, tmp_pa
     (tmp_path / "weights").write_bytes(first.weights)
     setting, (found,) = prepare_trial(two), taught
     with restored(one, tmp_path / "weights", torch.device("cpu")) as adapted, torch.no_grad():
-        network, inputs = adapted.network, setting.method.inputs(setting.draw)
-        for lesson, prompts in zip(setting.lessons, encode_teacher_prompts(two, setting), strict=True):
-            ids = ids_of(two, setting, prompts.demonstrations, [inputs[i] for i in lesson.inputs])
+        network, inputs = adapted.network, setting.training_examples
+        for lesson, prompts in zip(setting.recipe.teacher.prompts, encode_teacher_prompts(two, setting), strict=True):
+            ids = ids_of(two, setting, prompts.demonstrations, [inputs[i] for i in lesson.examples])
             logits = np.stack([opened(network, student, row).double().numpy() for row in ids])
             expected = log_softmax(logits[:, word_ids(setting)], axis=1)
-            np.testing.assert_allclose(found["outcomes"][list(lesson.inputs), 0], expected, atol=2e-5)
-            assert len(prompts.demonstrations) == (4 if max(lesson.inputs) < 12 else 2)
+            np.testing.assert_allclose(found["outcomes"][list(lesson.examples), 0], expected, atol=2e-5)
+            assert len(prompts.demonstrations) == (4 if max(lesson.examples) < 12 else 2)
 
 
 def opened(network, student: str, ids: list[int]) -> torch.Tensor:

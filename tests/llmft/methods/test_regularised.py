@@ -9,27 +9,26 @@ import torch
 from support.small_models import CPU
 from transformers import AutoModelForCausalLM
 
-from llmft.evaluation.evaluator import Evaluator
 from llmft.methods._registry import build_method
 from llmft.models.adapted import AdaptedModel
 from llmft.models.batches import make_batch
 from llmft.models.loading import borrow_model
 from llmft.prompting.encoding import SHOTS
-from llmft.trial.preparation import encode_prompts, prepare_trial
+from llmft.trial.distillation import run_teacher
+from llmft.trial.preparation import encode_prompts, encode_teacher_prompts, prepare_trial
 from llmft.trial.run import run_trial
 
 
 def test_kl_to_base_by_hand(spec_of):
     spec = spec_of("regularised", {"penalty": "kl_to_base", "strength": 0.7, "loss": "restricted"}, n_shots=6)
     setting = prepare_trial(spec)
+    teaching = replace(CPU, micro_batch_tokens=50)  # several batches
+    run_teacher(spec, setting, encode_prompts(spec, setting), encode_teacher_prompts(spec, setting), teaching)
     with borrow_model(spec.model, "fp32", torch.device("cpu")) as model:
         method = setting.method
         method.prepare(model, 2, torch.Generator().manual_seed(0))
         encoded = encode_prompts(spec, setting)
         adapted = AdaptedModel(method, model)
-        evaluator = Evaluator(adapted, encoded, setting.words, replace(CPU, micro_batch_tokens=50))  # several batches
-        with torch.no_grad():
-            method.begin(adapted, evaluator.every(SHOTS))
         batch = make_batch(encoded.sets[SHOTS], [4, 1, 5], setting.words, model, opening=encoded.prefix)
         pattern = build_method("pattern", {"loss": "restricted"})
         torch.testing.assert_close(adapted(adapted.method.loss, batch), pattern.loss(model, batch), atol=1e-5, rtol=0)  # nothing has moved

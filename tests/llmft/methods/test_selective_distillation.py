@@ -106,7 +106,7 @@ def test_the_record_counts_what_was_selected(spec_of, settings):
     record, (setting, *_) = run_trial(spec, CPU).record, teaching(spec)
     (only,) = record.teacher.rounds
     expected = selected_by_hand(settings, setting, teacher_logits(spec, setting)).sum()
-    assert (only.n_asked, only.n_trusted) == (len(setting.method.inputs(setting.draw)), expected)
+    assert (only.n_asked, only.n_trusted) == (len(setting.training_examples), expected)
     assert ("few_trusted" in {finding.code for finding in record.findings}) == (2 * expected < only.n_asked)
 
 

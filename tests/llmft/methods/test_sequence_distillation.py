@@ -49,18 +49,18 @@ def teacher(tmp_path):
 def taught(spec):
     """The setting after the lessons, and what the teacher left: its record and the table of its texts."""
     setting = prepare_trial(spec)
-    found, table = run_teacher(spec, setting, encode_prompts(spec, setting), encode_teacher_prompts(spec, setting), CPU)
-    return setting, found, parquet.read_table(io.BytesIO(table)).to_pylist()
+    teaching = run_teacher(spec, setting, encode_prompts(spec, setting), encode_teacher_prompts(spec, setting), CPU)
+    return setting, teaching, parquet.read_table(io.BytesIO(teaching.responses)).to_pylist()
 
 
 @pytest.mark.parametrize("context", ["demonstrations", "none"])
 def test_responses_are_what_transformers_generates(spec, context):
     given = spec({"teacher_context": context, "instruction": "Say the first word twice."})
-    setting, found, rows = taught(given)
+    setting, teaching, rows = taught(given)
     shown = {example.id: example for example in setting.draw.shots}
-    assert sorted(found.demonstrations) == (sorted(shown) if context == "demonstrations" else [])
+    assert sorted(teaching.teacher.demonstrations) == (sorted(shown) if context == "demonstrations" else [])
     opening = "Say the first word twice.\n\n"
-    opening += "".join(f"{shown[id].fields['sentence']} ? {shown[id].references[0]}\n\n" for id in found.demonstrations)
+    opening += "".join(f"{shown[id].fields['sentence']} ? {shown[id].references[0]}\n\n" for id in teaching.teacher.demonstrations)
     asked = setting.draw.unlabelled
     expected = plain_generate(given, [f"{opening}{example.fields['sentence']} ?" for example in asked])
     assert [row["response"] for row in rows] == expected and len(set(expected)) > 3
@@ -68,7 +68,7 @@ def test_responses_are_what_transformers_generates(spec, context):
 
 
 def test_a_teacher_of_another_family_is_asked_in_its_own_tokens(spec, teacher):
-    setting, found, rows = taught(spec({"teacher_context": "none"}, teacher=teacher))
+    setting, teaching, rows = taught(spec({"teacher_context": "none"}, teacher=teacher))
     network, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(teacher.path).eval(), AutoTokenizer.from_pretrained(teacher.path)
     network.generation_config = GenerationConfig()
     for row, example in zip(rows, setting.draw.unlabelled, strict=True):
@@ -77,15 +77,15 @@ def test_a_teacher_of_another_family_is_asked_in_its_own_tokens(spec, teacher):
         ids = network.generate(**inputs, generation_config=config)[0]
         assert row["response"] == tokenizer.decode(ids, skip_special_tokens=True).strip()
     assert len({row["response"] for row in rows}) > 3
-    assert (found.model, found.zero_shot_dev_score) == ("teacher", None) and found.dev_score is not None
+    assert (teaching.teacher.model, teaching.teacher.zero_shot_dev_score) == ("teacher", None) and teaching.teacher.dev_score is not None
 
 
 def test_the_students_targets_are_these_texts_and_the_end(spec, teacher):
     given = spec(teacher=teacher)
-    setting, found, rows = taught(given)
-    encoded, tokenizer = encode_prompts(given, setting), setting.decoding.tokenizer
+    setting, teaching, rows = taught(given)
+    encoded, tokenizer = encode_prompts(given, setting, teaching.texts), setting.decoding.tokenizer
     queries = encoded.sets[SHOTS]
-    assert len(queries) == found.n_responses == sum(row["trained_on"] for row in rows)
+    assert len(queries) == teaching.teacher.n_responses == sum(row["trained_on"] for row in rows)
     by_prompt = dict(zip(queries.suffixes, queries.completions, strict=True))
     for row in (row for row in rows if row["trained_on"]):
         prompt, whole = encode(tokenizer, [f"{row['sentence']} ?", f"{row['sentence']} ? {row['response']}"])
@@ -113,14 +113,14 @@ def test_an_answer_without_text_or_end_is_left_out_and_counted(spec, monkeypatch
         return ids
 
     monkeypatch.setattr(evaluator, "generate", generate)
-    setting, found, rows = taught(spec({"keep_unfinished": False}))
+    setting, teaching, rows = taught(spec({"keep_unfinished": False}))
     assert [row["finished"] for row in rows] == [place in (1, 2) for place in range(7)]
     assert [row["trained_on"] for row in rows] == [place == 2 for place in range(7)]
-    assert (found.n_asked, found.n_responses, found.n_empty, found.n_unfinished) == (7, 1, 1, 5)
-    assert list(setting.method.responses) == [rows[2]["id"]]
+    assert (teaching.teacher.n_asked, teaching.teacher.n_responses, teaching.teacher.n_empty, teaching.teacher.n_unfinished) == (7, 1, 1, 5)
+    assert list(teaching.texts) == [rows[2]["id"]]
     record = run_trial(spec({"keep_unfinished": False}), CPU).record
     assert {("poor_responses", "warning")} <= {(finding.code, finding.severity) for finding in record.findings}
-    assert taught(spec())[1].n_responses == 6
+    assert taught(spec())[1].teacher.n_responses == 6
 
 
 def test_where_no_answer_can_be_trained_on_it_says_so(spec):
@@ -131,9 +131,9 @@ def test_where_no_answer_can_be_trained_on_it_says_so(spec):
 
 def test_shots_keep_their_own_references(spec):
     given = spec({"train_on_shots": True})
-    setting, found, _ = taught(given)
-    queries = encode_prompts(given, setting).sets[SHOTS]
-    assert len(queries) == found.n_responses + 3
+    setting, teaching, _ = taught(given)
+    queries = encode_prompts(given, setting, teaching.texts).sets[SHOTS]
+    assert len(queries) == teaching.teacher.n_responses + 3
     assert queries.references[-3:] == tuple(shot.references for shot in setting.draw.shots)
 
 

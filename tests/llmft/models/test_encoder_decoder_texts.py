@@ -10,6 +10,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 from support.small_models import CPU, ENCODER_DECODERS
+from support.training import with_shots
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 from llmft.config.spec import GenerationSpec
@@ -95,7 +96,7 @@ def test_the_loss_is_that_of_transformers_with_labels(spec, family):
     given = spec("pattern", n_shots=6)
     setting = prepare_trial(given)
     shots = [dataclasses.replace(shot, references=(f"Soon{' doctors' * n}",)) for n, shot in enumerate(setting.draw.shots)]
-    setting = dataclasses.replace(setting, draw=dataclasses.replace(setting.draw, shots=tuple(shots)))
+    setting = with_shots(setting, tuple(shots))
     encoded = encode_prompts(given, setting)
     with borrow_model(given.model, "fp32", torch.device("cpu")) as model, torch.no_grad():
         adapted = AdaptedModel(setting.method, model)
@@ -160,5 +161,5 @@ def test_what_the_decoder_cannot_hold_is_refused(spec):
     setting = prepare_trial(given)
     shots = tuple(dataclasses.replace(shot, references=(" Soon" * 600,)) for shot in setting.draw.shots)
     with pytest.raises(TrialFailure, match="the answer of toy_text_train/[0-9]+ takes [0-9]+ tokens; at most 510") as raised:
-        encode_prompts(given, dataclasses.replace(setting, draw=dataclasses.replace(setting.draw, shots=shots)))
+        encode_prompts(given, with_shots(setting, shots))
     assert raised.value.cause == "query_too_long"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.plain_generation import plain_generate
 from support.small_models import CPU, save_model
+from support.training import with_shots
 from transformers import GenerationConfig
 
 from llmft.config.spec import DataRef, GenerationSpec
@@ -57,7 +58,7 @@ def with_references(setting: PreparedTrial, references: list[str]) -> PreparedTr
     """The same setting, whose first shots have other references."""
     shots = setting.draw.shots
     changed = [dataclasses.replace(shot, references=(text,)) for shot, text in zip(shots, references, strict=False)]
-    return dataclasses.replace(setting, draw=dataclasses.replace(setting.draw, shots=(*changed, *shots[len(changed) :])))
+    return with_shots(setting, (*changed, *shots[len(changed) :]))
 
 
 def prompts_by_hand(spec, order: list[str]) -> list[str]:

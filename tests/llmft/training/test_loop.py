@@ -160,7 +160,7 @@ def test_nothing_encoded_before_a_step_is_used_after_it(spec_of, monkeypatch):
         adapted, result = AdaptedModel(setting.method, model), TrainingResult()
         evaluators = [Evaluator(adapted, encoded, setting.words, CPU) for _ in range(2)]
         untrained = evaluators[0].predict("toy").log_probabilities
-        loop.train(spec, adapted, evaluators[0], {"toy": "in"}, result)
+        loop.train(spec, setting.recipe, adapted, evaluators[0], {"toy": "in"}, result)
         fresh = evaluators[1].predict("toy").log_probabilities
     assert np.abs(fresh - untrained).max() > 0.01
     np.testing.assert_array_equal(result.checkpoints["last"].predictions["toy"].log_probabilities, fresh)

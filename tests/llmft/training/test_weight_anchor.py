@@ -39,7 +39,7 @@ def test_the_pull_is_the_gradient_of_its_penalty(weighed):
     expected = torch.autograd.grad(penalty, [weights["a"], weights["b"]])
     for name in ("a", "b", "new"):
         weights[name].grad = torch.ones_like(weights[name])
-    start.pull(0.3)
+    start.add_penalty_gradient(0.3)
     for name, gradient in zip(("a", "b"), expected, strict=True):
         torch.testing.assert_close(weights[name].grad, 1 + gradient)
     assert weights["without_gradient"].grad is None and torch.equal(weights["new"].grad, torch.ones(3))

@@ -41,7 +41,7 @@ def own_logits(spec, weights: bytes) -> torch.Tensor:
         method, queries = build_method(spec.method, spec.settings), EncodedQueries(tuple(map(tuple, IDS.tolist())), (0, 0))
         method.prepare(model, 2, torch.Generator().manual_seed(5))
         adapted = AdaptedModel(method, model).eval()
-        method.fold(adapted)
+        method.finalize(adapted)
         put_weights(model, weights, "test")
         return adapted(all_logits, make_batch(queries, [0, 1], WORDS, model))
 

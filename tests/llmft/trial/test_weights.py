@@ -45,7 +45,7 @@ def test_kept_weights_predict_what_the_trial_did(tmp_path, spec_of, name, select
     setting = prepare_trial(spec)
     with borrow_model(spec.model, "fp32", torch.device("cpu"), base_weights=method_class(name).base_weights) as model:
         adapted = AdaptedModel(prepared(spec, model, seed=77), model)  # what is drawn at the start does not matter any more
-        adapted.method.fold(adapted)
+        adapted.method.finalize(adapted)
         put_weights(model, (tmp_path / WEIGHTS_FILE).read_bytes(), "test")
         evaluator = Evaluator(adapted, encode_prompts(spec, setting), setting.words, CPU, reasoning=setting.reasoning)
         chosen = "best_dev" if "best_dev" in selections else "last"

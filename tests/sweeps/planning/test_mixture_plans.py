@@ -64,5 +64,5 @@ def test_the_plan_that_comes_with_llmft_asks_no_task_for_more_than_it_has():
     for method in mixed.values():
         for held_out in plan.task_names:
             pools = {name: n for name, n in POOLS.items() if name != held_out}
-            counts = dict(zip(pools, shares(list(method.rates(pools).values()), method.n_mixed), strict=True))
+            counts = dict(zip(pools, shares(list(method.rates(pools).values()), method.settings.n_examples), strict=True))
             assert all(0 < n <= pools[name] for name, n in counts.items()), (method, held_out, counts)
