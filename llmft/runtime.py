@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from llmft.errors import Cause, TrialFailure, UserError
 
@@ -13,8 +13,16 @@ if TYPE_CHECKING:
     import torch
 
 
+class AdaptedModule(Protocol):
+    """What a runtime wraps (`llmft.models.AdaptedModel`): a module that holds a model with a device."""
+
+    model: Any
+
+    def to(self, device: torch.device, /) -> torch.nn.Module: ...
+
+
 def choose_device(name: str | None) -> torch.device:
-    """The device called `name`; None: CUDA where there is one.
+    """Return the device called `name`; None: CUDA where there is one.
 
     Raises:
         UserError: there is no such device here.
@@ -32,7 +40,7 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def _place(adapted: torch.nn.Module) -> torch.nn.Module:
+def _place(adapted: AdaptedModule) -> torch.nn.Module:
     return adapted.to(adapted.model.device)
 
 
@@ -50,7 +58,7 @@ def _never() -> bool:
 
 @dataclass(frozen=True)
 class Runtime:
-    """The plain default: one process, the best device there is, nobody to report to.
+    """What a trial runs on, and whom it reports to; the default is one process on the best device there is.
 
     `llmft.models.parallel.distributed_runtime` makes one for a process among several that run the same trial together. All of them
     do the same things in the same order; what is asked of the clock or of `should_stop` is agreed upon.
@@ -60,7 +68,7 @@ class Runtime:
         rank, world_size: this process among those that run the trial together.
         wrap: puts an adapted model, which lies on the CPU, where it shall be, and gives the module to train.
         all_reduce: the "sum" or "max" of a tensor over the processes, element by element.
-        report: receives progress (a small dictionary) after every look at the dev set; in every process alike.
+        report: receives progress (a small dictionary) after every evaluation on dev; in every process alike.
         should_stop: asked between epochs; True in any process ends the training.
         micro_batch_tokens: upper bound of tokens in one forward pass of one process.
         n_out_of_memory: how often the trial ran out of memory before, and was started again with smaller passes.
@@ -73,7 +81,7 @@ class Runtime:
     device: str | None = None
     rank: int = 0
     world_size: int = 1
-    wrap: Callable[[torch.nn.Module], torch.nn.Module] = _place
+    wrap: Callable[[Any], torch.nn.Module] = _place
     all_reduce: Callable[[torch.Tensor, Literal["sum", "max"]], torch.Tensor] = _alone
     report: Callable[[dict[str, Any]], None] = _ignore
     should_stop: Callable[[], bool] = _never
@@ -85,19 +93,19 @@ class Runtime:
     keep_weights: bool = False
 
     def started(self) -> Runtime:
-        """The same, with the clock running."""
+        """Return the same runtime with the clock running."""
         return self if self.timeout_s is None else replace(self, deadline=time.monotonic() + self.timeout_s)
 
     def largest(self, value: float) -> float:
-        """The largest `value` of all processes."""
+        """Return the largest `value` of all processes."""
         return self._reduce(value, "max")
 
     def mean(self, value: float) -> float:
-        """The mean `value` of all processes."""
+        """Return the mean `value` of all processes."""
         return self._reduce(value, "sum") / self.world_size
 
     def check_time(self) -> None:
-        """Called by every process in the same places, so that all stop together.
+        """Check the time limit; every process must call this in the same positions, so that all stop together.
 
         Raises:
             TrialFailure: the time is over for one of them (TIMEOUT).

@@ -11,14 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmft.config import StrictModel
 from llmft.methods._recipe import Recipe, TrialContext
+from llmft.methods._types import AdaptedModel, Generator, LoadedModel, PeftConfig, QueryBatch, Scores, Tensor, VirtualToken
 
 if TYPE_CHECKING:
-    import torch
-    from peft import PeftConfig
-
     from llmft.data import Kind
-    from llmft.models import AdaptedModel, LoadedModel, QueryBatch, Scores
-    from llmft.records import VirtualToken
 
 
 @dataclass(frozen=True)
@@ -30,6 +26,10 @@ class SearchRange:
     log: bool = False
     integer: bool = False
     choices: tuple[Any, ...] = ()
+
+
+class NoSettings(StrictModel):
+    """Of a method that has nothing to set."""
 
 
 class Method:
@@ -53,24 +53,22 @@ class Method:
         teacher_targets: what a teacher has said about the training examples (`Distillation.targets`), when `prepare` is called.
     """
 
-    class Settings(StrictModel):
-        pass
-
+    Settings: ClassVar[type[StrictModel]] = NoSettings
     train_defaults: ClassVar[dict[str, Any]] = {}
     search: ClassVar[dict[str, SearchRange]] = {}
-    trains: ClassVar[bool] = True
     uses_shots: ClassVar[bool] = True
     shows_demonstrations: ClassVar[bool] = False
     uses_teacher: ClassVar[bool] = False
     uses_mixture: ClassVar[bool] = False
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "generation")
     paper: ClassVar[str] = ""
+    trains: bool = True
     base_weights: Literal["fp32", "nf4"] = "fp32"
     has_own_head: bool = False
 
     def __init__(self, settings: StrictModel | None = None):
         self.settings: Any = settings if settings is not None else self.Settings()
-        self.teacher_targets: dict[str, torch.Tensor] = {}
+        self.teacher_targets: dict[str, Tensor] = {}
 
     def recipe(self, trial: TrialContext) -> Recipe:
         """Return what the method asks of a trial, and refuse what does not go together; no weight is loaded yet.
@@ -80,7 +78,7 @@ class Method:
         """
         return Recipe(trained_shots=trial.draw.shots)
 
-    def prepare(self, model: LoadedModel, n_labels: int, generator: torch.Generator) -> None:
+    def prepare(self, model: LoadedModel, n_labels: int, generator: Generator) -> None:
         """Change `model.network` in place: add modules, and leave `requires_grad` only where training shall go.
 
         It is called with every parameter frozen and the network on the CPU, from where it is moved or sharded afterwards; so what
@@ -98,8 +96,8 @@ class Method:
 
         return label_word_scores(model, batch)
 
-    def loss(self, model: LoadedModel, batch: QueryBatch) -> torch.Tensor:
-        """The mean training loss over the batch (a scalar).
+    def loss(self, model: LoadedModel, batch: QueryBatch) -> Tensor:
+        """Compute the mean training loss over the batch (a scalar).
 
         By default the cross-entropy of `scores`, or the completions' where the batch has some.
         """
@@ -109,6 +107,7 @@ class Method:
             from llmft.models import completion_loss
 
             return completion_loss(model, batch)
+        assert batch.labels is not None, "what is not labelled has completions"
         return F.cross_entropy(self.scores(model, batch).labels.float(), batch.labels)
 
     def finalize(self, adapted: AdaptedModel) -> list[VirtualToken]:
@@ -119,7 +118,7 @@ class Method:
         """
         return []
 
-    def export(self, model: LoadedModel) -> tuple[PeftConfig, dict[str, torch.Tensor]] | None:
+    def export(self, model: LoadedModel) -> tuple[PeftConfig, dict[str, Tensor]] | None:
         """After `finalize`, return what was trained as peft reads it (its configuration and its weights), for `llmft.trial.export`.
 
         None where peft has no such method.

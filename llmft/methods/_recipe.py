@@ -1,4 +1,4 @@
-"""What a method asks of a trial, as data: prompts, a teacher, other tasks, a penalty. `Method.recipe` gives it before weights are loaded."""
+"""What a method asks of a trial, as data: prompts, a teacher, other tasks, a penalty on the distance from the start."""
 
 from __future__ import annotations
 

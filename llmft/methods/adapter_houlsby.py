@@ -5,19 +5,11 @@ N(0, 0.001) for both matrices: so the network begins exactly as it was. As in th
 (`train_norms: false` leaves them frozen). The language-model head, frozen, says the label word.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from llmft.methods._base import SearchRange
+from llmft.methods._types import Generator, LoadedModel
 from llmft.methods.pattern import PatternBased, PatternSettings
-
-if TYPE_CHECKING:
-    import torch
-
-    from llmft.models import LoadedModel
 
 
 class HoulsbySettings(PatternSettings):
@@ -31,7 +23,7 @@ class Houlsby(PatternBased):
     search = {"learning_rate": SearchRange(3e-5, 1e-2, log=True)}
     paper = "Houlsby et al. 2019"
 
-    def prepare(self, model: LoadedModel, n_labels: int, generator: torch.Generator) -> None:
+    def prepare(self, model: LoadedModel, n_labels: int, generator: Generator) -> None:
         from llmft.methods.modules.bottleneck import insert
         from llmft.models import is_norm
 

@@ -4,19 +4,13 @@ x is what the part reads, behind the layer norm. The paper's best is beside the 
 0, so the network begins exactly as it was.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from llmft.methods._base import SearchRange
+from llmft.methods._types import Generator, LoadedModel
 from llmft.methods.pattern import PatternBased, PatternSettings
-
-if TYPE_CHECKING:
-    import torch
-
-    from llmft.models import LoadedModel
 
 
 class ParallelSettings(PatternSettings):
@@ -33,7 +27,7 @@ class Parallel(PatternBased):
     search = {"learning_rate": SearchRange(1e-5, 1e-2, log=True)}
     paper = "He et al. 2022"
 
-    def prepare(self, model: LoadedModel, n_labels: int, generator: torch.Generator) -> None:
+    def prepare(self, model: LoadedModel, n_labels: int, generator: Generator) -> None:
         from llmft.methods.modules.bottleneck import insert
 
         settings, width = self.settings, model.network.config.hidden_size

@@ -5,19 +5,11 @@ normalise after the residual and its adapter stands behind that; in blocks that 
 reads what the feed-forward part writes, before the residual is added.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from llmft.methods._base import SearchRange
+from llmft.methods._types import Generator, LoadedModel
 from llmft.methods.pattern import PatternBased, PatternSettings
-
-if TYPE_CHECKING:
-    import torch
-
-    from llmft.models import LoadedModel
 
 
 class PfeifferSettings(PatternSettings):
@@ -30,7 +22,7 @@ class Pfeiffer(PatternBased):
     search = {"learning_rate": SearchRange(3e-5, 1e-2, log=True)}
     paper = "Pfeiffer et al. 2021"
 
-    def prepare(self, model: LoadedModel, n_labels: int, generator: torch.Generator) -> None:
+    def prepare(self, model: LoadedModel, n_labels: int, generator: Generator) -> None:
         from llmft.methods.modules.bottleneck import insert
 
         size = max(1, model.network.config.hidden_size // self.settings.reduction)

@@ -5,20 +5,14 @@ the feed-forward part (b_m2). The language-model head says the label word; embed
 et al. 2023. Models that have few biases, as Llama's family, are refused.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from llmft.errors import UserError
 from llmft.methods._base import SearchRange
+from llmft.methods._types import Generator, LoadedModel, Module, Parameter
 from llmft.methods.pattern import PatternBased, PatternSettings
-
-if TYPE_CHECKING:
-    import torch
-
-    from llmft.models import LoadedModel
 
 MIN_SHARE = 0.25
 """Of the blocks' weight matrices: how many must have a bias. GPT-J has one at 2 of 6; Llama at none."""
@@ -36,13 +30,13 @@ class BitFit(PatternBased):
     search = {"learning_rate": SearchRange(1e-4, 1e-2, log=True)}
     paper = "Ben Zaken et al. 2022"
 
-    def prepare(self, model: LoadedModel, n_labels: int, generator: torch.Generator) -> None:
+    def prepare(self, model: LoadedModel, n_labels: int, generator: Generator) -> None:
         network = model.network
         network.requires_grad_(False)
         for bias in self._query_mlp(network) if self.settings.subset == "query_mlp" else self._all(network):
             bias.requires_grad_(True)
 
-    def _all(self, network: torch.nn.Module) -> list[torch.nn.Parameter]:
+    def _all(self, network: Module) -> list[Parameter]:
         from llmft.models import find_blocks
 
         matrices = [
@@ -56,7 +50,7 @@ class BitFit(PatternBased):
             raise self._too_few(network, f"{n_biases} of the {len(matrices)} weight matrices in its blocks have a bias")
         return [parameter for name, parameter in network.named_parameters() if name.split(".")[-1] == "bias"]
 
-    def _query_mlp(self, network: torch.nn.Module) -> list[torch.nn.Parameter]:
+    def _query_mlp(self, network: Module) -> list[Parameter]:
         from llmft.models import find_sublayers, names_in
 
         names = names_in(network, "bitfit")
@@ -69,7 +63,7 @@ class BitFit(PatternBased):
             raise self._too_few(network, "its query or feed-forward layers have no bias")
         return biases
 
-    def _too_few(self, network: torch.nn.Module, why: str) -> UserError:
+    def _too_few(self, network: Module, why: str) -> UserError:
         return UserError(f"method 'bitfit': {network.config.model_type!r} models have too few biases to train: {why}. Use lora or ia3.")
 
 

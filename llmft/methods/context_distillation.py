@@ -2,7 +2,7 @@
 
 The teacher is the same model, untouched, or a larger one of its family (`teacher` of a plan's entry), with the shots as
 demonstrations in its prompt, or an instruction, or both. The student reads the query alone and is trained towards what the
-teacher says in the same place, after the query:
+teacher predicts at the same position, after the query:
 
     (1 - w) T^2 mean_x D(teacher(x | context) || student(x))  +  w mean_(x, y) -log student(y | x)
 
@@ -11,7 +11,7 @@ temperature of both distributions in D (w = 0 and T = 1: pure distillation). The
 
 Recursive distillation (Snell et al. 2022): in each of the `rounds` after the first, the student as the last epoch left it is the
 next teacher. It reads the same context, and goes on from its own weights towards its own new answers, since teacher and student are
-one model at the start of every distillation. A round is `epochs` long and has an optimiser, a warm-up and a schedule of its own;
+one model at the start of every distillation. A round is `epochs` long and has an optimizer, a warm-up and a schedule of its own;
 checkpoints are selected over all rounds. The record says how good the teacher of each round is on dev: a student that was trained
 on queries alone may read demonstrations worse than before, a whole model more so than one with lora or a soft prompt.
 
@@ -26,11 +26,11 @@ texts, which a comparison should say. With `distil_shots` the labelled shots as 
 teacher reads it: the whole group of shots with which it was drawn (one of each label) is left out there, so that the
 demonstrations stay balanced; leaving out one alone would tell its label by what is missing.
 
-D (`distance`) is the forward KL, or js, mse or l1 (see `llmft.methods.modules.divergence`; the last two on probabilities), or pseudo_labels, the
-cross-entropy with the label that the teacher finds best. It is taken `over` the label words (of several tokens: over the words as
-wholes), over the teacher's top_k words and a rest for all others, or over the whole vocabulary; the last two wherever an answer
-may go on, each place weighted with the teacher's probability of coming there. The cross-entropy is over the label words in the
-first case, else over the vocabulary.
+D (`distance`) is the forward KL, or js, mse or l1 (see `llmft.methods.modules.divergence`; the last two on probabilities), or
+pseudo_labels, the cross-entropy with the label that the teacher finds best. It is taken `over` the label words (of several
+tokens: over the words as wholes), over the teacher's top_k tokens and a rest for all others, or over the whole vocabulary; the
+last two wherever an answer may go on, each position weighted with the teacher's probability of reaching it. The cross-entropy is
+over the label words in the first case, else over the vocabulary.
 
 The student is any method that trains, by its name (pattern, lora, vanilla, ...), with `student_settings`. One with a head of its
 own has no words but the labels. Learning rates are those of the student: 1e-5 for whole models; give more for lora.
@@ -56,14 +56,13 @@ from llmft.methods._base import SearchRange
 from llmft.methods._recipe import Distillation, Recipe, TeacherPrompt, TrialContext
 from llmft.methods._registry import method_class
 from llmft.methods._student import ByStudent, StudentSettings
+from llmft.methods._types import LoadedModel, QueryBatch, Tensor
 from llmft.seeds import stream
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
     from llmft.data import Example
-    from llmft.models import LoadedModel, QueryBatch
     from llmft.prompting import LabelWords
 
 
@@ -76,7 +75,7 @@ class DistillationSettings(StudentSettings):
     distil_shots: bool = Field(False, description="the labelled shots are taught as well")
     distance: Literal["kl", "js", "mse", "l1", "pseudo_labels"] = Field("kl", description="between the teacher's answer and the student's")
     over: Literal["label_words", "top_k", "vocabulary"] = Field("label_words", description="what an answer's probabilities are over")
-    k: int = Field(50, ge=1, description="words of the teacher, for top_k")
+    k: int = Field(50, ge=1, description="tokens of the teacher, for top_k")
     temperature: float = Field(1.0, gt=0, description="of both distributions")
     cross_entropy_weight: float = Field(0.0, ge=0, le=1, description="share of the shots' own labels in the loss")
     rounds: int = Field(1, ge=1, description="after each but the last, the student is the next teacher")
@@ -151,30 +150,31 @@ class ContextDistillation(ByStudent):
                 prompts.append(TeacherPrompt(tuple(positions), others, settings.instruction))
         return tuple(prompt for prompt in prompts if prompt.examples or draw.dev)
 
-    def targets(self, model: LoadedModel, batch: QueryBatch) -> dict[str, torch.Tensor]:
-        """Compute what the teacher says after each query: outcomes' log-probabilities, how probable their positions are, what is selected."""
+    def targets(self, model: LoadedModel, batch: QueryBatch) -> dict[str, Tensor]:
+        """Compute the teacher's log-probabilities at each position, how probable the positions are, and what is selected."""
         import torch
 
         from llmft.methods.modules.divergence import keep_and_sum_rest
         from llmft.models import answer_logits, label_word_scores, word_log_probabilities
 
-        settings = self.settings
+        settings, label_words, labels = self.settings, batch.words, batch.labels
+        assert label_words is not None and labels is not None
         if settings.over == "label_words" or settings.distance == "pseudo_labels":
             scores = label_word_scores(model, batch).labels.float()[:, None]  # [queries, 1, labels]
-            return self.selection(scores[:, 0], batch.labels) | {
+            return self.selection(scores[:, 0], labels) | {
                 "outcomes": (scores / settings.temperature).log_softmax(-1),
                 "reached": torch.ones_like(scores[..., 0]),
             }
-        logits = answer_logits(model, batch)  # [queries, places, vocabulary]
+        logits = answer_logits(model, batch)  # [queries, positions, vocabulary]
         outcomes, words = (logits / settings.temperature).log_softmax(-1), logits.log_softmax(-1)
-        kept = self.selection(word_log_probabilities(words, batch.words), batch.labels)
-        kept["reached"] = probability_of_beginnings(words, batch.words)
+        kept = self.selection(word_log_probabilities(words, label_words), labels)
+        kept["reached"] = probability_of_beginnings(words, label_words)
         if settings.over == "vocabulary":
             return kept | {"outcomes": outcomes}
         top = outcomes.topk(min(settings.k, outcomes.shape[-1] - 1), dim=-1).indices
         return kept | {"outcomes": keep_and_sum_rest(outcomes, top), "top": top}
 
-    def selection(self, scores: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def selection(self, scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Compute which examples have a label, and whose divergence counts, [queries] each, as 1 or 0.
 
         Args:
@@ -186,7 +186,7 @@ class ContextDistillation(ByStudent):
             selected &= ~is_labelled | (scores.argmax(-1) == labels)
         return {"is_labelled": is_labelled.float(), "selected": selected.float()}
 
-    def count_selected(self, targets: Mapping[str, torch.Tensor]) -> int:
+    def count_selected(self, targets: Mapping[str, Tensor]) -> int:
         """Count the examples whose targets are learned from; none is a UserError."""
         selected = targets["selected"]
         if not (n := int(selected.sum())):
@@ -198,20 +198,21 @@ class ContextDistillation(ByStudent):
             )
         return n
 
-    def loss(self, model: LoadedModel, batch: QueryBatch) -> torch.Tensor:
+    def loss(self, model: LoadedModel, batch: QueryBatch) -> Tensor:
         import torch.nn.functional as F
 
         from llmft.methods.modules.divergence import divergence, keep_and_sum_rest
         from llmft.models import answer_logits, word_log_probabilities
 
-        settings, rows = self.settings, batch.indices.cpu()
-        teacher = {name: values[rows].to(batch.labels.device) for name, values in self.teacher_targets.items()}
+        settings, rows, label_words, gold = self.settings, batch.indices.cpu(), batch.words, batch.labels
+        assert label_words is not None and gold is not None
+        teacher = {name: values[rows].to(gold.device) for name, values in self.teacher_targets.items()}
         if settings.over == "label_words":
             logits = self.scores(model, batch).labels.float()[:, None]  # [queries, 1, labels]
             labels = logits[:, 0].log_softmax(-1)  # [queries, labels]
         else:
-            logits = answer_logits(model, batch)  # [queries, places, vocabulary]
-            labels = word_log_probabilities(logits.log_softmax(-1), batch.words)
+            logits = answer_logits(model, batch)  # [queries, positions, vocabulary]
+            labels = word_log_probabilities(logits.log_softmax(-1), label_words)
         weight = settings.cross_entropy_weight
         if settings.distance == "pseudo_labels":
             apart = F.nll_loss(labels, teacher["outcomes"][:, 0].argmax(-1), reduction="none")  # [queries]
@@ -225,29 +226,29 @@ class ContextDistillation(ByStudent):
         loss = (1 - weight) * (teacher["selected"] * apart).mean() / self.teacher_targets["selected"].mean()
         if not weight:
             return loss
-        right = F.nll_loss(labels, batch.labels, ignore_index=-1, reduction="sum") / len(batch)
+        right = F.nll_loss(labels, gold, ignore_index=-1, reduction="sum") / len(batch)
         return loss + weight * right / self.teacher_targets["is_labelled"].mean()
 
 
 def mislabel(group: tuple[Example, ...], n_labels: int, generator: np.random.Generator) -> tuple[Example, ...]:
     """Return the examples of one group (one of each label), each with the label of another."""
     shift = int(generator.integers(1, n_labels))
-    return tuple(replace(example, label=(example.label + shift) % n_labels) for example in group)
+    return tuple(replace(example, label=((example.label or 0) + shift) % n_labels) for example in group)
 
 
-def probability_of_beginnings(log_probabilities: torch.Tensor, words: LabelWords) -> torch.Tensor:
-    """How probable it is that an answer comes to each of `words.beginnings`, [queries, places].
+def probability_of_beginnings(log_probabilities: Tensor, words: LabelWords) -> Tensor:
+    """Compute how probable it is that an answer reaches each of `words.beginnings`, [queries, positions].
 
     Args:
-        log_probabilities: of all words at these places, [queries, places, vocabulary].
+        log_probabilities: of all tokens at these positions, [queries, positions, vocabulary].
     """
     import torch
 
-    place = {beginning: i for i, beginning in enumerate(words.beginnings)}
+    position = {beginning: i for i, beginning in enumerate(words.beginnings)}
     first = torch.zeros_like(log_probabilities[:, 0, 0])
     return torch.stack(
         [
-            sum((log_probabilities[:, place[beginning[:i]], token] for i, token in enumerate(beginning)), first)
+            sum((log_probabilities[:, position[beginning[:i]], token] for i, token in enumerate(beginning)), first)
             for beginning in words.beginnings
         ],
         1,

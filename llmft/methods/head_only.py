@@ -4,20 +4,14 @@ The head is that of vanilla fine-tuning, linear unless `head: fully_connected`; 
 unlearned, so the probe says how much the model knew before.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from llmft.config import StrictModel
 from llmft.methods._base import SearchRange
+from llmft.methods._types import Generator, LoadedModel
 from llmft.methods.vanilla import Vanilla
-
-if TYPE_CHECKING:
-    import torch
-
-    from llmft.models import LoadedModel
 
 
 class HeadOnly(Vanilla):
@@ -28,7 +22,7 @@ class HeadOnly(Vanilla):
     search = {"learning_rate": SearchRange(1e-4, 1e-1, log=True)}
     paper = "Alain & Bengio 2017"
 
-    def prepare(self, model: LoadedModel, n_labels: int, generator: torch.Generator) -> None:
+    def prepare(self, model: LoadedModel, n_labels: int, generator: Generator) -> None:
         super().prepare(model, n_labels, generator)
         model.network.requires_grad_(False)
         model.network.classifier.requires_grad_(True)

@@ -5,18 +5,9 @@ peft's, their places ours: the ones peft has for OPT scale the query in place of
 projection (GPT-2, GPT-NeoX, BLOOM, Falcon) its whole output is scaled, the query with it.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from llmft.methods._base import SearchRange
+from llmft.methods._types import Generator, LoadedModel, PeftConfig, Tensor
 from llmft.methods.pattern import PatternBased
-
-if TYPE_CHECKING:
-    import torch
-    from peft import PeftConfig
-
-    from llmft.models import LoadedModel
 
 
 class IA3(PatternBased):
@@ -24,7 +15,7 @@ class IA3(PatternBased):
     search = {"learning_rate": SearchRange(3e-4, 1e-1, log=True)}
     paper = "Liu et al. 2022"
 
-    def prepare(self, model: LoadedModel, n_labels: int, generator: torch.Generator) -> None:
+    def prepare(self, model: LoadedModel, n_labels: int, generator: Generator) -> None:
         from peft import IA3Config
 
         from llmft.methods.modules.peft_layers import insert_peft_layers, task_type
@@ -32,10 +23,12 @@ class IA3(PatternBased):
 
         names = names_in(model.network, "ia3")
         inner = {writes for _, writes in names.feed_forward}
-        config = IA3Config(target_modules={names.key, names.value} | inner, feedforward_modules=inner, task_type=task_type(model.network))
+        config = IA3Config(
+            target_modules=sorted({names.key, names.value} | inner), feedforward_modules=sorted(inner), task_type=task_type(model.network)
+        )
         insert_peft_layers(config, model.network, generator)
 
-    def export(self, model: LoadedModel) -> tuple[PeftConfig, dict[str, torch.Tensor]] | None:
+    def export(self, model: LoadedModel) -> tuple[PeftConfig, dict[str, Tensor]] | None:
         from llmft.methods.modules.peft_layers import peft_layers_of
 
         return peft_layers_of(model.network)

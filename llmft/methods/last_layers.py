@@ -4,20 +4,12 @@ Everything below keeps its weights, embeddings and language-model head too; the 
 fine-tuning. Of an encoder-decoder model the last blocks are the decoder's.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from llmft.errors import UserError
 from llmft.methods._base import SearchRange
+from llmft.methods._types import Generator, LoadedModel
 from llmft.methods.pattern import PatternBased, PatternSettings
-
-if TYPE_CHECKING:
-    import torch
-
-    from llmft.models import LoadedModel
 
 
 class LastLayersSettings(PatternSettings):
@@ -29,7 +21,7 @@ class LastLayers(PatternBased):
     search = {"learning_rate": SearchRange(1e-6, 1e-3, log=True)}
     paper = "Lee et al. 2019"
 
-    def prepare(self, model: LoadedModel, n_labels: int, generator: torch.Generator) -> None:
+    def prepare(self, model: LoadedModel, n_labels: int, generator: Generator) -> None:
         from llmft.models import find_blocks, is_norm
 
         network, n = model.network, self.settings.n_layers

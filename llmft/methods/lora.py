@@ -5,22 +5,14 @@ The adapters are peft's. They start as the identity (B = 0) and can be merged in
 al. 2024). A plan searches ranks with `search: {r: {choices: [1, 2, 4, 8, 16, 64]}}`.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from llmft.errors import UserError
 from llmft.methods._base import SearchRange
+from llmft.methods._types import Generator, LoadedModel, Module, PeftConfig, Tensor
 from llmft.methods.pattern import PatternBased, PatternSettings
-
-if TYPE_CHECKING:
-    import torch
-    from peft import PeftConfig
-    from transformers import PreTrainedModel
-
-    from llmft.models import LoadedModel
 
 
 class LoraSettings(PatternSettings):
@@ -41,7 +33,7 @@ class Lora(PatternBased):
     search = {"learning_rate": SearchRange(1e-5, 1e-2, log=True)}
     paper = "Hu et al. 2022"
 
-    def peft_config(self, network: PreTrainedModel) -> PeftConfig:
+    def peft_config(self, network: Module) -> PeftConfig:
         from peft import LoraConfig
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
@@ -60,11 +52,11 @@ class Lora(PatternBased):
             init_lora_weights="gaussian" if settings.init == "gaussian" else True,
             use_rslora=settings.rslora,
             use_dora=settings.dora,
-            target_modules=targets if isinstance(targets, str) else set(targets),
+            target_modules=targets if isinstance(targets, str) else sorted(targets),
             task_type=task_type(network),
         )
 
-    def prepare(self, model: LoadedModel, n_labels: int, generator: torch.Generator) -> None:
+    def prepare(self, model: LoadedModel, n_labels: int, generator: Generator) -> None:
         from llmft.methods.modules.peft_layers import insert_peft_layers, linear_layers
 
         try:
@@ -75,7 +67,7 @@ class Lora(PatternBased):
                 f"Layers: {', '.join(linear_layers(model.network))}."
             ) from None
 
-    def export(self, model: LoadedModel) -> tuple[PeftConfig, dict[str, torch.Tensor]] | None:
+    def export(self, model: LoadedModel) -> tuple[PeftConfig, dict[str, Tensor]] | None:
         from llmft.methods.modules.peft_layers import peft_layers_of
 
         return peft_layers_of(model.network)

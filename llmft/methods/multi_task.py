@@ -4,12 +4,12 @@ other tasks, then a test on one that the training never saw.
 The tasks are the `mixture` of a plan's entry. `n_examples` in all are drawn from their training pools, task m with the rate
 r_m = min(e_m, K) / sum_n min(e_n, K) for pools of e_m examples and the `cap` K; a `temperature` T above 1 makes the rates more alike,
 r_m^(1 / T). FLAN has a cap of 3,000. Every task is trained in its own pattern, with its own label words, or with its references
-where it generates text; each batch holds examples of the tasks by chance, so by their rates.
+where it generates text; each batch holds examples of the tasks at random, so by their rates.
 
-With `n_shots: [0]` the trial's task is held out, and its test is zero-shot; with shots, these are trained on as well, each counting as
-much as any other example. The trial's own task is left out of its mixture: tasks that a plan both mixes and tests are held out in
-turn. Whether texts of the held-out task come with another task is checked, and told. Dev examples are of the trial's task: where it
-shall not be seen at all, select the `last` checkpoint and do not search.
+With `n_shots: [0]` the trial's task is held out, and its test is zero-shot; with shots, these are trained on as well, each
+counting as much as any other example. The trial's own task is left out of its mixture: tasks that a plan both mixes and tests are
+held out in turn. Whether texts of the held-out task come with another task is checked, and a finding of the record. Dev examples
+are of the trial's task: where it shall not be seen at all, select the `last` checkpoint and do not search.
 
 `student` is how the weights are trained: pattern, lora, or another method without a head of its own.
 """
@@ -46,10 +46,10 @@ class MultiTask(ByStudent):
 
 
 def mixing_rates(sizes: Sequence[int], cap: int, temperature: float = 1.0) -> list[float]:
-    """The rate of each task, by the `sizes` of their pools; they sum to one."""
+    """Compute the rate of each task, by the `sizes` of their pools; they sum to one."""
     capped = [min(size, cap) for size in sizes]
-    heated = [(size / sum(capped)) ** (1 / temperature) for size in capped]
-    return [rate / sum(heated) for rate in heated]
+    tempered = [(size / sum(capped)) ** (1 / temperature) for size in capped]
+    return [rate / sum(tempered) for rate in tempered]
 
 
 METHOD = MultiTask

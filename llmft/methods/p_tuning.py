@@ -5,19 +5,13 @@ layers. It ties the virtual tokens together, and learns at lower rates than embe
 after training the embeddings take its place. The prompt differs from no prompt at the start: there is no identity to begin with.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from llmft.methods._base import SearchRange
+from llmft.methods._types import Generator, LoadedModel
 from llmft.methods.prompt_tuning import SoftPromptMethod, SoftPromptSettings
-
-if TYPE_CHECKING:
-    import torch
-
-    from llmft.models import LoadedModel
 
 
 class PTuningSettings(SoftPromptSettings):
@@ -31,10 +25,10 @@ class PTuning(SoftPromptMethod):
     search = {"learning_rate": SearchRange(1e-5, 1e-1, log=True)}
     paper = "Liu et al. 2021"
 
-    def prepare(self, model: LoadedModel, n_labels: int, generator: torch.Generator) -> None:
+    def prepare(self, model: LoadedModel, n_labels: int, generator: Generator) -> None:
         from peft import PromptEncoder, PromptEncoderConfig
 
-        from llmft.methods.modules.soft_prompt import EncodedPrompt, trained_alone
+        from llmft.methods.modules.soft_prompt import EncodedPrompt, train_only
 
         settings, width = self.settings, model.network.get_input_embeddings().weight.shape[1]
         config = PromptEncoderConfig(
@@ -42,7 +36,7 @@ class PTuning(SoftPromptMethod):
             encoder_reparameterization_type=settings.encoder.upper(), encoder_hidden_size=settings.encoder_width or width,
         )  # fmt: skip
         prompt = EncodedPrompt.seeded(lambda: PromptEncoder(config), settings.n_virtual_tokens, generator)
-        trained_alone(model, prompt)
+        train_only(model, prompt)
 
 
 METHOD = PTuning

@@ -8,19 +8,13 @@ take the place of the label word, and `loss` makes no difference.
 Mosbach et al. 2023 does. It is for models that tie them (OPT, GPT-2, T5), and adds a matrix of the vocabulary to what is trained.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from llmft.config import StrictModel
 from llmft.methods._base import Method, SearchRange
-
-if TYPE_CHECKING:
-    import torch
-
-    from llmft.models import LoadedModel, QueryBatch
+from llmft.methods._types import Generator, LoadedModel, QueryBatch, Tensor
 
 
 class PatternSettings(StrictModel):
@@ -33,7 +27,7 @@ class WholeModelSettings(PatternSettings):
     untie_embeddings: bool = Field(False, description="the head is trained apart from the input embedding")
 
 
-def label_word_loss(kind: str, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def label_word_loss(kind: str, scores: Tensor, labels: Tensor) -> Tensor:
     """The mean loss of `scores` (`Scores.labels`, [queries, labels]) for gold `labels` [queries], in nats."""
     import torch.nn.functional as F
 
@@ -45,19 +39,20 @@ class PatternBased(Method):
     search = {"learning_rate": SearchRange(1e-6, 1e-4, log=True)}
     paper = "Schick & Schuetze 2021"
 
-    def prepare(self, model: LoadedModel, n_labels: int, generator: torch.Generator) -> None:
+    def prepare(self, model: LoadedModel, n_labels: int, generator: Generator) -> None:
         model.network.requires_grad_(True)
 
-    def loss(self, model: LoadedModel, batch: QueryBatch) -> torch.Tensor:
+    def loss(self, model: LoadedModel, batch: QueryBatch) -> Tensor:
         if batch.completions is not None:
             return super().loss(model, batch)
+        assert batch.labels is not None
         return label_word_loss(self.settings.loss, self.scores(model, batch).labels, batch.labels)
 
 
 class WholeModel(PatternBased):
     Settings = WholeModelSettings
 
-    def prepare(self, model: LoadedModel, n_labels: int, generator: torch.Generator) -> None:
+    def prepare(self, model: LoadedModel, n_labels: int, generator: Generator) -> None:
         super().prepare(model, n_labels, generator)
         if self.settings.untie_embeddings:
             from llmft.methods.modules.untied_embeddings import untie_embeddings

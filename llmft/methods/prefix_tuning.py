@@ -1,32 +1,24 @@
 """Prefix tuning (Li & Liang 2021): k trained keys and values in every layer, which every token of the prompt attends to.
 
-No weight is changed, and no token goes through the network for them. They begin as what k words, sampled from the 5,000 first of
-the vocabulary, leave in the cache (`initialisation: vocabulary`; the paper finds words much better than chance where examples are
+No weight is changed, and no token goes through the network for them. They begin as the keys and values of k tokens, sampled from
+the 5,000 first of the vocabulary (`initialisation: vocabulary`; the paper finds words much better than chance where examples are
 few), or near zero, N(0, 0.02) (`random`). `reparametrise` computes them instead, as the paper does where examples are many, from
-one embedding a place by a network of two layers with a tanh between (peft's); training needs it, and keys and values take its
-place at the end. An attention that has more to look at is another one: there is no identity to begin with. Text begins at
+one embedding per position by a network of two layers with a tanh between (peft's); training needs it, and keys and values take
+its place at the end. An attention that has more to look at is another one: there is no identity to begin with. Text begins at
 position k.
 
 Gradient checkpointing is refused: transformers drops the cache that holds the prefix where it is on.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from llmft.errors import UserError
 from llmft.methods._base import SearchRange
 from llmft.methods._recipe import Recipe, TrialContext
+from llmft.methods._types import Generator, LoadedModel, PeftConfig, QueryBatch, Tensor, VirtualToken
 from llmft.methods.prompt_tuning import SoftPromptMethod, SoftPromptSettings
-
-if TYPE_CHECKING:
-    import torch
-    from peft import PeftConfig
-
-    from llmft.models import LoadedModel, QueryBatch
-    from llmft.records import VirtualToken
 
 INIT_STD = 0.02
 
@@ -57,18 +49,19 @@ class PrefixTuning(SoftPromptMethod):
             )
         return super().recipe(trial)
 
-    def prepare(self, model: LoadedModel, n_labels: int, generator: torch.Generator) -> None:
+    def prepare(self, model: LoadedModel, n_labels: int, generator: Generator) -> None:
         import torch
+        from torch import nn
 
-        from llmft.methods.modules.soft_prompt import EncodedPrompt, SoftPrompt, cached_words, sample_words, trained_alone
+        from llmft.methods.modules.soft_prompt import EncodedPrompt, SoftPrompt, cached_tokens, sample_tokens, train_only
 
         settings, n_words = self.settings, len(model.network.get_input_embeddings().weight)
-        vectors = cached_words(model, sample_words(n_words, self.special_ids, settings.n_virtual_tokens, generator))
+        vectors = cached_tokens(model, sample_tokens(n_words, self.special_ids, settings.n_virtual_tokens, generator))
         self.shape = vectors.shape[1:]  # layers, keys and values, heads, size
         vectors = vectors.flatten(1)  # as peft keeps them
         if settings.initialisation == "random":
             vectors = torch.empty(vectors.shape).normal_(0, INIT_STD, generator=generator)
-        prompt = SoftPrompt(vectors)
+        prompt: nn.Module = SoftPrompt(vectors)
         if settings.reparametrise:
             from peft import PrefixEncoder, PrefixTuningConfig
 
@@ -78,7 +71,7 @@ class PrefixTuning(SoftPromptMethod):
                 encoder_hidden_size=settings.encoder_width, prefix_projection=True,
             )  # fmt: skip
             prompt = EncodedPrompt.seeded(lambda: PrefixEncoder(config), settings.n_virtual_tokens, generator)
-        trained_alone(model, prompt)
+        train_only(model, prompt)
 
     def prepend_prompt(self, model: LoadedModel, batch: QueryBatch) -> QueryBatch:
         from llmft.models import HALF, Prefix, with_prefix
@@ -90,7 +83,7 @@ class PrefixTuning(SoftPromptMethod):
     def nearest_tokens(self, model: LoadedModel) -> list[VirtualToken]:
         return []  # keys and values are no embeddings
 
-    def export(self, model: LoadedModel) -> tuple[PeftConfig, dict[str, torch.Tensor]] | None:
+    def export(self, model: LoadedModel) -> tuple[PeftConfig, dict[str, Tensor]] | None:
         from peft import PrefixTuningConfig
 
         n_layers, _, n_heads, size = self.shape

@@ -8,24 +8,16 @@ with. The learning rate must be high, 0.3 with Adafactor in the paper. A prompt 
 learned on, but is small: another task is another file.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from llmft.errors import UserError
 from llmft.methods._base import SearchRange
 from llmft.methods._recipe import Prompting, Recipe, TrialContext
+from llmft.methods._types import AdaptedModel, Generator, LoadedModel, PeftConfig, QueryBatch, Tensor, VirtualToken
 from llmft.methods.pattern import PatternBased, PatternSettings
-
-if TYPE_CHECKING:
-    import torch
-    from peft import PeftConfig
-
-    from llmft.models import AdaptedModel, LoadedModel, QueryBatch
-    from llmft.records import VirtualToken
 
 
 class SoftPromptSettings(PatternSettings):
@@ -57,7 +49,7 @@ class SoftPromptMethod(PatternBased):
     def special_ids(self) -> tuple[int, ...]:
         return tuple(self.tokenizer.all_special_ids) if self.tokenizer else ()
 
-    def soft_prompt(self, model: LoadedModel) -> torch.Tensor:
+    def soft_prompt(self, model: LoadedModel) -> Tensor:
         """Compute the learned vectors, [virtual tokens, width]."""
         return model.network.soft_prompt()
 
@@ -77,11 +69,11 @@ class SoftPromptMethod(PatternBased):
 
     def nearest_tokens(self, model: LoadedModel) -> list[VirtualToken]:
         """Find the tokens of the vocabulary that each virtual token is nearest to."""
-        from llmft.methods.modules.soft_prompt import nearest_words
+        from llmft.methods.modules.soft_prompt import nearest_tokens
 
-        return nearest_words(self.soft_prompt(model), model.network.get_input_embeddings().weight, self.tokenizer)
+        return nearest_tokens(self.soft_prompt(model), model.network.get_input_embeddings().weight, self.tokenizer)
 
-    def export(self, model: LoadedModel) -> tuple[PeftConfig, dict[str, torch.Tensor]] | None:
+    def export(self, model: LoadedModel) -> tuple[PeftConfig, dict[str, Tensor]] | None:
         from peft import PromptTuningConfig
 
         from llmft.methods.modules.peft_layers import task_type
@@ -114,19 +106,19 @@ class PromptTuning(SoftPromptMethod):
             self.tokens_to_copy = tuple((ids[i % len(ids)],) for i in range(self.settings.n_virtual_tokens))
         return super().recipe(trial)
 
-    def prepare(self, model: LoadedModel, n_labels: int, generator: torch.Generator) -> None:
+    def prepare(self, model: LoadedModel, n_labels: int, generator: Generator) -> None:
         import torch
 
-        from llmft.methods.modules.soft_prompt import SoftPrompt, sample_words, trained_alone
+        from llmft.methods.modules.soft_prompt import SoftPrompt, sample_tokens, train_only
 
         words, k = model.network.get_input_embeddings().weight.detach(), self.settings.n_virtual_tokens
         if self.settings.initialisation == "random":
             vectors = torch.rand(k, words.shape[1], generator=generator) - 0.5
         else:
-            vectors = words[sample_words(len(words), self.special_ids, k, generator).to(words.device)].clone()
+            vectors = words[sample_tokens(len(words), self.special_ids, k, generator).to(words.device)].clone()
             for position, ids in enumerate(self.tokens_to_copy[:k]):
                 vectors[position] = words[list(ids)].mean(0)
-        trained_alone(model, SoftPrompt(vectors))
+        train_only(model, SoftPrompt(vectors))
 
 
 METHOD = PromptTuning

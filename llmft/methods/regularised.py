@@ -3,35 +3,29 @@
 `penalty: l2_sp` (Li et al. 2018) adds strength / 2 times the squared L2 distance of all weights from their start to the loss;
 its gradient is added step by step, so that no device holds the start.
 
-`penalty: ewc` (elastic weight consolidation, Kirkpatrick et al. 2017) lets each weight count in that distance by how much the old
-task hangs on it: strength / 2 sum_i F_i (theta_i - start_i)^2. The old task of a language model is language modelling, whose
-data are not at hand. So F is the diagonal of the Fisher information of the base model's own next words at every place of the
+`penalty: ewc` (elastic weight consolidation, Kirkpatrick et al. 2017) weighs each weight in that distance by how much the old
+task depends on it: strength / 2 sum_i F_i (theta_i - start_i)^2. The old task of a language model is language modelling, whose
+data are not at hand. So F is the diagonal of the Fisher information of the base model's own next tokens at every position of the
 queries that are trained on; no label is read. It is estimated before the training, from `n_fisher_samples` queries in turn, with
-words drawn from the model (`llmft.training.weight_anchor`), and scaled to a mean of 1 over all weights: so a strength means for the average
-weight what it means in l2_sp, whatever the model's size and the queries' length. (Kirkpatrick's lambda is the strength over the
-mean before the scaling.)
+tokens sampled from the model (`llmft.training.weight_anchor`), and scaled to a mean of 1 over all weights: so a strength means
+for the average weight what it means in l2_sp, whatever the model's size and the queries' length. (Kirkpatrick's lambda is the
+strength over the mean before the scaling.)
 
 `penalty: kl_to_base` adds strength times KL(p_base || p), in nats and averaged over the queries, between the base model's and the
-trained model's next word after the query (the first token of a label word); the base is asked once about every shot.
+trained model's next token after the query (the first token of a label word); the base reads every shot once, before the training.
 
 The reported training loss of `l2_sp` and `ewc` is the task's alone. A strength of 0 is pattern-based fine-tuning.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from llmft.methods._base import SearchRange
 from llmft.methods._recipe import AnchorPenalty, Distillation, Recipe, TeacherPrompt, TrialContext
+from llmft.methods._types import LoadedModel, QueryBatch, Tensor
 from llmft.methods.pattern import WholeModel, WholeModelSettings, label_word_loss
-
-if TYPE_CHECKING:
-    import torch
-
-    from llmft.models import LoadedModel, QueryBatch
 
 
 class RegularisedSettings(WholeModelSettings):
@@ -56,18 +50,19 @@ class Regularised(WholeModel):
         n_samples = settings.n_fisher_samples if settings.penalty == "ewc" and settings.strength else 0
         return replace(recipe, anchor=AnchorPenalty(settings.strength, n_samples))
 
-    def targets(self, model: LoadedModel, batch: QueryBatch) -> dict[str, torch.Tensor]:
+    def targets(self, model: LoadedModel, batch: QueryBatch) -> dict[str, Tensor]:
         """Compute the log-probabilities of the next token after each query, [queries, vocabulary]."""
         from llmft.models import next_token_log_probabilities
 
         return {"next_token": next_token_log_probabilities(model, batch)}
 
-    def loss(self, model: LoadedModel, batch: QueryBatch) -> torch.Tensor:
+    def loss(self, model: LoadedModel, batch: QueryBatch) -> Tensor:
         if self.settings.penalty != "kl_to_base":
             return super().loss(model, batch)
         import torch
         import torch.nn.functional as F
 
+        assert batch.words is not None and batch.labels is not None
         ours = self.targets(model, batch)["next_token"]  # [queries, vocabulary]
         base = self.teacher_targets["next_token"][batch.indices.cpu()].to(ours.device)
         if batch.words.single:

@@ -6,19 +6,13 @@ The head is linear, or fully connected as in Mosbach et al. 2023: Linear(d, d), 
 N(0, 0.02), biases 0.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from llmft.config import StrictModel
 from llmft.methods._base import Method, SearchRange
-
-if TYPE_CHECKING:
-    import torch
-
-    from llmft.models import LoadedModel, QueryBatch, Scores
+from llmft.methods._types import Generator, LoadedModel, QueryBatch, Scores
 
 INIT_STD = 0.02
 
@@ -32,11 +26,12 @@ class Vanilla(Method):
     search = {"learning_rate": SearchRange(1e-6, 1e-4, log=True)}
     paper = "Devlin et al. 2019"
 
-    def prepare(self, model: LoadedModel, n_labels: int, generator: torch.Generator) -> None:
+    def prepare(self, model: LoadedModel, n_labels: int, generator: Generator) -> None:
         import torch
         from torch import nn
 
         width = model.width
+        head: nn.Module
         if self.settings.head == "linear":
             head = nn.Linear(width, n_labels, bias=False)
         else:

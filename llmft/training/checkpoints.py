@@ -1,4 +1,4 @@
-"""What a training leaves: the states that the selections pick, the curve, and what the model says in each of them."""
+"""The checkpoints that the selections pick during a training, the curve, and the predictions of each checkpoint."""
 
 from __future__ import annotations
 
@@ -81,28 +81,21 @@ class CheckpointTracker:
         dev = evaluator.predict(DEV) if DEV in evaluator.encoded.sets else None
         score, loss = (dev.score, dev.loss) if dev else (None, None)
         result.curve.append(
-            CurvePoint(
-                step=result.n_steps,
-                epoch=epoch,
-                train_loss=train_loss,
-                learning_rate=rate,
-                dev_score=score,
-                dev_loss=loss,
-            )
+            CurvePoint(step=result.n_steps, epoch=epoch, train_loss=train_loss, learning_rate=rate, dev_score=score, dev_loss=loss)
         )
-        here = result.checkpoints["last"] = Checkpoint(result.n_steps, score, loss)
+        current = result.checkpoints["last"] = Checkpoint(result.n_steps, score, loss)
         is_best = dev is not None and self._wins("best_dev", dev.rank)
         self.n_since_best = 0 if is_best else self.n_since_best + 1
         if is_best and "best_dev" in self.spec.selections:
             weights = None if last else {name: shard_of(p).to("cpu", copy=True) for name, p in self.trainable.items()}
-            result.checkpoints["best_dev"] = here if last else Checkpoint(here.step, score, loss, weights)
+            result.checkpoints["best_dev"] = current if last else Checkpoint(current.step, score, loss, weights)
         wanted = [oracle for oracle in ORACLES if oracle in self.spec.selections]
         if wanted:
-            here.predictions = evaluator.predict_all(self.names)
+            current.predictions = evaluator.predict_all(self.names)
             for oracle in wanted:
                 name = self.in_domain if oracle == "best_in_domain" else self.out_of_domain
-                if name and self._wins(oracle, here.predictions[name].rank):
-                    result.checkpoints[oracle] = here
+                if name and self._wins(oracle, current.predictions[name].rank):
+                    result.checkpoints[oracle] = current
                     self._measure(oracle)
 
     def _measure(self, selection: Selection) -> None:

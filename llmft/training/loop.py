@@ -187,11 +187,7 @@ class _Stepper:
 
 
 def _add_gradients(
-    module: torch.nn.Module,
-    evaluator: Evaluator,
-    rows: Sequence[tuple[str, int]],
-    lengths: Sequence[int],
-    scaler: torch.amp.GradScaler,
+    module: torch.nn.Module, evaluator: Evaluator, rows: Sequence[tuple[str, int]], lengths: Sequence[int], scaler: torch.amp.GradScaler
 ) -> float:
     """Run one batch forward and backward, and give its mean loss, both over all processes.
 
@@ -227,6 +223,5 @@ def _prune(curve: list[CurvePoint], stop_below: Mapping[int, float]) -> None:
     epoch = curve[-1].epoch
     if best < stop_below.get(epoch, -math.inf):
         raise TrialFailure(
-            Cause.PRUNED,
-            f"the best dev score by epoch {epoch} was {best:.3f}; the search goes on from {stop_below[epoch]:.3f}.",
+            Cause.PRUNED, f"the best dev score by epoch {epoch} was {best:.3f}; the search goes on from {stop_below[epoch]:.3f}."
         )

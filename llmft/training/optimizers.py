@@ -1,4 +1,4 @@
-"""Discriminative learning rates (Howard & Ruder 2018, ULMFiT, section 3.2): the lower a block, the smaller its steps.
+"""Optimizers, and discriminative learning rates (Howard & Ruder 2018, ULMFiT, section 3.2): the lower a block, the smaller its steps.
 
 With d = `train.layer_decay`, block i of L (from 1, the lowest) has the learning rate times d^(L + 1 - i), so the topmost d, and the
 embeddings, with what else stands below the blocks, d^(L + 1). What stands above them has the full rate: the final norm and the head.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def layer_lr_factors(model: LoadedModel, decay: float) -> dict[torch.nn.Parameter, float]:
-    """By what the learning rate of each parameter is multiplied; 1 where it is not there.
+    """Compute what the learning rate of each parameter is multiplied by; 1 where it is not there.
 
     Raises:
         UserError: transformers does not name the network's blocks.
@@ -37,8 +37,8 @@ def layer_lr_factors(model: LoadedModel, decay: float) -> dict[torch.nn.Paramete
     lowest = decay ** (max(map(len, stacks)) + 1)
     factors = dict.fromkeys(_embeddings(model), lowest)
     for blocks in stacks:
-        for place, block in enumerate(reversed(blocks), 1):
-            factors |= dict.fromkeys(block.parameters(), decay**place)
+        for depth, block in enumerate(reversed(blocks), 1):
+            factors |= dict.fromkeys(block.parameters(), decay**depth)
     return factors
 
 
@@ -47,7 +47,7 @@ def check_blocks(ref: ModelRef) -> None:
     """Refuse `train.layer_decay` before the weights are loaded.
 
     Raises:
-        UserError: as `rate_factors`.
+        UserError: as `layer_lr_factors`.
     """
     config = load_config(ref)
     with torch.device("meta"):
@@ -67,7 +67,7 @@ def _stacks(network: torch.nn.Module) -> list[list[torch.nn.Module]]:
 
 
 def _embeddings(model: LoadedModel) -> Iterator[torch.nn.Parameter]:
-    """The base's parameters below the blocks: of words and of places, their norms, and OPT's projection of narrow ones."""
+    """The base's parameters below the blocks: of tokens and positions, their norms, and OPT's projection of narrow ones."""
     network = model.network
     words, head = network.get_input_embeddings(), network.get_output_embeddings()
     own_head = {*head.parameters()} - {*words.parameters()}
@@ -81,7 +81,7 @@ def _embeddings(model: LoadedModel) -> Iterator[torch.nn.Parameter]:
 def build_optimizer(
     train: TrainSpec, parameters: Iterable[torch.nn.Parameter], factors: Mapping[torch.nn.Parameter, float]
 ) -> torch.optim.Optimizer:
-    """The optimiser of a training.
+    """Build the optimizer of a training.
 
     `adamw` is Loshchilov & Hutter 2019; `adamw_8bit` keeps its moments in 8 bits (Dettmers et al. 2022); `adafactor` (Shazeer &
     Stern 2018) is PyTorch's, with the learning rate as given and none of `beta1`, `beta2` and `epsilon`; `sgd` has `beta1` as its
@@ -91,7 +91,7 @@ def build_optimizer(
         factors: by what the learning rate of a parameter is multiplied; 1 where it is not there.
 
     Raises:
-        UserError: the parameters are shards, and the optimiser needs whole ones.
+        UserError: the parameters are shards, and the optimizer needs whole ones.
     """
     parameters = list(parameters)
     if train.optimizer not in ("adamw", "sgd") and any(hasattr(parameter, "to_local") for parameter in parameters):
@@ -100,24 +100,25 @@ def build_optimizer(
     for parameter in parameters:
         by_factor.setdefault(factors.get(parameter, 1.0), []).append(parameter)
     groups = [{"params": group, "lr": train.learning_rate * factor} for factor, group in by_factor.items()]
-    rate = {"lr": train.learning_rate, "weight_decay": train.weight_decay}
-    adam = rate | {"betas": (train.beta1, train.beta2), "eps": train.epsilon}
+    rate, decay, betas = train.learning_rate, train.weight_decay, (train.beta1, train.beta2)
     match train.optimizer:
         case "adamw":
-            return torch.optim.AdamW(groups, **adam)
+            return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, betas=betas, eps=train.epsilon)
         case "adafactor":
-            return torch.optim.Adafactor(groups, **rate)
+            return torch.optim.Adafactor(groups, lr=rate, weight_decay=decay)
         case "sgd":
-            return torch.optim.SGD(groups, momentum=train.beta1, **rate)
+            return torch.optim.SGD(groups, lr=rate, weight_decay=decay, momentum=train.beta1)
         case "adamw_8bit":
             from bitsandbytes.optim import AdamW8bit
 
-            return AdamW8bit(groups, **adam)
+            return AdamW8bit(groups, lr=rate, weight_decay=decay, betas=betas, eps=train.epsilon)
 
 
 def check_optimizer(train: TrainSpec, device: torch.device) -> None:
-    """Raises:
-    UserError: the optimiser cannot run on this device.
+    """Check that the optimizer runs on this device.
+
+    Raises:
+        UserError: it does not.
     """
     if train.optimizer == "adamw_8bit":
         check_bitsandbytes("train.optimizer: adamw_8bit")
@@ -126,7 +127,7 @@ def check_optimizer(train: TrainSpec, device: torch.device) -> None:
 
 
 def state_bytes(train: TrainSpec, parameter: torch.Tensor) -> int:
-    """What the optimiser keeps for a parameter in fp32."""
+    """Compute the bytes that the optimizer keeps for a parameter in fp32."""
     n, shape = parameter.numel(), parameter.shape
     match train.optimizer:
         case "adamw":

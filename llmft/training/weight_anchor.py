@@ -23,24 +23,25 @@ LOSS_SCALES = (2.0**10, 2.0**5, 1.0)
 def diagonal_fisher(
     evaluator: Evaluator, parameters: Sequence[torch.nn.Parameter], n_samples: int, seed: int
 ) -> tuple[list[torch.Tensor], int]:
-    """The Fisher information about `parameters` of what the network, as it is, says next, and the tokens that were read for it.
+    """Estimate the diagonal Fisher information of the network's own next tokens about `parameters`.
 
         F_i = E_x sum_t E_(y ~ p(. | x_1 .. x_t)) (d log p(y | x_1 .. x_t) / d theta_i)^2,
 
-    x being the queries that are trained on, without their answers, and t every place of one (of a decoder of its own, those up to
-    its first word). The words y are drawn from the model, as the Fisher information has it; the text's own next words would give
-    the "empirical" one, which is another quantity (Kunstner et al. 2019). A sample is one query with a word drawn at each of its
-    places, and one backward pass: given the query, the places' gradients are independent and zero in the mean, so that the square
+    x being the queries that are trained on, without their answers, and t every position of one (of a decoder of its own, those up to
+    its first token). The tokens y are sampled from the model, as the Fisher information has it; the text's own next tokens would give
+    the "empirical" one, which is another quantity (Kunstner et al. 2019). A sample is one query with a token drawn at each of its
+    positions, and one backward pass: given the query, the positions' gradients are independent and zero in the mean, so that the square
     of their sum is, in the mean, the sum of their squares.
 
     Args:
         evaluator: its network is left in evaluation mode, without dropout.
         parameters: of the network, those that are trained.
         n_samples: the queries take turns, in an order drawn once.
-        seed: of the order, and of each sample's words.
+        seed: of the order, and of each sample's tokens.
 
     Returns:
-        One tensor a parameter, of this process's shard, on the CPU; scaled so that the mean over all numbers of all `parameters` is 1.
+        One tensor per parameter, of this process's shard, on the CPU, scaled so that the mean over all numbers of all
+        `parameters` is 1; and the tokens that were read.
 
     Raises:
         TrialFailure: the information is zero or not finite (DIVERGED), or the time is over (TIMEOUT).
@@ -59,7 +60,7 @@ def diagonal_fisher(
 
 
 def _sum_of_all(parameters: Sequence[torch.nn.Parameter], values: Sequence[torch.Tensor], runtime: Runtime) -> float:
-    """The sum of numbers that go with the parameters, each of them once, whoever holds it."""
+    """Sum numbers that go with the parameters, each once, whichever process holds it."""
     in_all = in_shards = 0.0
     for parameter, value in zip(parameters, values, strict=True):
         part = value.sum(dtype=torch.float64).item()
@@ -73,7 +74,7 @@ def _sum_of_all(parameters: Sequence[torch.nn.Parameter], values: Sequence[torch
 def sum_of_squares(
     evaluator: Evaluator, parameters: Sequence[torch.nn.Parameter], n_samples: int, seed: int, scale: float = 1.0
 ) -> tuple[list[torch.Tensor], int]:
-    """The squared gradients of the samples, summed, on the parameters' devices, and how many tokens the samples have.
+    """Sum the squared gradients of the samples, on the parameters' devices; returns the sums and the samples' number of tokens.
 
     Processes that hold the whole network share the samples out; those that hold a part of it work on the same one together.
 
@@ -92,10 +93,10 @@ def sum_of_squares(
         if number >= n_samples:
             continue
         batch = make_batch(queries, [samples[number]], None, adapted.model, opening=evaluator.encoded.opening(SHOTS))
-        logits = adapted(all_logits, batch)[0].float()  # [places, words]
+        logits = adapted(all_logits, batch)[0].float()  # [positions, vocabulary]
         draws = torch.Generator(logits.device).manual_seed(derive(seed, f"words/{number}"))
-        words = torch.multinomial(logits.detach().softmax(-1), 1, generator=draws)[:, 0]
-        (scale * F.cross_entropy(logits, words, reduction="sum")).backward()
+        tokens = torch.multinomial(logits.detach().softmax(-1), 1, generator=draws)[:, 0]
+        (scale * F.cross_entropy(logits, tokens, reduction="sum")).backward()
         for parameter, square in zip(parameters, squares, strict=True):
             if parameter.grad is not None:
                 gradient = shard_of(parameter.grad)
@@ -107,7 +108,7 @@ def sum_of_squares(
 
 
 class WeightAnchor:
-    """A copy of those of the base's weights that are trained, of this process's shards, in the host's memory: no device holds them
+    """The trained weights of the base as they were at the start, of this process's shards, in the host's memory: no device holds them
     twice.
 
     Attributes:
@@ -126,7 +127,7 @@ class WeightAnchor:
 
     @torch.no_grad()
     def distance(self) -> float:
-        """How far the base's weights have moved, as a Euclidean distance; every process must call this.
+        """Compute how far the base's weights have moved, as a Euclidean distance; every process must call this.
 
         An adapter that can be merged counts as merged: for LoRA, the norm of all (alpha / r) B A. What has no counterpart in the
         base (a new head, a soft prompt, a bottleneck) does not count.
@@ -153,7 +154,7 @@ class WeightAnchor:
         """Add the gradient of strength / 2 times the squared distance (L2-SP, Li et al. 2018; weighed by the `importance`, EWC) to the
         gradients that there are.
 
-        Weights without a gradient were not moved by the optimiser either, and stand where they started.
+        Weights without a gradient were not moved by the optimizer either, and stand where they started.
         """
         for i, (parameter, start) in enumerate(self.pairs):
             if parameter.grad is not None:

@@ -1,4 +1,4 @@
-"""What a teacher says about the training examples before the training: the targets of a distillation, or texts.
+"""A teacher's answers to the training examples, before the training: the targets of a distillation, or texts.
 
 They are constant, so they are computed once, by a model that nothing was added to, and this model is gone before the training
 begins. Where there are several rounds, the student itself computes them anew for each but the first. A shared prefix is encoded
@@ -28,7 +28,7 @@ from llmft.trial.preparation import PreparedTrial, encode_dev_alone
 
 @dataclass(frozen=True)
 class Teaching:
-    """What a teacher has said; its targets are in `Method.teacher_targets`.
+    """What a teacher has answered; its targets are in `Method.teacher_targets`.
 
     Attributes:
         teacher: what the record says of it; None where there is none.
@@ -85,23 +85,23 @@ def run_teacher(
         )
     if generated is None:
         teacher.rounds.append(_round(trial, distillation, dev_score))
-        texts, responses = {}, None
+        teaching = Teaching(teacher)
     else:
-        texts, responses = _keep_texts(trial, distillation, generated, teacher)
+        teaching = Teaching(teacher, *_keep_texts(trial, distillation, generated, teacher))
     teacher.wall_s = time.perf_counter() - began
-    return Teaching(teacher, texts, responses)
+    return teaching
 
 
 def refresh_targets(
-    adapted: AdaptedModel, trial: PreparedTrial, prompts: Sequence[EncodedTrial], runtime: Runtime, teacher: Teacher
+    adapted: AdaptedModel, trial: PreparedTrial, prompts: Sequence[EncodedTrial], runtime: Runtime, teaching: Teaching
 ) -> None:
-    """Replace the teacher targets by the student's own predictions, and record the round in `teacher`.
+    """Replace the teacher targets by the student's own predictions, and record the round in the teacher of `teaching`.
 
     Raises:
         TrialFailure, UserError: as `run_teacher`.
     """
-    distillation, began = trial.recipe.teacher, time.perf_counter()
-    assert distillation is not None, "a method without a teacher has no rounds"
+    distillation, teacher, began = trial.recipe.teacher, teaching.teacher, time.perf_counter()
+    assert distillation is not None and teacher is not None, "a method without a teacher has no rounds"
     dev_score, _, n_tokens = _read_prompts(adapted, trial, distillation, prompts, runtime)
     teacher.rounds.append(_round(trial, distillation, dev_score))
     teacher.n_tokens += n_tokens
@@ -135,13 +135,16 @@ def _read_prompts(
     Returns:
         Its score on dev, the texts that it answers with, and the tokens that went through it; None where there are none.
     """
-    dev_score, generated, n_tokens = None, None, 0
+    dev_score: float | None = None
+    generated: Generated | None = None
+    n_tokens = 0
     n_examples, targets = len(trial.training_examples), trial.method.teacher_targets
     for prompt, encoded in zip(distillation.prompts, prompts, strict=True):
         evaluator = Evaluator(adapted, encoded, trial.words, runtime, decoding)  # in place of the last, whose prefix goes
         if distillation.targets is None:
-            generated = evaluator.predict(INPUTS)
-            assert isinstance(generated, Generated), "a teacher of label words has targets"
+            predictions = evaluator.predict(INPUTS)
+            assert isinstance(predictions, Generated), "a teacher of label words has targets"
+            generated = predictions
         elif INPUTS in encoded.sets:
             for name, rows in evaluator.read_targets(INPUTS, distillation.targets).items():
                 whole = targets.setdefault(name, torch.zeros(n_examples, *rows.shape[1:], dtype=rows.dtype))
@@ -168,8 +171,9 @@ def _keep_texts(trial: PreparedTrial, distillation: Distillation, generated: Gen
     trained = [bool(text) and bool(end or keep_truncated) for text, end in zip(generated.texts, generated.finished, strict=True)]
     if not any(trained):
         raise UserError(
-            f"teacher: none of the {len(asked)} answers of {teacher.model} is a text that came to its end. Raise generation.max_new_tokens, "
-            "set generation.stop to what ends an answer, give another teacher or context, or set keep_unfinished to true."
+            f"teacher: none of the {len(asked)} answers of {teacher.model} is a text that came to its end. Raise "
+            "generation.max_new_tokens, set generation.stop to what ends an answer, give another teacher or context, or set "
+            "keep_unfinished to true."
         )
     columns = {name: [example.fields[name] for example in asked] for name in asked[0].fields}
     table = pa.table({

@@ -28,16 +28,17 @@ def export_adapter(spec: TrialSpec, weights: bytes, folder: Path) -> None:
     from safetensors.torch import save_file
 
     _check_empty(folder)
-    ref = _base_of(spec)
+    ref, method = _base_of(spec), build_method(spec.method, spec.settings)
     with borrow_model(ref, "fp32", torch.device("cpu")) as model:
-        adapter = put_back(spec, model, weights, where="export").method.export(model)
+        put_back(spec, method, model, weights, where="export")
+        adapter = method.export(model)
         if adapter is None:
             raise UserError(f"export: method '{spec.method}' has no form in peft. --merge writes a whole model, if it adds nothing.")
         config, state = adapter
         config.base_model_name_or_path = ref.path or ref.name
         config.revision = None if ref.path else ref.revision
         config.inference_mode = True
-        config.save_pretrained(folder)
+        config.save_pretrained(str(folder))
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "adapter_model.safetensors")
 
 
@@ -50,7 +51,8 @@ def export_model(spec: TrialSpec, weights: bytes, folder: Path) -> None:
         UserError: as `export_adapter`; or the method adds parts that no model of transformers has, or cannot be merged.
     """
     _check_empty(folder)
-    if build_method(spec.method, spec.settings).base_weights != "fp32":
+    method = build_method(spec.method, spec.settings)
+    if method.base_weights != "fp32":
         raise UserError(
             f"export: method '{spec.method}' trains beside a base in 4 bits; merged into the full base it would be another model. "
             "Leave out --merge: the adapter is exported by itself."
@@ -58,7 +60,7 @@ def export_model(spec: TrialSpec, weights: bytes, folder: Path) -> None:
     ref = _base_of(spec)
     with borrow_model(ref, "fp32", torch.device("cpu")) as model:
         network, names = model.network, set(model.network.state_dict())
-        method = put_back(spec, model, weights, where="export").method
+        put_back(spec, method, model, weights, where="export")
         merge(network)
         if added := sorted(network.state_dict().keys() - names):
             instead = (
@@ -74,7 +76,7 @@ def export_model(spec: TrialSpec, weights: bytes, folder: Path) -> None:
 
 
 def _whole_state(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Every tensor by name. Where the configuration ties none, what is one tensor under several names is written under each: of an
+    """Return every tensor by name. Where the configuration ties none, what is one tensor under several names is written under each: of an
     encoder-decoder model with an untied head, the input embeddings of both parts."""
     state = network.state_dict()
     if getattr(network.config, "tie_word_embeddings", False):
@@ -84,7 +86,7 @@ def _whole_state(network: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _base_of(spec: TrialSpec) -> ModelRef:
-    """The trial's base model as it lies here.
+    """Find the trial's base model on this machine.
 
     Raises:
         UserError: it is not there, or has other contents than it had.
@@ -92,10 +94,10 @@ def _base_of(spec: TrialSpec) -> ModelRef:
     ref = spec.model
     if ref.path is None:
         return ref
-    here = resolve_model("toy" if ref.name == "toy" else ref.path)
-    if here.fingerprint != ref.fingerprint:
+    local = resolve_model("toy" if ref.name == "toy" else ref.path)
+    if local.fingerprint != ref.fingerprint:
         raise UserError(f"export: the base model in {ref.path} is not the one that was adapted; it has changed since.")
-    return here
+    return local
 
 
 def _check_empty(folder: Path) -> None:

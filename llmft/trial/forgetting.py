@@ -17,16 +17,7 @@ import torch
 
 from llmft.config import DataRef, FileRef, ForgettingSpec, ModelRef, TrialSpec
 from llmft.errors import UserError
-from llmft.evaluation import (
-    UNBOUNDED,
-    Evaluator,
-    check_lm_eval,
-    measures,
-    resolve_folder,
-    run_lm_eval,
-    set_metrics,
-    text_likelihood,
-)
+from llmft.evaluation import UNBOUNDED, Evaluator, check_lm_eval, measures, resolve_folder, run_lm_eval, set_metrics, text_likelihood
 from llmft.methods import build_method
 from llmft.models import AdaptedModel, borrow_model, context_length, load_config, load_tokenizer
 from llmft.records import Change, Measure
@@ -45,7 +36,7 @@ def resolve_forgetting(
     limit: int | None = None,
     data_dir: str | None = None,
 ) -> ForgettingSpec:
-    """What is to be measured, with fingerprints of what is read; the arguments are a plan's `forgetting` and `data_dir`.
+    """Resolve what is to be measured, with fingerprints of what is read; the arguments are a plan's `forgetting` and `data_dir`.
 
     Raises:
         UserError: a task is not known, or a file, a folder or a task's data is not there.
@@ -60,7 +51,7 @@ def resolve_forgetting(
 
 
 def resolve_text(path: str) -> FileRef:
-    """A text file, with a fingerprint of its contents.
+    """Resolve a text file to its path and a fingerprint of its contents.
 
     Raises:
         UserError: it cannot be read as UTF-8, or holds no text.
@@ -71,7 +62,7 @@ def resolve_text(path: str) -> FileRef:
 
 
 def read_text(file: Path) -> str:
-    """The text whose perplexity is measured.
+    """Read the text whose perplexity is measured.
 
     Raises:
         UserError: it cannot be read as UTF-8, or holds no text.
@@ -95,7 +86,7 @@ def check_forgetting(spec: TrialSpec) -> None:
     if (wanted := spec.forgetting) is None:
         return
     if wanted.harness:
-        check_lm_eval(wanted.harness, wanted.harness_dir and wanted.harness_dir.path)
+        check_lm_eval(wanted.harness, wanted.harness_dir.path if wanted.harness_dir else None)
     if wanted.text:
         read_text(Path(wanted.text.path))
         if getattr(load_config(spec.model), "is_encoder_decoder", False):
@@ -105,7 +96,7 @@ def check_forgetting(spec: TrialSpec) -> None:
 
 
 def check_alone(spec: TrialSpec, runtime: Runtime) -> None:
-    """Refuse what a group of processes cannot measure.
+    """Check that a group of processes is not asked to measure forgetting.
 
     Raises:
         UserError: the spec asks for it.
@@ -118,7 +109,7 @@ def check_alone(spec: TrialSpec, runtime: Runtime) -> None:
 
 
 def measure(adapted: AdaptedModel, ref: ModelRef, wanted: ForgettingSpec, runtime: Runtime, progress: bool = False) -> list[Measure]:
-    """What the model can do, as it is.
+    """Measure what the model can do, as it is.
 
     Args:
         adapted: the model, placed on its device; a method with a head of its own can be asked nothing and gives an empty list.
@@ -145,7 +136,7 @@ def measure(adapted: AdaptedModel, ref: ModelRef, wanted: ForgettingSpec, runtim
         stderr = math.sqrt(share * (1 - share) / numbers.n) if numbers.metric == "accuracy" else None
         measured.append(Measure(source="llmft", name=name, metric=numbers.metric, value=numbers.score, stderr=stderr, n=numbers.n))
     if wanted.harness:
-        folder = wanted.harness_dir and wanted.harness_dir.path
+        folder = wanted.harness_dir.path if wanted.harness_dir else None
         batch_size = min(64, max(1, runtime.micro_batch_tokens // length))
         results = run_lm_eval(
             adapted, tokenizer, wanted.harness, folder=folder, limit=wanted.limit, length=length, batch_size=batch_size,
@@ -166,7 +157,7 @@ def measure(adapted: AdaptedModel, ref: ModelRef, wanted: ForgettingSpec, runtim
 
 
 def measure_base(spec: TrialSpec, wanted: ForgettingSpec, runtime: Runtime, device: torch.device) -> list[Measure]:
-    """What the base model of `spec` can do; measured when this process is first asked, and remembered."""
+    """Measure what the base model of `spec` can do, once in a process."""
     key = (spec.model.fingerprint or spec.model.name, spec.precision, device.type, wanted.model_dump_json())
     if key not in _OF_BASE:
         with borrow_model(spec.model, spec.precision, device) as model:  # a copy in fp32, as the adapted model's
@@ -176,13 +167,13 @@ def measure_base(spec: TrialSpec, wanted: ForgettingSpec, runtime: Runtime, devi
 
 
 def pair(before: Iterable[Measure], after: Iterable[Measure]) -> list[Change]:
-    """The numbers after, each with its own before, if there is one."""
+    """Pair each number after with its number before, if there is one."""
     earlier = {measured.key: measured for measured in before}
     return [Change(before=earlier.get(measured.key), after=measured) for measured in after]
 
 
 def zero_shot_spec(ref: ModelRef, task: str, data: DataRef, limit: int | None) -> TrialSpec:
-    """How a task of llmft is asked of a model that was not adapted to it."""
+    """Build the spec by which a task of llmft is asked of a model that was not adapted to it."""
     definition = load_task(task)
     return TrialSpec(
         model=ref, task=task, data=data, method="zero_shot", pattern=next(iter(definition.patterns)), n_dev=0, n_test=limit,

@@ -40,7 +40,7 @@ class Part:
 
 
 def shares(rates: Sequence[float], n: int) -> list[int]:
-    """`n` examples by the rates: whole numbers, those with the largest remainders rounded up so that they sum to `n`."""
+    """Share out `n` examples by the rates: whole numbers, those with the largest remainders rounded up so that they sum to `n`."""
     counts = [int(rate * n) for rate in rates]
     by_remainder = sorted(range(len(rates)), key=lambda i: (counts[i] - rates[i] * n, i))
     for i in by_remainder[: n - sum(counts)]:
@@ -51,7 +51,7 @@ def shares(rates: Sequence[float], n: int) -> list[int]:
 def draw_mixture(
     spec: TrialSpec, mixture: TaskMixture, pools: Mapping[str, TaskData], tokenizer: Any, in_decoder: bool
 ) -> tuple[Part, ...]:
-    """The examples of every task of the spec's mixture, none twice.
+    """Draw the examples of every task of the spec's mixture, none twice.
 
     A task's pool is put in a random order that depends on `data_seed` alone, and its examples are the first of it: the same for every
     method, and fewer are a subset of more. The labels have the pool's shares.

@@ -209,10 +209,10 @@ def _prediction_columns(predictions: Predictions | Generated) -> dict[str, Any]:
     import pyarrow as pa
 
     if isinstance(predictions, Generated):
-        columns = {"text": predictions.texts, "finished": predictions.finished}
-        return columns | example_scores(predictions.texts, predictions.references)
+        scores = example_scores(predictions.texts, predictions.references)
+        return {"text": predictions.texts, "finished": predictions.finished} | scores
     free = predictions.free
-    columns = {
+    columns: dict[str, Any] = {
         "label": pa.array(predictions.labels, pa.int16()),
         "prediction": pa.array(predictions.predicted, pa.int16()),
         "free_prediction": pa.nulls(len(predictions.labels), pa.int16()) if free is None else pa.array(free, pa.int16()),

@@ -66,7 +66,7 @@ def _run(spec: TrialSpec, runtime: Runtime, result: TrainingResult, began: float
         with suggest_smaller_passes(spec, [encoded, *prompts], runtime):
             with meter.timed("train_s" if method.trains else "evaluate_s"):
                 if method.trains:
-                    refresh = partial(refresh_targets, adapted, trial, prompts, runtime, teaching.teacher)
+                    refresh = partial(refresh_targets, adapted, trial, prompts, runtime, teaching)
                     train(spec, trial.recipe, module, evaluator, domains, result, refresh)
                 else:
                     _score(evaluator, domains, result)

@@ -10,7 +10,7 @@ import torch
 
 from llmft.config import TrialSpec
 from llmft.errors import UserError
-from llmft.methods import build_method
+from llmft.methods import Method, build_method
 from llmft.models import AdaptedModel, LoadedModel, borrow_model, whole
 from llmft.runtime import Runtime
 from llmft.seeds import derive
@@ -19,7 +19,7 @@ from llmft.tasks import load_task
 
 @contextmanager
 def restored(spec: TrialSpec, path: Path | str | None, device: torch.device) -> Iterator[AdaptedModel]:
-    """A trial's model as it was after the trial, on its device, for evaluation.
+    """Restore a trial's model as it was after the trial, on its device, for evaluation.
 
     Args:
         path: its `weights.safetensors`; None where its method trains nothing.
@@ -29,13 +29,13 @@ def restored(spec: TrialSpec, path: Path | str | None, device: torch.device) -> 
     """
     method = build_method(spec.method, spec.settings)
     dropout = spec.train.dropout if method.trains else None
-    content = _read(path) if method.trains else b""
+    content = _read(path) if method.trains and path else b""
     with borrow_model(spec.model, spec.precision, device, dropout, base_weights=method.base_weights) as model:
-        yield put_back(spec, model, content, where=f"weights: {path}").to(device).eval()
+        yield put_back(spec, method, model, content, where=f"weights: {path}").to(device).eval()
 
 
-def put_back(spec: TrialSpec, model: LoadedModel, content: bytes, where: str) -> AdaptedModel:
-    """Make of a trial's base model what it was after the trial.
+def put_back(spec: TrialSpec, method: Method, model: LoadedModel, content: bytes, where: str) -> AdaptedModel:
+    """Make of a trial's base model what it was after the trial, with its `method`.
 
     Args:
         content: of its `weights.safetensors`.
@@ -44,7 +44,6 @@ def put_back(spec: TrialSpec, model: LoadedModel, content: bytes, where: str) ->
     Raises:
         UserError: these are no weights, or others than the method trains.
     """
-    method = build_method(spec.method, spec.settings)
     adapted = AdaptedModel(method, model)
     if method.trains:
         n_labels = len(load_task(spec.task, spec.definition).labels)
@@ -55,7 +54,7 @@ def put_back(spec: TrialSpec, model: LoadedModel, content: bytes, where: str) ->
 
 
 def gather_weights(model: LoadedModel, runtime: Runtime) -> bytes | None:
-    """The trained parameters as a safetensors file's bytes; None in every process but the first, though all must call this."""
+    """Gather the trained parameters as a safetensors file's bytes; None in every process but the first, though all must call this."""
     from safetensors.torch import save
 
     kept = {}

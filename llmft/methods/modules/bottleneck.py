@@ -1,7 +1,7 @@
 """Bottleneck adapters: y + scale * W_up f(W_down x), small two-layer networks inside of the blocks.
 
 A sequential adapter reads what a sublayer writes (x = y), a parallel one what the sublayer reads. It is a child of the layer
-that writes the sublayer's output, and a forward hook of that layer adds what it says: so no layer of the network changes its
+that writes the sublayer's output, and a forward hook of that layer adds its output: so no layer of the network changes its
 name or class, whatever the architecture, and the adapter lies inside of the block, where sharding and checkpointing look for it.
 """
 
@@ -50,7 +50,7 @@ def insert(
     scale: float = 1.0,
     parallel: bool = False,
 ) -> None:
-    """Put an adapter on every sublayer of these kinds, and leave `requires_grad` on the adapters alone.
+    """Add an adapter to every sublayer of these kinds, and leave `requires_grad` on the adapters alone.
 
     Args:
         kinds: of `llmft.models.architectures.Sublayer`.
@@ -81,7 +81,7 @@ def _add_beside(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.
 
 
 class _Remember:
-    """Hands what a sublayer's first layer reads to the adapter of its last."""
+    """Passes the input of a sublayer's first layer to the adapter of its last."""
 
     def __init__(self, writes: nn.Module):
         self.writes = writes

@@ -1,4 +1,4 @@
-"""Methods that peft has: their layers put into a network in place, by a generator of ours."""
+"""Layers of peft: inserted into a network in place, merged into its weights, and exported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def insert_peft_layers(config: PeftConfig, network: torch.nn.Module, generator: torch.Generator) -> None:
-    """Put peft's layers into `network`, in fp32, and leave `requires_grad` on their parameters alone.
+    """Insert peft's layers into `network`, in fp32, and leave `requires_grad` on their parameters alone.
 
     Args:
         generator: seeds whatever peft draws.
@@ -33,12 +33,12 @@ def insert_peft_layers(config: PeftConfig, network: torch.nn.Module, generator: 
     network.requires_grad_(False)
     for parameter in network.parameters():
         if id(parameter) not in known:
-            parameter.data = parameter.data.float()  # beside a quantised layer peft makes them half
+            parameter.data = parameter.data.float()  # beside a quantized layer peft makes them half
             parameter.requires_grad_(True)
 
 
 def peft_layers_of(network: torch.nn.Module) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
-    """What `inject` has put into `network`, for `Method.peft_adapter`."""
+    """Return the configuration and the weights of the inserted layers, for `Method.export`."""
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(network, save_embedding_layers=False)
@@ -46,7 +46,7 @@ def peft_layers_of(network: torch.nn.Module) -> tuple[PeftConfig, dict[str, torc
 
 
 def inserted_layer_names(network: torch.nn.Module) -> dict[str, BaseTunerLayer]:
-    """peft's layers by their places in `network`; none, and no import of peft, where nothing was injected."""
+    """Find the inserted layers by their names in `network`; none, and no import of peft, where nothing was inserted."""
     if not hasattr(network, "peft_config"):
         return {}
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -55,14 +55,14 @@ def inserted_layer_names(network: torch.nn.Module) -> dict[str, BaseTunerLayer]:
 
 
 def merge(network: torch.nn.Module) -> None:
-    """Work what `inject` has put into `network` into its weights, in place."""
+    """Merge the inserted layers into the weights of `network`, in place."""
     for name, layer in inserted_layer_names(network).items():
         layer.merge()
         network.set_submodule(name, layer.get_base_layer())
 
 
 def merged_deltas(network: torch.nn.Module) -> Iterator[torch.Tensor]:
-    """By how much `merge` would move each weight, one new tensor at a time; every process that holds a shard must call this."""
+    """Yield by how much `merge` would change each weight, one new tensor at a time; every process that holds a shard must call this."""
     for layer in inserted_layer_names(network).values():
         (adapter,), base = layer.active_adapters, layer.get_base_layer()
         transposed = getattr(layer, "fan_in_fan_out", False)  # [in, out] in place of [out, in]
@@ -84,11 +84,11 @@ def merged_deltas(network: torch.nn.Module) -> Iterator[torch.Tensor]:
 
 
 def task_type(network: torch.nn.Module) -> str:
-    """peft's name for what `network` does."""
+    """Return peft's name for what `network` does."""
     return "SEQ_2_SEQ_LM" if network.config.is_encoder_decoder else "CAUSAL_LM"
 
 
 def linear_layers(network: torch.nn.Module) -> list[str]:
-    """The last parts of the names of all layers that multiply by a matrix."""
+    """Return the last parts of the names of all layers that multiply by a matrix."""
     kinds = ("Linear", "Conv1D", "Linear4bit")
     return sorted({name.split(".")[-1] for name, module in network.named_modules() if type(module).__name__ in kinds})

@@ -201,11 +201,11 @@ def test_small_passes_change_no_answer(spec_of):
 def test_a_student_that_has_no_memory_for_its_lesson_starts_again_with_smaller_passes(spec_of, monkeypatch):
     budgets = []
 
-    def again(adapted, setting, lessons, runtime, teacher):
+    def again(adapted, setting, lessons, runtime, teaching):
         budgets.append(runtime.micro_batch_tokens)
         if len(budgets) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        refresh_targets(adapted, setting, lessons, runtime, teacher)
+        refresh_targets(adapted, setting, lessons, runtime, teaching)
 
     monkeypatch.setattr(trials, "refresh_targets", again)
     record = run_trial(spec_of(DISTILLED, FEW | {"rounds": 2}), CPU).record

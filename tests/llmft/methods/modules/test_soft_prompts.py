@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from llmft.errors import UserError
 from llmft.methods._registry import build_method
-from llmft.methods.modules.soft_prompt import sample_words
+from llmft.methods.modules.soft_prompt import sample_tokens
 from llmft.models.adapted import AdaptedModel
 from llmft.models.batches import make_batch
 from llmft.models.loading import LoadedModel, _has_plain_head, borrow_model, load_tokenizer, resolve_model
@@ -197,7 +197,7 @@ def test_a_prefix_begins_as_the_cache_of_words_and_so_scores_as_they_do(spec_of)
     setting = prepare_trial(spec)
     with borrow_model(spec.model, "fp32", torch.device("cpu")) as model, torch.no_grad():
         n_words, special = model.network.config.vocab_size, setting.method.special_ids
-        ids = sample_words(n_words, special, 3, torch.Generator().manual_seed(0))
+        ids = sample_tokens(n_words, special, 3, torch.Generator().manual_seed(0))
         setting.method.prepare(model, 2, torch.Generator().manual_seed(0))
         queries = encode_prompts(spec, setting).sets["toy"]
         batch = make_batch(queries, range(6), setting.words, model)
