@@ -5,7 +5,6 @@ A method file must import without torch (the plan's validation reads it), so the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
