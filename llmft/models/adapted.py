@@ -60,7 +60,7 @@ class AdaptedModel(torch.nn.Module):
         one = torch.ones(1, 1, dtype=torch.int64, device=self.model.device)
         text = QueryBatch(one, one, one[0], None, one[0], None)  # of one token
         with torch.no_grad():
-            return self(lambda model, batch: batch.attention_mask.shape[1] - 1, text)
+            return self(lambda model: self.method.prepend_prompt(model, text).attention_mask.shape[1] - 1)
 
     def no_sync(self) -> AbstractContextManager[None]:
         """Return a context in which gradients stay in this process, as DDP's `no_sync`; alone there is nothing to do.

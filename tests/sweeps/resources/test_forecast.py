@@ -123,10 +123,13 @@ def test_what_forgetting_is_measured_on_is_counted(tmp_path, tiny_model, monkeyp
     counted = heaviest([cell]).tokens_measured
     read = []
 
-    def forward(self, compute, given, *more):
+    def forward(self, compute, *arguments):
+        if not arguments:  # the length of a learned prompt
+            return real(self, compute)
+        given = arguments[0]
         batch = isinstance(given, QueryBatch)
         read.append(int(given.attention_mask.sum()) - len(given) * (given.prefix.length if given.prefix else 0) if batch else len(given))
-        return real(self, compute, given, *more)
+        return real(self, compute, *arguments)
 
     def measured(*given):
         with monkeypatch.context() as patched:
