@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from peft import PeftConfig
     from torch import Generator, Tensor
-    from torch.nn import Module, Parameter
+    from torch.nn import Parameter
+    from transformers import PreTrainedModel
 
     from llmft.models import AdaptedModel, LoadedModel, QueryBatch, Scores
     from llmft.records import VirtualToken
 else:
-    AdaptedModel = Generator = LoadedModel = Module = Parameter = PeftConfig = QueryBatch = Scores = Tensor = VirtualToken = Any
+    AdaptedModel = Generator = LoadedModel = Parameter = PeftConfig = PreTrainedModel = QueryBatch = Scores = Tensor = VirtualToken = Any
 
 __all__ = [
-    "AdaptedModel", "Generator", "LoadedModel", "Module", "Parameter", "PeftConfig", "QueryBatch", "Scores", "Tensor", "VirtualToken",
+    "AdaptedModel", "Generator", "LoadedModel", "Parameter", "PeftConfig", "PreTrainedModel", "QueryBatch", "Scores", "Tensor", "VirtualToken",
 ]  # fmt: skip

@@ -5,13 +5,13 @@ the feed-forward part (b_m2). The language-model head says the label word; embed
 et al. 2023. Models that have few biases, as Llama's family, are refused.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from llmft.errors import UserError
 from llmft.methods._base import SearchRange
-from llmft.methods._types import Generator, LoadedModel, Module, Parameter
+from llmft.methods._types import Generator, LoadedModel, Parameter, PreTrainedModel
 from llmft.methods.pattern import PatternBased, PatternSettings
 
 MIN_SHARE = 0.25
@@ -36,7 +36,7 @@ class BitFit(PatternBased):
         for bias in self._query_mlp(network) if self.settings.subset == "query_mlp" else self._all(network):
             bias.requires_grad_(True)
 
-    def _all(self, network: Module) -> list[Parameter]:
+    def _all(self, network: PreTrainedModel) -> list[Parameter]:
         from llmft.models import find_blocks
 
         matrices = [
@@ -50,7 +50,7 @@ class BitFit(PatternBased):
             raise self._too_few(network, f"{n_biases} of the {len(matrices)} weight matrices in its blocks have a bias")
         return [parameter for name, parameter in network.named_parameters() if name.split(".")[-1] == "bias"]
 
-    def _query_mlp(self, network: Module) -> list[Parameter]:
+    def _query_mlp(self, network: PreTrainedModel) -> list[Parameter]:
         from llmft.models import find_sublayers, names_in
 
         names = names_in(network, "bitfit")
@@ -58,12 +58,12 @@ class BitFit(PatternBased):
             raise UserError(
                 f"method 'bitfit': {network.config.model_type!r} models have no query projection of their own. Use subset: all."
             )
-        biases = [sublayer.reads.bias for sublayer in find_sublayers(network, "bitfit")]
+        biases: list[Any] = [sublayer.reads.bias for sublayer in find_sublayers(network, "bitfit")]
         if any(bias is None for bias in biases):
             raise self._too_few(network, "its query or feed-forward layers have no bias")
         return biases
 
-    def _too_few(self, network: Module, why: str) -> UserError:
+    def _too_few(self, network: PreTrainedModel, why: str) -> UserError:
         return UserError(f"method 'bitfit': {network.config.model_type!r} models have too few biases to train: {why}. Use lora or ia3.")
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from llmft.errors import UserError
 from llmft.methods._base import SearchRange
-from llmft.methods._types import Generator, LoadedModel, Module, PeftConfig, Tensor
+from llmft.methods._types import Generator, LoadedModel, PeftConfig, PreTrainedModel, Tensor
 from llmft.methods.pattern import PatternBased, PatternSettings
 
 
@@ -33,7 +33,7 @@ class Lora(PatternBased):
     search = {"learning_rate": SearchRange(1e-5, 1e-2, log=True)}
     paper = "Hu et al. 2022"
 
-    def peft_config(self, network: Module) -> PeftConfig:
+    def peft_config(self, network: PreTrainedModel) -> PeftConfig:
         from peft import LoraConfig
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 

@@ -151,7 +151,7 @@ class LoadedModel:
         base_names: the parameters that the network came with, also if untied since; any other was added by a method.
     """
 
-    network: torch.nn.Module
+    network: Any  # a PreTrainedModel, to which methods add modules by any name
     device: torch.device
     precision: str
     plain_head: bool

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -37,7 +38,7 @@ def learning_rate_factor(step: int, n_steps: int, n_warmup: int, schedule: str) 
 def train(
     spec: TrialSpec,
     recipe: Recipe,
-    module: torch.nn.Module,
+    module: Any,
     evaluator: Evaluator,
     tests: Mapping[str, str],
     result: TrainingResult,
@@ -87,7 +88,7 @@ class Trainer:
         self,
         spec: TrialSpec,
         recipe: Recipe,
-        module: torch.nn.Module,
+        module: Any,
         evaluator: Evaluator,
         tests: Mapping[str, str],
         result: TrainingResult,
@@ -187,7 +188,7 @@ class _Stepper:
 
 
 def _add_gradients(
-    module: torch.nn.Module, evaluator: Evaluator, rows: Sequence[tuple[str, int]], lengths: Sequence[int], scaler: torch.amp.GradScaler
+    module: Any, evaluator: Evaluator, rows: Sequence[tuple[str, int]], lengths: Sequence[int], scaler: torch.amp.GradScaler
 ) -> float:
     """Run one batch forward and backward, and give its mean loss, both over all processes.
 

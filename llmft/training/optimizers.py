@@ -22,6 +22,8 @@ from llmft.errors import UserError
 from llmft.models import LoadedModel, check_bitsandbytes, find_blocks, language_model, load_config
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from llmft.config import ModelRef
 
 
@@ -54,7 +56,7 @@ def check_blocks(ref: ModelRef) -> None:
         _stacks(language_model(config).from_config(config))
 
 
-def _stacks(network: torch.nn.Module) -> list[list[torch.nn.Module]]:
+def _stacks(network: PreTrainedModel) -> list[list[torch.nn.Module]]:
     """The blocks of the encoder, where there is one, and those of the decoder."""
     blocks = find_blocks(network)
     if not blocks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,9 @@ from llmft.models import all_logits, is_sharded, make_batch, shard_of
 from llmft.prompting import SHOTS
 from llmft.runtime import Runtime
 from llmft.seeds import derive, stream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LOSS_SCALES = (2.0**10, 2.0**5, 1.0)
 """What a loss is multiplied by in fp16, lest small gradients vanish: the first under which no gradient is too large."""
@@ -115,7 +119,7 @@ class WeightAnchor:
         importance: what each of these weights counts in the penalty, as large as the copy; None: all count alike.
     """
 
-    def __init__(self, network: torch.nn.Module, base_names: Collection[str], runtime: Runtime):
+    def __init__(self, network: PreTrainedModel, base_names: Collection[str], runtime: Runtime):
         """`base_names` are the parameters that the network had before a method prepared it."""
         self.network, self.runtime = network, runtime
         self.pairs = [

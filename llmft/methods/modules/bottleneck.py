@@ -7,10 +7,15 @@ name or class, whatever the architecture, and the adapter lies inside of the blo
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import nn
 
 from llmft.models import find_sublayers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 
@@ -40,7 +45,7 @@ class Bottleneck(nn.Module):
 
 
 def insert(
-    network: nn.Module,
+    network: PreTrainedModel,
     method: str,
     kinds: tuple[str, ...],
     size: int,
@@ -62,7 +67,7 @@ def insert(
     network.requires_grad_(False)
     for sublayer in find_sublayers(network, method):
         if sublayer.kind in kinds:
-            writes = sublayer.writes
+            writes: Any = sublayer.writes
             writes.adapter = Bottleneck(network.config.hidden_size, size, activation, scale, generator)
             if parallel:
                 sublayer.reads.register_forward_pre_hook(_Remember(writes))
@@ -71,11 +76,11 @@ def insert(
                 writes.register_forward_hook(_add_after)
 
 
-def _add_after(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+def _add_after(layer: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
     return output + layer.adapter(output)
 
 
-def _add_beside(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+def _add_beside(layer: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
     read, layer.adapter.read = layer.adapter.read, None
     return output + layer.adapter(read)
 
@@ -83,8 +88,8 @@ def _add_beside(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.
 class _Remember:
     """Passes the input of a sublayer's first layer to the adapter of its last."""
 
-    def __init__(self, writes: nn.Module):
+    def __init__(self, writes: Any):
         self.writes = writes
 
-    def __call__(self, layer: nn.Module, inputs: tuple) -> None:
+    def __call__(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         self.writes.adapter.read = inputs[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from peft import PeftConfig
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    from transformers import PreTrainedModel
 
 
-def insert_peft_layers(config: PeftConfig, network: torch.nn.Module, generator: torch.Generator) -> None:
+def insert_peft_layers(config: PeftConfig, network: PreTrainedModel, generator: torch.Generator) -> None:
     """Insert peft's layers into `network`, in fp32, and leave `requires_grad` on their parameters alone.
 
     Args:
@@ -37,15 +37,16 @@ def insert_peft_layers(config: PeftConfig, network: torch.nn.Module, generator: 
             parameter.requires_grad_(True)
 
 
-def peft_layers_of(network: torch.nn.Module) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
+def peft_layers_of(network: PreTrainedModel) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
     """Return the configuration and the weights of the inserted layers, for `Method.export`."""
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(network, save_embedding_layers=False)
-    return network.peft_config["default"], {f"base_model.model.{name}": tensor for name, tensor in state.items()}
+    config: Any = network.peft_config["default"]
+    return config, {f"base_model.model.{name}": tensor for name, tensor in state.items()}
 
 
-def inserted_layer_names(network: torch.nn.Module) -> dict[str, BaseTunerLayer]:
+def inserted_layers(network: PreTrainedModel) -> dict[str, Any]:
     """Find the inserted layers by their names in `network`; none, and no import of peft, where nothing was inserted."""
     if not hasattr(network, "peft_config"):
         return {}
@@ -54,16 +55,16 @@ def inserted_layer_names(network: torch.nn.Module) -> dict[str, BaseTunerLayer]:
     return {name: module for name, module in network.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
-def merge(network: torch.nn.Module) -> None:
+def merge(network: PreTrainedModel) -> None:
     """Merge the inserted layers into the weights of `network`, in place."""
-    for name, layer in inserted_layer_names(network).items():
+    for name, layer in inserted_layers(network).items():
         layer.merge()
         network.set_submodule(name, layer.get_base_layer())
 
 
-def merged_deltas(network: torch.nn.Module) -> Iterator[torch.Tensor]:
+def merged_deltas(network: PreTrainedModel) -> Iterator[torch.Tensor]:
     """Yield by how much `merge` would change each weight, one new tensor at a time; every process that holds a shard must call this."""
-    for layer in inserted_layer_names(network).values():
+    for layer in inserted_layers(network).values():
         (adapter,), base = layer.active_adapters, layer.get_base_layer()
         transposed = getattr(layer, "fan_in_fan_out", False)  # [in, out] in place of [out, in]
         if hasattr(layer, "ia3_l"):
@@ -83,12 +84,12 @@ def merged_deltas(network: torch.nn.Module) -> Iterator[torch.Tensor]:
         yield added
 
 
-def task_type(network: torch.nn.Module) -> str:
+def task_type(network: PreTrainedModel) -> str:
     """Return peft's name for what `network` does."""
     return "SEQ_2_SEQ_LM" if network.config.is_encoder_decoder else "CAUSAL_LM"
 
 
-def linear_layers(network: torch.nn.Module) -> list[str]:
+def linear_layers(network: PreTrainedModel) -> list[str]:
     """Return the last parts of the names of all layers that multiply by a matrix."""
     kinds = ("Linear", "Conv1D", "Linear4bit")
     return sorted({name.split(".")[-1] for name, module in network.named_modules() if type(module).__name__ in kinds})
