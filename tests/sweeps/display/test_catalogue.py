@@ -76,7 +76,7 @@ def test_the_plan_in_the_readme_of_the_project_is_one(tmp_path, tiny_model):
 
 RUN_BOTH = """
     from llmft.methods import METHODS
-from llmft.tasks import TASKS
+    from llmft.tasks import TASKS
     from sweeps.display.catalogue import method_rows, task_rows
     from sweeps.cli.single_trial import run_one, trial_plan
 
