@@ -93,6 +93,7 @@ class Task:
     """
 
     kind: ClassVar[Kind] = "classification"
+    metric: str  # of a task that generates text; a user's own may be of either kind
     labels: tuple[str, ...]
     patterns: Mapping[str, Pattern]
     verbalizers: Mapping[str, tuple[str, ...]]

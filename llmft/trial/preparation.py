@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from llmft.config import GenerationSpec, ModelRef, Pattern, TrialSpec
-from llmft.data import Draw, Example, GenerationTask, Task, TaskData, TestSet, draw_examples, draw_unlabelled, subsample
+from llmft.data import Draw, Example, Task, TaskData, TestSet, draw_examples, draw_unlabelled, subsample
 from llmft.errors import UserError, unknown_name
 from llmft.methods import Method, Rationales, Recipe, TrialContext, build_method, check_kinds
 from llmft.models import context_length, decoder_start_token, load_config, load_tokenizer, shares_prefix, tuned_from
@@ -83,7 +83,6 @@ def prepare_trial(spec: TrialSpec) -> PreparedTrial:
         words = replace(words, n_known=_n_shared_tokens(spec, [task.patterns[spec.pattern].render(shot.fields) for shot in draw.shots]))
     decoding = reasoning = None
     if spec.generation:
-        assert isinstance(task, GenerationTask)
         stop = (spec.separator,) if spec.generation.stop is None else spec.generation.stop
         decoding = Decoding(spec.generation, tokenizer, stop, derive(spec.dropout_seed, "generation"), task.metric)
     if words and rationales:
