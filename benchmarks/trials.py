@@ -61,10 +61,10 @@ def sweep(n: int) -> dict[int, list]:
 
 def processes(n: int) -> dict[int, list]:
     def one(scratch: Path, seed: int) -> None:
-        sets = [text for name, value in TRAIN.items() for text in ("--set", f"{name}={value}")]
+        sets = [text for name, value in TRAIN.items() for text in ("--set", f"train.{name}={value}")]
         _llmft(
             "trial", "--method", "pattern", "--model", "toy", "--task", "toy", "--shots", "16", "--seed", str(seed), *sets,
-            "--n-dev", "8", "--n-test", "16", "--out", str(scratch / str(seed)),  # a folder has one writer
+            "--set", "n_dev=8", "--set", "n_test=16", "--out", str(scratch / str(seed)),  # a folder has one writer
         )  # fmt: skip
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""The command line: one file a group of commands, and what they share."""
+"""The command line: one file for each group of commands, and the work of those commands that have no other home."""
 
 from sweeps.cli.app import main
 

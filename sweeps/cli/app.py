@@ -1,4 +1,4 @@
-"""The command line: which commands there are, and how a mistake is told."""
+"""The commands of `llmft`, the entry point, exit codes and one-line messages for user errors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _top(version: Annotated[bool, typer.Option("--version", help="show the versi
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of `llmft`. Exit codes: 0 all well, 1 a trial failed, 2 a mistake of the user's (one line), 130 stopped."""
+    """Run a command and exit. Exit codes: 0 success, 1 a trial failed, 2 a user error (one line), 130 stopped."""
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
     if not sys.stderr.isatty():
         quiet["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # which would fill a log
@@ -51,8 +51,8 @@ def main(arguments: list[str] | None = None) -> None:
     own_this_process()
     code = _run(sys.argv[1:] if arguments is None else arguments)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)  # nothing is left that must be tidied
-    gc.freeze()  # all there is goes with the process; looking through it once more would take up to two seconds
+        signal.signal(number, signal.SIG_DFL)  # nothing is left to clean up
+    gc.freeze()  # a last collection would take up to two seconds
     sys.exit(code)
 
 
@@ -67,8 +67,8 @@ def _run(arguments: list[str]) -> int:
         print(f"llmft: {' '.join(str(error).split())}", file=sys.stderr)
         return MISTAKE
     except _UsageError as error:
-        said = " ".join(error.format_message().split()).replace("Input should be", "must be").rstrip(".")
-        print(f"llmft: {said}. See {error.ctx.command_path if error.ctx else 'llmft'} --help.", file=sys.stderr)
+        message = " ".join(error.format_message().split()).replace("Input should be", "must be").rstrip(".")
+        print(f"llmft: {message}. See {error.ctx.command_path if error.ctx else 'llmft'} --help.", file=sys.stderr)
         return MISTAKE
     except (KeyboardInterrupt, typer.Abort):
         code = STOPPED

@@ -1,4 +1,4 @@
-"""A trial of a store, written for other programs."""
+"""Export of a stored trial for peft and transformers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from sweeps.store import Store
 
 
 def export_trial(root: StoragePath | str, beginning: str, folder: Path, merge: bool) -> str:
-    """Write what one trial has trained into `folder` (`llmft.trial.export`), and say what lies there.
+    """Write what one trial has trained into `folder` (`llmft.trial.export`), and return a line that says what lies there.
 
     Args:
-        root: the results.
+        root: the folder of results, or its URL.
         beginning: of the trial's digest.
-        merge: the whole model, in place of the adapter alone.
+        folder: where to write; empty or not there.
+        merge: whether to write the whole model, in place of the adapter alone.
 
     Raises:
         UserError: there is no such trial, it kept no weights, or it cannot be written so.

@@ -1,4 +1,4 @@
-"""What there is: methods and tasks."""
+"""Commands that list the methods and the tasks."""
 
 from __future__ import annotations
 
@@ -39,6 +39,6 @@ def tasks(
     if markdown:
         print(markdown_table(TASK_COLUMNS, task_rows(TASKS if name is None else [name])))
     else:
-        table = terminal_table(TASK_COLUMNS, task_rows(TASKS)) if name is None else task_page(name, data_dir)
-        terminal().print(table, highlight=False)
+        page = terminal_table(TASK_COLUMNS, task_rows(TASKS)) if name is None else task_page(name, data_dir)
+        terminal().print(page, highlight=False)
     return 0

@@ -1,4 +1,4 @@
-"""What takes a plan: run it, look ahead, fetch what it needs."""
+"""Commands that take a plan: run it, preview it, fetch its models and data."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llmft.errors import UserError
-from llmft.records import StoragePath
-from sweeps.cli.options import FAILED, DataDir, Models, PlanName, Results, Stopped, load_cells, terminal
+from sweeps.cli.options import FAILED, AsJson, DataDir, Models, PlanName, Results, Stopped, load_cells, results_of, terminal
 from sweeps.cli.results import show_report
+
+if TYPE_CHECKING:
+    from llmft.records import StoragePath
 
 
 def sweep(
@@ -39,8 +41,12 @@ def sweep(
 
     Stopped at any moment, the same command goes on.
     """
-    from sweeps.execution import check_trackers
     from sweeps.planning import build_cells, load_plan
+
+    if serial and (address or workers):
+        raise UserError("--serial runs without Ray: leave out --address and --workers.")
+    plan, where = load_plan(plan_name, models=tuple(models or ()), data_dir=data_dir)
+    from sweeps.execution import check_trackers  # imports torch, as the others do
     from sweeps.ray_backend import OwnRay
     from sweeps.resources import check_gpus, local_machine
     from sweeps.run import check_cells, run_sweep
@@ -48,10 +54,7 @@ def sweep(
     from sweeps.store import TRIALS
 
     check_trackers(track or ())
-    if serial and (address or workers):
-        raise UserError("--serial runs without Ray: leave out --address and --workers.")
-    plan, where = load_plan(plan_name, models=tuple(models or ()), data_dir=data_dir)
-    root = out or Path("results") / plan.name
+    root = results_of(plan, out)
     with _stopped_where(root), OwnRay(verbose) as own_ray:
         if address:
             from sweeps.ray_backend import check_answers
@@ -97,13 +100,13 @@ def plan(
     ] = None,
     data_dir: DataDir = None,
     models: Models = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Show what a plan would run, and what it would take.
 
     Fetches what that hangs on (tokenizers, rows) where it is not here, and starts nothing.
     """
-    from sweeps.display import count_by_stage, plan_table, preview_view
+    from sweeps.display import count_by_stage, preview_page
     from sweeps.resources import local_machine, preview_plan
     from sweeps.run import check_cells
     from sweeps.search import Schedule
@@ -111,24 +114,15 @@ def plan(
 
     the_plan, cells, where = load_cells(plan_name, models, data_dir)
     check_cells(cells, where, here=not (device_memory or the_plan.device_memory))
-    store = Store(out or Path("results") / the_plan.name)
+    store = Store(results_of(the_plan, out))
     records, machine = store.load(), local_machine(device_memory or the_plan.device_memory)
-    outlook = preview_plan(Schedule(cells), records, machine, gpus_per_trial, workers)
-    stages = count_by_stage(outlook.states, records)
+    preview = preview_plan(Schedule(cells), records, machine, gpus_per_trial, workers)
     if as_json:
-        trials = {stage: dict(zip(("new", "done", "failed"), counts, strict=True)) for stage, counts in stages.items()}
-        print(json.dumps({"plan": the_plan.name, "trials": trials, **outlook.as_json()}, indent=1))
+        stages = count_by_stage(preview.states, records).items()
+        trials = {stage: dict(zip(("new", "done", "failed"), counts, strict=True)) for stage, counts in stages}
+        print(json.dumps({"plan": the_plan.name, "trials": trials, **preview.as_json()}, indent=1))
         return 0
-    console = terminal()
-    console.print(plan_table(outlook.states))
-    for stage, (n_new, n_done, n_failed) in stages.items():
-        print(f"{stage}: {n_new + n_done + n_failed} trials, {n_new} new, {n_done} done, {n_failed} failed")
-    if outlook.n_again:
-        print(f"{outlook.n_again} of the failed would be tried again")
-    n_other, n_outdated = outlook.leftover.n_other, outlook.leftover.n_outdated
-    if n_other or n_outdated:
-        print(f"also there, and not counted: {n_other} records of other plans, {n_outdated} of an older llmft")
-    console.print(preview_view(outlook), highlight=False)
+    terminal().print(preview_page(preview, records), highlight=False)
     print(f"results: {store.root}; nothing was started")
     return 0
 

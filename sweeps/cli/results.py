@@ -1,18 +1,21 @@
-"""What takes results: the report, and one folder beside another."""
+"""Commands that read results: the report, and the comparison of two folders."""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmft.records import StoragePath, open_folder
-from sweeps.cli.options import terminal
+from sweeps.cli.options import ResultsName, Rule, read_folder, terminal
 from sweeps.process import gc_paused
+
+if TYPE_CHECKING:
+    from llmft.records import StoragePath
 
 
 def show_report(root: StoragePath, rule: str = "best_dev") -> None:
+    """Print the table and the verdict of results, and write their report."""
     with gc_paused():
         from analysis.frames import load_for_rule
         from analysis.report import cross_findings, verdict_lines, write_report, write_verdicts
@@ -30,24 +33,19 @@ def show_report(root: StoragePath, rule: str = "best_dev") -> None:
     print(f"Report: {write_report(root, rule=rule, frame=frame)}")
 
 
-def report(
-    results: Annotated[str, typer.Argument(help="a folder of results, or its URL")],
-    rule: Annotated[
-        str, typer.Option(help="which checkpoint counts: best_dev, last, ...; best_on_50: best on 50 out-of-domain examples")
-    ] = "best_dev",
-) -> int:
+def report(results: ResultsName, rule: Rule = "best_dev") -> int:
     """Write the tables and the report of results again.
 
     The table comes here, the report as HTML. Needs neither torch nor Ray.
     """
-    show_report(open_folder(results), rule)
+    show_report(read_folder(results), rule)
     return 0
 
 
 def compare(
-    results: Annotated[str, typer.Argument(help="a folder of results, or its URL")],
+    results: ResultsName,
     other: Annotated[str, typer.Argument(help="another one, or 'mosbach2023': the published runs of Mosbach et al. 2023")],
-    rule: Annotated[str, typer.Option(help="which checkpoint counts: best_dev, last, ...")] = "best_dev",
+    rule: Rule = "best_dev",
     other_rule: Annotated[str | None, typer.Option(help="the same for the other [default: --rule, or last]")] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="print the table as CSV, with everything it knows")] = False,
 ) -> int:

@@ -1,4 +1,4 @@
-"""What concerns one trial: run it, export what it trained, evaluate it elsewhere."""
+"""Commands for one trial: run it, export what it trained, evaluate it on other tasks."""
 
 from __future__ import annotations
 
@@ -9,53 +9,38 @@ from typing import Annotated, Any
 import typer
 
 from llmft.errors import UserError
-from llmft.records import open_folder
-from sweeps.cli.options import FAILED, DataDir, Device, Folder, terminal
+from sweeps.cli.options import FAILED, AsJson, DataDir, Device, Digest, RecordFolder, ResultsName, read_folder, terminal
 
 
 def trial(
-    task: Annotated[str, typer.Option(help="llmft tasks lists them")],
-    method: Annotated[str, typer.Option(help="llmft methods lists them")],
-    model: Annotated[str, typer.Option(help="hub name, folder or 'toy'")] = "toy",
-    revision: Annotated[str, typer.Option(help="branch, tag or commit of a hub model")] = "main",
-    teacher: Annotated[str | None, typer.Option(help="which model a distilled one learns from [default: itself]")] = None,
-    mixture: Annotated[list[str] | None, typer.Option(metavar="TASK", help="another task to train on; once for each")] = None,
+    task: Annotated[str | None, typer.Option(help="llmft tasks lists them")] = None,
+    method: Annotated[str | None, typer.Option(help="llmft methods lists them")] = None,
+    model: Annotated[str | None, typer.Option(help="hub name, folder or 'toy' [default: toy]")] = None,
     shots: Annotated[int | None, typer.Option(min=0, help="labelled examples in total [default: 16 where the method uses any]")] = None,
-    seed: Annotated[int, typer.Option(help="draws the examples, their order, new weights and the dropout")] = 0,
+    seed: Annotated[int | None, typer.Option(help="draws the examples, their order, new weights and the dropout [default: 0]")] = None,
     lr: Annotated[float | None, typer.Option(help="learning rate [default: the method's]")] = None,
     epochs: Annotated[int | None, typer.Option(help="passes over the shots [default: 40]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="examples per optimiser step [default: 32]")] = None,
-    pattern: Annotated[str, typer.Option(help="how a prompt is written; llmft tasks NAME shows the task's")] = "minimal",
-    verbalizer: Annotated[str, typer.Option(help="the label words [default: the pattern's]", show_default=False)] = "default",
-    n_dev: Annotated[int, typer.Option(help="examples that select the checkpoint")] = 64,
-    n_test: Annotated[int | None, typer.Option(help="rows of each test set [default: all]")] = None,
-    max_length: Annotated[int | None, typer.Option(help="tokens of a prompt [default: the model's context]")] = None,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or (on CUDA) fp16")] = "fp32",
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="a setting of the method, its training or the generation, or plan.KEY"),
+        typer.Option("--set", metavar="KEY=VALUE", help="any other key of a plan: settings.r=16, train.batch_size=8, n_dev=32, ..."),
+    ] = None,
+    spec: Annotated[
+        str | None, typer.Option(metavar="FILE", help="a plan that the trial is a cell of, or a trial's record.json, to run it again")
     ] = None,
     data_dir: DataDir = None,
     device: Device = None,
-    out: Annotated[
-        Folder, typer.Option(parser=open_folder, metavar="FOLDER", help="keep the record in this folder, or URL, of results")
-    ] = None,
-    keep_weights: Annotated[bool, typer.Option("--keep-weights", help="keep what is trained in --out too, for llmft export")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print the whole record")] = False,
+    out: RecordFolder = None,
+    as_json: AsJson = False,
 ) -> int:
     """Run one trial and print its record."""
-    from sweeps.cli.single_trial import run_one, trial_plan
+    from sweeps.cli.single_trial import TrialOptions, describe_trial, run_one
 
+    options = TrialOptions(task, method, model, shots, seed, lr, epochs, data_dir, assignments or (), spec)
+    trial_spec, keep_weights = describe_trial(options)
     if keep_weights and out is None:
-        raise UserError("--keep-weights needs a folder to keep them in: give --out.")
-    short = {"learning_rate": lr, "epochs": epochs, "batch_size": batch_size}
-    content = trial_plan(
-        method, assignments or [], {name: value for name, value in short.items() if value is not None}, n_shots=shots, task=task,
-        model=model, revision=revision, pattern=pattern, verbalizer=verbalizer, n_dev=n_dev, n_test=n_test, max_length=max_length,
-        precision=precision, data_dir=data_dir, keep_weights=keep_weights, teacher=teacher, mixture=mixture or (),
-    )  # fmt: skip
+        raise UserError("keep_weights needs a folder to keep them in: give --out.")
     watched = sys.stderr.isatty() and not as_json
-    record = run_one(content, seed, device, out, _say_progress if watched else None)
+    record = run_one(trial_spec, device, out, keep_weights=keep_weights, report=_print_progress if watched else None)
     if as_json:
         print(record.model_dump_json(indent=1))
     else:
@@ -65,15 +50,15 @@ def trial(
     return 0 if record.finished else FAILED
 
 
-def _say_progress(progress: dict[str, Any]) -> None:
-    """One line for each look at dev."""
+def _print_progress(progress: dict[str, Any]) -> None:
+    """Print one line for each evaluation on dev."""
     dev = "" if progress["dev_score"] is None else f", dev score {progress['dev_score']:.1%}"
     print(f"epoch {progress['epoch']}: training loss {progress['train_loss']:.4f}{dev}", file=sys.stderr)
 
 
 def export(
-    results: Annotated[str, typer.Argument(help="a folder of results, or its URL")],
-    digest: Annotated[str, typer.Argument(help="the trial: the name of its folder in trials/, or how that begins")],
+    results: ResultsName,
+    digest: Digest,
     folder: Annotated[Path, typer.Argument(help="where to write; must be empty or not there")],
     merge: Annotated[bool, typer.Option("--merge", help="a whole model for transformers, in place of an adapter for peft")] = False,
 ) -> int:
@@ -85,8 +70,8 @@ def export(
 
 
 def evaluate(
-    results: Annotated[str, typer.Argument(help="a folder of results, or its URL")],
-    digest: Annotated[str, typer.Argument(help="the trial: its folder's name below trials/, or the beginning of it")],
+    results: ResultsName,
+    digest: Digest,
     harness: Annotated[
         str | None,
         typer.Option(metavar="NAME,NAME", help="tasks or groups of lm-evaluation-harness: mmlu,bbh,super-glue-lm-eval-v1"),
@@ -98,18 +83,19 @@ def evaluate(
     before: Annotated[bool, typer.Option("--before", help="measure the base model too")] = False,
     data_dir: DataDir = None,
     device: Device = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Ask a trial's adapted model what else it can do.
 
-    Its weights are those that a plan with keep_weights: true has kept. The numbers go into evaluation.json beside the trial's record; those of earlier calls stay, unless measured again.
+    Its weights are those that a plan with keep_weights: true has kept. The numbers go into evaluation.json beside the trial's record;
+    those of earlier calls stay, unless measured again.
     """
     from sweeps.cli.evaluate_trial import evaluate_trial
     from sweeps.display import changes_table
+    from sweeps.planning import ForgettingPlan
 
-    evaluation = evaluate_trial(
-        open_folder(results), digest, _names(tasks), _names(harness), harness_dir, text, limit, before, data_dir, device
-    )
+    wanted = ForgettingPlan(tasks=_names(tasks), harness=_names(harness), harness_dir=harness_dir, text=text, limit=limit)
+    evaluation = evaluate_trial(read_folder(results), digest, wanted, before=before, data_dir=data_dir, device=device)
     if as_json:
         print(evaluation.model_dump_json(indent=1))
     else:

@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: one screen in a terminal, a line now and then elsewhere."""
+"""Progress of a running sweep: a live table in a terminal, a line every 20 seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -7,31 +7,32 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+from rich.progress import Progress as Bar
 from rich.text import Text
 
 from llmft.config import TrialSpec
 from llmft.records import TrialRecord
-from sweeps.display.live_table import CellRow, Snapshot, cell_row, screen
-from sweeps.resources import remaining_s
+from sweeps.display.live_table import CellRow, Snapshot, cell_row, cells_table
 from sweeps.search import CellState, PlannedTrial, Records, Schedule, failed
 
-LINE_EVERY_S, LOOK_EVERY_S, REFRESH_PER_S = 20.0, 0.5, 2
-LOOK_SHARE, LOOK_AT_LEAST_EVERY_S = 0.05, 5.0
-"""Of the time, what looking at the records may take: with very many of them it is done less often."""
+LINE_EVERY_S, UPDATE_EVERY_S, REFRESH_PER_S = 20.0, 0.5, 2
+UPDATE_SHARE, UPDATE_AT_LEAST_EVERY_S = 0.05, 5.0
+"""The share of the time that reading the records may take: with very many of them updates become rarer."""
 
 
 class Progress:
-    """Shows a sweep's progress until its block ends.
+    """Show a sweep's progress until the `with` block ends.
 
     Args:
         schedule: the sweep's.
         concurrency: trials at a time.
-        console: where to; a screen that is drawn again and again if it is a terminal.
+        console: where to print; the table is live if it is a terminal. None takes standard error.
 
     Attributes:
-        running: the trials that run now, by digest; whoever runs them keeps it up to date.
+        running: the trials that run now, by digest; kept up to date by whoever runs them.
     """
 
     def __init__(self, schedule: Schedule, concurrency: int = 1, console: Console | None = None):
@@ -40,16 +41,15 @@ class Progress:
         self.console.file = self.console.file  # as it is now: while Ray runs, standard output is muted
         self.running: Mapping[str, PlannedTrial] = {}
         self.n_retried = 0
-        self._started = self._printed = self._looked = time.monotonic()
-        self._look_at = 0.0
+        self._started = self._printed = self._updated = time.monotonic()
+        self._update_at = 0.0
         self._n_at_start: int | None = None
-        self._n_running = 0
-        self._read: dict[str, tuple[CellState, CellRow]] = {}  # the row that was made of a cell's state
-        self._rows: list[CellRow] = []
-        self._snapshot: Snapshot | None = None
+        self._rows: dict[str, tuple[CellState, CellRow]] = {}  # by the cells' keys, with the state that a row was made of
+        self._snapshot = Snapshot()
         self._status, self._statuses = "", {""}
-        self._messages: list[Text] = []
-        self._live = Live(console=self.console, get_renderable=self._screen, refresh_per_second=REFRESH_PER_S, transient=True)
+        self._bar = Bar(BarColumn(None), TaskProgressColumn(), TextColumn("{task.description}"), console=self.console, expand=True)
+        self._bar.add_task("", total=1)
+        self._live = Live(console=self.console, get_renderable=self._table, refresh_per_second=REFRESH_PER_S, transient=True)
 
     def __enter__(self) -> Progress:
         if self.console.is_interactive and self.console.encoding.startswith("utf"):
@@ -57,91 +57,91 @@ class Progress:
         return self
 
     def close(self) -> None:
-        """Give the terminal back, with all that was said."""
-        if self._live.is_started:
-            self._live.stop()
-            for message in self._messages:
-                self._print(message)
+        """Remove the live table; what was printed above it stays."""
+        self._live.stop()
 
-    def __exit__(self, kind: type | None, *_) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
         self.close()
-        if self._snapshot and (kind is None or self._snapshot.n_new):  # a mistake that stops a sweep at its start is one line
+        if self._snapshot.rows and (kind is None or self._snapshot.n_new):  # an error that stops a sweep at its start is one line
             self.say(self._snapshot.line)
 
     def say(self, text: str, style: str = "") -> None:
-        """A line that stays: at the foot of the screen first, and printed when that is taken down; at once where there is none."""
-        message = Text(text, style)
-        if self._live.is_started:
-            self._messages.append(message)
-        else:
-            self._print(message)
+        """Print a line, above the live table where there is one."""
+        self.console.print(Text(text, style), soft_wrap=True)
 
     def status(self, text: str) -> None:
-        """What the sweep waits for: workers, GPUs, a cluster that grows; empty for nothing. It stands until the next."""
+        """Set what the sweep waits for: workers, GPUs, a cluster that grows; empty for nothing. It is shown until the next call."""
         if text not in self._statuses and not self._live.is_started:
-            self._print(Text(text))
+            self.say(text)
         self._statuses.add(text)
         self._status = text
 
     def retried(self, spec: TrialSpec, reason: str) -> None:
-        """Note that a trial is started again."""
+        """Count and print that a trial is started again."""
         self.n_retried += 1
         self.say(f"again: {_name(spec, spec.digest)}: {reason}", "yellow")
 
     def ended(self, record: TrialRecord) -> None:
-        """Note the end of a trial; a failure is said at once."""
+        """Print a trial's failure; nothing where it did not fail."""
         if failed(record):
             self.say(f"failed: {_name(record.spec, record.digest)} {record.cause}: {record.message}", "red")
 
     def update(self, records: Records, n_running: int, last: bool = False) -> None:
-        """Look at what is known; cheap when called often."""
-        now, self._n_running = time.monotonic(), n_running
-        if now < self._look_at and not last:
+        """Show the state that `records` tell; cheap when called often, because most calls return at once."""
+        now = time.monotonic()
+        if now < self._update_at and not last:
+            self._snapshot = replace(self._snapshot, n_running=n_running)
             return
+        from sweeps.resources import remaining_s  # imports torch
+
         states = self.schedule.states(records)
         rows = [self._row(state, records) for state in states]
-        n_done = sum(row.n_done for row in rows)
-        first = self._n_at_start is None  # which also imports a lot
-        if first:
+        n_done, first = sum(row.n_done for row in rows), self._n_at_start is None
+        if self._n_at_start is None:
             self._n_at_start = n_done
-        self._rows = rows
-        self._snapshot = Snapshot(
-            n_done=n_done,
-            n_failed=sum(row.n_failed for row in rows),
-            n_flagged=sum(row.n_flagged for row in rows),
-            n_retried=self.n_retried,
-            n_total=sum(row.n_total for row in rows),
-            n_cells_done=sum(row.stage == "done" for row in rows),
-            n_cells=len(rows),
-            n_running=n_running,
-            n_new=n_done - self._n_at_start,
-            elapsed_s=now - self._started,
-            eta_s=remaining_s(states, records, self.concurrency),
-        )
+        eta_s = remaining_s(states, records, self.concurrency)
+        self._snapshot = Snapshot(rows, n_running, n_done - self._n_at_start, self.n_retried, now - self._started, eta_s)
         if not self._live.is_started and not last and now - self._printed >= LINE_EVERY_S:
             self._printed = now
             self.say(", ".join(filter(None, [self._snapshot.line, self._status])))
-        took_s = 0.0 if first else time.monotonic() - now
-        self._looked, self._look_at = now, now + min(max(LOOK_EVERY_S, took_s / LOOK_SHARE), LOOK_AT_LEAST_EVERY_S)
+        took_s = 0.0 if first else time.monotonic() - now  # the first also imports a lot
+        self._updated, self._update_at = now, now + min(max(UPDATE_EVERY_S, took_s / UPDATE_SHARE), UPDATE_AT_LEAST_EVERY_S)
 
     def _row(self, state: CellState, records: Records) -> CellRow:
-        seen, row = self._read.get(state.cell.key, (None, None))
-        if row is None or state is not seen:
+        known, row = self._rows.get(state.cell.key, (None, None))
+        if row is None or state is not known:
             row = cell_row(state, records)
-            self._read[state.cell.key] = state, row
+            self._rows[state.cell.key] = state, row
         return row
 
-    def _screen(self) -> RenderableType:
-        rows, snapshot, now = self._rows, self._snapshot, time.monotonic()
-        if snapshot:  # what changes between two looks
-            eta_s = None if snapshot.eta_s is None else max(0.0, snapshot.eta_s - (now - self._looked))
-            snapshot = replace(snapshot, n_running=self._n_running, elapsed_s=now - self._started, eta_s=eta_s)
+    def _table(self) -> RenderableType:
+        """Return what the live display shows now, in at most as many lines as the terminal has."""
+        snapshot, now = self._snapshot, time.monotonic()
+        if snapshot.rows:  # what changes between two updates
             n_running = Counter(trial.cell.key for trial in list(self.running.values()))
-            rows = [replace(row, n_running=n_running[row.cell.key]) for row in rows]
-        return screen(snapshot, rows, self._status, self._messages, *self.console.size)
+            snapshot = replace(
+                snapshot, rows=[replace(row, n_running=n_running[row.cell.key]) for row in snapshot.rows], elapsed_s=now - self._started,
+                eta_s=None if snapshot.eta_s is None else max(0.0, snapshot.eta_s - (now - self._updated)),
+            )  # fmt: skip
+        return self.render(snapshot, *self.console.size)
 
-    def _print(self, message: Text) -> None:
-        self.console.print(message, soft_wrap=True)
+    def render(self, snapshot: Snapshot, width: int, height: int) -> RenderableType:
+        """Return the bar, the counts, what the sweep waits for and the table of cells, in at most `height` lines."""
+        lines: list[RenderableType] = []
+        if snapshot.rows:
+            self._bar.update(self._bar.task_ids[0], completed=snapshot.n_done, total=snapshot.n_total, description=snapshot.time_left)
+            lines += [self._bar, _line(f"{snapshot.counts}, {snapshot.pace}")]
+            if troubles := [Text(text, style) for text, style in snapshot.troubles.items()]:
+                lines.append(Text(", ").join(troubles))
+        if self._status:
+            lines.append(_line(self._status, "cyan"))
+        if snapshot.rows and height - len(lines) > 3:
+            lines += ["", *cells_table(snapshot.rows, width, height - len(lines) - 1)]
+        return Group(*lines)
+
+
+def _line(text: str, style: str = "") -> Text:
+    return Text(text, style, no_wrap=True, overflow="ellipsis")
 
 
 def _name(spec: TrialSpec, digest: str) -> str:

@@ -11,7 +11,7 @@ from analysis.frames.reproduce import trial_command
 from llmft.config.spec import TrialSpec
 from llmft.methods._registry import METHODS, method_class
 from sweeps.cli import app as cli
-from sweeps.cli import single_trial as one_trial
+from sweeps.cli import single_trial
 from sweeps.planning.expand import build_cells
 from sweeps.planning.loader import parse_plan
 
@@ -32,11 +32,11 @@ def spec_of(command: str, monkeypatch) -> TrialSpec:
     """The trial that the command line would run."""
     seen = []
 
-    def catch(content, seed, *_):
-        seen.append(one_trial.trial_spec(parse_plan(content, "trial"), seed))
+    def catch(spec, *_, **__):
+        seen.append(spec)
         raise typer.Abort
 
-    monkeypatch.setattr(one_trial, "run_one", catch)
+    monkeypatch.setattr(single_trial, "run_one", catch)
     program, *arguments = shlex.split(command)
     assert program == "llmft" and cli._run(arguments) == cli.STOPPED
     return seen[0]
@@ -75,14 +75,15 @@ def test_a_teacher_is_named(monkeypatch):
     (cell,) = build_cells(parse_plan({"models": ["toy"], "tasks": ["toy"], "methods": methods}, "plan"))
     spec = cell.report_spec({}, 1)
     command = trial_command(spec)
-    assert (spec.teacher is None or "--teacher toy" in command) and spec_of(command, monkeypatch).digest == spec.digest
+    assert (spec.teacher is None or """--set 'teacher.name="toy"'""" in command) and spec_of(command, monkeypatch).digest == spec.digest
 
 
 def test_a_held_out_task_and_what_was_mixed_are_said(monkeypatch):
     methods = {"multi_task": {"mixture": ["toy_text"], "n_shots": [0]}}
     (cell,) = build_cells(parse_plan({"models": ["toy"], "tasks": ["toy"], "methods": methods}, "plan"))
     spec = cell.report_spec({}, 1)
-    assert "--shots 0 --mixture toy_text" in trial_command(spec) and spec_of(trial_command(spec), monkeypatch).digest == spec.digest
+    assert "--shots 0 " in trial_command(spec) and """--set 'mixture=["toy_text"]'""" in trial_command(spec)
+    assert spec_of(trial_command(spec), monkeypatch).digest == spec.digest
 
 
 def test_how_text_is_generated_is_said(monkeypatch):

@@ -58,17 +58,9 @@ def test_what_is_not_there_is_said(results, tmp_path, capsys):
 
 
 def test_one_trial_keeps_its_weights_where_it_is_asked_to(tiny_model, tmp_path):
-    trial = [
-        "trial",
-        "--task",
-        "toy",
-        "--method",
-        "ia3",
-        "--model",
-        tiny_model,
-        *"--shots 4 --epochs 1 --n-test 4 --n-dev 4".split(),
-    ]
-    assert _run([*trial, "--keep-weights"]) == 2
-    assert _run([*trial, "--keep-weights", "--out", str(tmp_path / "out")]) == 0
+    sets = [text for key in ("n_test=4", "n_dev=4") for text in ("--set", key)]
+    trial = ["trial", "--task", "toy", "--method", "ia3", "--model", tiny_model, "--shots", "4", "--epochs", "1", *sets]
+    assert _run([*trial, "--set", "keep_weights=true"]) == 2
+    assert _run([*trial, "--set", "keep_weights=true", "--out", str(tmp_path / "out")]) == 0
     assert _run(["export", str(tmp_path / "out"), "", str(tmp_path / "adapter")]) == 0
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()

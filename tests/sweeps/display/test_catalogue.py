@@ -18,7 +18,8 @@ from llmft.config.spec import DataRef, TrainSpec
 from llmft.data import sources
 from llmft.methods._registry import METHODS, method_class
 from llmft.tasks._registry import TASKS, load_task
-from sweeps.display.catalogue import field_rows, markdown_table, method_page, readmes
+from sweeps.display.catalogue import markdown_table, readmes
+from sweeps.display.pages import field_rows, method_page
 from sweeps.planning.expand import build_cells
 from sweeps.planning.loader import load_plan, parse_plan
 
@@ -77,15 +78,14 @@ def test_the_plan_in_the_readme_of_the_project_is_one(tmp_path, tiny_model):
 RUN_BOTH = """
     from llmft.methods import METHODS
     from llmft.tasks import TASKS
-    from sweeps.display.catalogue import method_rows, task_rows
-    from sweeps.cli.single_trial import run_one, trial_plan
+    from sweeps.display import method_rows, task_rows
+    from sweeps.cli.single_trial import TrialOptions, describe_trial, run_one
 
     assert "layer_norm" in METHODS and "parity" in TASKS
     print(method_rows(["layer_norm"])[0][:3], task_rows(["parity"])[0][:3])
-    content = trial_plan(
-        "layer_norm", ["biases=false"], {"epochs": 1}, n_shots=4, task="parity", model="toy", revision="main", n_dev=4, n_test=8
-    )
-    record = run_one(content, 0, "cpu", None)
+    assignments = ["settings.biases=false", "n_dev=4", "n_test=8"]
+    spec, _ = describe_trial(TrialOptions("parity", "layer_norm", n_shots=4, epochs=1, assignments=assignments))
+    record = run_one(spec, "cpu")
     print(record.status, record.message, sorted(record.metrics["last"]), record.cost.n_trainable_parameters)
     import llmft
     print(llmft.__file__)

@@ -1,9 +1,8 @@
-"""What a person sees of a sweep: the rows against the records, the screen on a real terminal, the lines elsewhere."""
+"""The progress of a sweep: the live table on a real terminal, the lines elsewhere."""
 
 import fcntl
 import io
 import os
-import random
 import re
 import select
 import struct
@@ -12,133 +11,38 @@ import sys
 import termios
 import time
 from dataclasses import replace
-from statistics import fmean
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
-from rich.text import Text
 from support.fakes import fake_record
-from support.records import full_record
-from support.schedules import finish
 
 from llmft.errors import Cause
-from sweeps.display.live_table import CellRow, cell_row, duration, in_order, screen
+from sweeps.display.live_table import cell_row
 from sweeps.display.progress import Progress
 from sweeps.search.schedule import Schedule
 
-
-def with_accuracies(spec, in_domain, out_of_domain, **changes):
-    record = full_record(spec).model_copy(deep=True, update=changes)
-    for sets in record.metrics.values():
-        sets["toy"].score, sets["toy_hans"].score = in_domain, out_of_domain
-    return record
-
-
-@pytest.fixture
-def underway(small_cells):
-    """A schedule and its records, after some of its trials have ended."""
-
-    def build(stop_after, causes=lambda spec: None):
-        schedule = Schedule(small_cells()[1])
-        return schedule, finish(schedule, {}, random.Random(5), causes, stop_after)
-
-    return build
-
-
-def rows_of(schedule, records):
-    return [cell_row(state, records) for state in schedule.states(records)]
-
-
-def test_a_row_counts_what_is_known(small_cells):
-    zero_shot, in_context, lora, _ = small_cells()[1]
-    schedule = Schedule([zero_shot, in_context, lora])
-    reported = [in_context.report_spec({}, seed) for seed in (0, 1, 2)]
-    records = {
-        reported[0].digest: with_accuracies(reported[0], 0.8, 0.5, findings=[]),
-        reported[1].digest: with_accuracies(reported[1], 0.6, 0.4),
-        reported[2].digest: fake_record(reported[2], Cause.CRASHED),
-    }
-    for trial in schedule.ready(records):
-        if trial.cell.entry == "lora":
-            records[trial.digest] = fake_record(trial.spec)
-            break
-    rows = rows_of(schedule, records)
-    assert [row.stage for row in rows] == ["waiting", "done", "under way"]
-    assert (rows[0].n_done, rows[0].n_search, rows[0].n_report, rows[0].dev) == (0, 0, 1, None)
-    assert (rows[1].n_reported, rows[1].n_failed, rows[1].n_flagged) == (3, 1, 1)
-    assert (rows[1].in_domain, rows[1].out_of_domain) == (pytest.approx(0.7), pytest.approx(0.45))
-    assert (rows[2].n_searched, rows[2].n_search, rows[2].n_report) == (1, 8, 3)
-    assert rows[2].dev is None  # the point's other seed has not ended
-
-
-def test_the_best_so_far_becomes_the_choice(underway):
-    schedule, records = underway(None)
-    searched = [state for state in schedule.states(records) if state.cell.search]
-    assert len(searched) == 2
-    for state in searched:
-        assert cell_row(replace(state, choice=None), records).dev == pytest.approx(state.choice.dev_score)
-    half = {trial.digest: records[trial.digest] for state in searched for trial in state.rounds[0]}
-    for state in schedule.states(half):
-        if state.cell.search:
-            points = {}
-            for trial in state.rounds[0]:
-                points.setdefault(trial.spec.with_seed(0).digest, []).append(half[trial.digest].dev_score["best_dev"])
-            assert cell_row(state, half).dev == pytest.approx(max(fmean(values) for values in points.values()))
-
-
-def test_what_changes_now_comes_first(small_cells):
-    cell = small_cells()[1][0]
-    rows = {
-        "waits": CellRow(cell, 0, 2, 0, 3),
-        "done": CellRow(cell, 2, 2, 3, 3),
-        "begun": CellRow(cell, 1, 2, 0, 3),
-        "runs last": CellRow(cell, 2, 2, 2, 3, n_running=1),
-        "begun too": CellRow(cell, 2, 2, 0, 3),
-    }
-    names = {id(row): name for name, row in rows.items()}
-    assert [names[id(row)] for row in in_order(list(rows.values()))] == ["runs last", "begun", "begun too", "done", "waits"]
-
-
 SNAPSHOT_AFTER = 9
-MESSAGES = [Text(f"failed: message {n} " + "long " * 60, "red") for n in range(30)]
 
 
 @pytest.mark.parametrize("status", ["", "waiting for 4 GPUs"])
 @pytest.mark.parametrize(("width", "height"), [(160, 50), (80, 24), (80, 12), (60, 8), (40, 5)])
-def test_the_screen_fits_and_no_cell_is_forgotten(underway, width, height, status):
+def test_the_display_fits_and_no_cell_is_forgotten(underway, width, height, status):
     schedule, records = underway(SNAPSHOT_AFTER)
     progress = Progress(schedule, 2, Console(quiet=True))
     progress.update(records, 2)
-    rows = rows_of(schedule, records) * 9
-    page = io.StringIO()
-    Console(file=page, width=width, height=height, force_terminal=True, color_system=None).print(
-        screen(progress._snapshot, rows, status, MESSAGES, width, height)
-    )
+    progress.status(status)
+    rows = [cell_row(state, records) for state in schedule.states(records)]
+    snapshot, page = replace(progress._snapshot, rows=rows * 9), io.StringIO()
+    Console(file=page, width=width, height=height, force_terminal=True, color_system=None).print(progress.render(snapshot, width, height))
     lines = page.getvalue().rstrip("\n").split("\n")
     assert len(lines) <= height and all(len(line) <= width for line in lines)
-    assert f"{SNAPSHOT_AFTER}/26 trials" in page.getvalue() and (status in page.getvalue())
-    assert "message 29" in page.getvalue()
-    if height > 8:
+    assert f"{9 * SNAPSHOT_AFTER}/{9 * 26} trials" in page.getvalue() and status in page.getvalue()
+    if height > 5:
         shown = sum(bool(re.search(r"\b(lora|in_context|zero_shot) ", line)) for line in lines)
         hidden = re.search(r"and (\d+) more cells: (.*)", page.getvalue())
-        assert shown + (int(hidden[1]) if hidden else 0) == len(rows)
+        assert shown + (int(hidden[1]) if hidden else 0) == len(snapshot.rows)
         assert not hidden or sum(map(int, re.findall(r"\d+", hidden[2]))) == int(hidden[1])
-
-
-def test_columns_that_tell_nothing_are_left_out(underway):
-    schedule, records = underway(SNAPSHOT_AFTER)
-
-    def titles(records):
-        page = io.StringIO()
-        Console(file=page, width=120).print(screen(None, rows_of(schedule, records), "", [], 120, 30))
-        return page.getvalue().strip().splitlines()[0].split()
-
-    assert titles(records) == "method shots search report dev % in % out %".split()
-    digest = next(iter(records))
-    failed = fake_record(records[digest].spec, Cause.CRASHED)
-    assert "failed" in titles({**records, digest: failed})
-    assert "flagged" in titles({**records, digest: full_record(records[digest].spec)})
 
 
 @pytest.fixture
@@ -158,7 +62,7 @@ def test_without_a_terminal_it_speaks_in_lines(plain, small_cells, monkeypatch):
         progress.status("starting workers ...")
         progress.status("waiting for 2 GPUs")
         progress._printed -= 1000  # a line is due
-        progress._look_at = 0
+        progress._update_at = 0
         progress.ended(failed)
         progress.update({spec.digest: failed}, 2)
         progress.status("")
@@ -202,19 +106,13 @@ def test_many_looks_are_cheap(underway):
     assert progress._snapshot.n_running == 0
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])
-def test_durations(seconds, text):
-    assert duration(seconds) == text
-
-
 ON_A_TERMINAL = """
 import sys, time
 from functools import partial
 from support.fakes import fake_data, fake_model, fake_record
 from llmft.errors import Cause
 from llmft.trial.run import TrialResult
-from sweeps.planning.expand import build_cells
-from sweeps.planning.loader import load_plan
+from sweeps.planning import build_cells, load_plan
 from sweeps.run import run_sweep
 from support.records import full_record
 
@@ -228,7 +126,10 @@ run_sweep(plan, build_cells(plan, where, fake_model, fake_data), sys.argv[2], se
 
 
 def watch(arguments, width, height):
-    """Run a process on a terminal of this size; gives the screens that it showed, the last last, and how it ended."""
+    """Run a process on a terminal of this size; returns what the terminal showed, in order, and the exit code.
+
+    The last is what stands there when the process has ended, with the lines that scrolled out of it.
+    """
     import pyte
 
     ours, theirs = os.openpty()
@@ -245,30 +146,31 @@ def watch(arguments, width, height):
         except OSError:  # the other end is closed
             break
         assert ready, "nothing is shown any more"
-        if not select.select([ours], [], [], 0.05)[0]:  # not in the middle of a screen
-            screens.append(([line.rstrip() for line in terminal.display], len(terminal.history.top)))
-    screens.append(([line.rstrip() for line in terminal.display], len(terminal.history.top)))
+        if not select.select([ours], [], [], 0.05)[0]:  # not in the middle of a refresh
+            screens.append([line.rstrip() for line in terminal.display])
+    scrolled = ["".join(line[column].data for column in range(width)) for line in terminal.history.top]
+    screens.append([line.rstrip() for line in [*scrolled, *terminal.display]])
     os.close(ours)
     return screens, process.wait(10)
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (160, 12)])
-def test_on_a_terminal_there_is_one_screen_and_what_was_said_stays(plan_file, tmp_path, width, height):
-    pytest.importorskip("pyte", reason="a terminal emulator reads the screen")
+def test_on_a_terminal_there_is_one_table_and_what_was_said_stays(plan_file, tmp_path, width, height):
+    pytest.importorskip("pyte", reason="a terminal emulator reads the display")
     screens, code = watch([sys.executable, "-c", ON_A_TERMINAL, plan_file(), tmp_path / "results"], width, height)
     assert code == 0
-    at_work = [lines for lines, _ in screens if any(" running" in line for line in lines)]
+    at_work = [lines for lines in screens if any(" running" in line for line in lines)]
     assert len(at_work) > 2
     for lines in at_work:
-        assert "━" in lines[0] and re.match(r"\d+/26 trials, \d/4 cells, [01] running(, \d+\.\d trials/min)?$", lines[1])
+        (bar,) = [index for index, line in enumerate(lines) if "━" in line]  # messages stand above
+        assert re.match(r"\d+/26 trials, \d/4 cells, [01] running(, \d+\.\d trials/min)?$", lines[bar + 1])
         assert sum(" running" in line for line in lines) == 1
     rows = [[line for line in lines if re.match(r"[•✓ ]\s+(lora|in_context|zero_shot)\s+\d\s", line)] for lines in at_work]
     assert any(line[0] == "•" for lines in rows for line in lines) and any(line[0] == "✓" for line in rows[-1])
     assert all(len(lines) == 4 and "•" not in "".join(line[0] for line in lines[1:]) for lines in rows)  # what runs is first
-    assert "about" in at_work[-1][0] and any("3 failed, " in line for line in at_work[-1])
+    assert any("about" in line and "━" in line for line in at_work[-1]) and any("3 failed, " in line for line in at_work[-1])
     assert any(line.startswith("failed: toy in_context") for line in at_work[-1])
-    assert max(n_scrolled for lines, n_scrolled in screens if lines in at_work) == 0
-    last = "".join(screens[-1][0])  # without the screen; long lines are broken by the terminal
+    last = "".join(screens[-1])  # without the table; long lines are broken by the terminal
     assert "━" not in last and last.count("diverged: as planned") == 3
     assert "26/26 trials, 4/4 cells, 3 failed, 23 flagged, took" in last
 
@@ -317,8 +219,7 @@ ON_RAY = """
 import sys
 from functools import partial
 from support.fakes import fake_data, fake_model, fake_trial
-from sweeps.planning.expand import build_cells
-from sweeps.planning.loader import load_plan
+from sweeps.planning import build_cells, load_plan
 from sweeps.run import run_sweep
 
 plan, where = load_plan(sys.argv[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pyarrow.compute as pc
 import pytest
@@ -19,8 +20,8 @@ from analysis.tables.render import to_terminal
 from llmft.config.spec import GenerationSpec
 from llmft.errors import UserError
 from llmft.trial.preparation import encode_prompts, prepare_trial
-from sweeps.cli.single_trial import run_one, trial_plan
-from sweeps.display.tables import record_summary
+from sweeps.cli.single_trial import TrialOptions, describe_trial, run_one
+from sweeps.display.record_summary import record_summary
 from sweeps.planning.expand import build_cells
 from sweeps.planning.loader import parse_plan
 from sweeps.resources.memory import estimate_memory
@@ -131,11 +132,11 @@ def test_a_sweep_over_both_kinds_of_task_can_be_analysed(tmp_path, tiny_model):
 
 
 def test_one_trial_from_the_command_line_shows_its_own_metric(tiny_model):
-    usual = {"model": tiny_model, "revision": "main", "n_dev": 4, "n_test": 4}
-    content = trial_plan("lora", ["max_new_tokens=3", "stop=['.']", "r=2"], {"epochs": 1}, n_shots=4, task="toy_text", **usual)
-    record = run_one(content, 0, "cpu", None)
+    assignments = ["n_dev=4", "n_test=4", "generation.max_new_tokens=3", "generation.stop=['.']", "settings.r=2"]
+    options = TrialOptions("toy_text", "lora", str(tiny_model), n_shots=4, epochs=1, assignments=assignments)
+    record = run_one(describe_trial(options)[0], "cpu")
     assert record.spec.generation == GenerationSpec(max_new_tokens=3, stop=(".",)) and record.spec.settings["r"] == 2
     shown = text(record_summary(record))
     assert "rougeL %" in shown and "BLEU %" in shown and "majority" not in shown and "nan" not in shown
-    with pytest.raises(UserError, match="unknown setting 'max_new_tokens'"):
-        trial_plan("lora", ["max_new_tokens=3"], {}, n_shots=4, task="toy", **usual)
+    with pytest.raises(UserError, match="generation: none of the tasks toy generates text"):
+        describe_trial(replace(options, task="toy"))
