@@ -83,7 +83,7 @@ def _data(task: str) -> DataRef:
 
 def measure(n_trials: int, **how) -> list[Point]:
     """(trials done, trials per second, CPU ms of the driver a trial, its MiB) for every fifth of the trials."""
-    from sweeps.execution.ledger import SweepState
+    from sweeps.execution.sweep_state import SweepState
 
     plan, cells = make_cells(n_trials)
     stages, ended = Stages(len(cells) * (N_SEEDS + N_POINTS * N_SEARCH_SEEDS)), SweepState.ended

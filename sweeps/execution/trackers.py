@@ -1,8 +1,7 @@
-"""Experiment trackers beside the records: TensorBoard, MLflow, Weights & Biases. Off by default.
+"""Log ended trials to experiment trackers: TensorBoard, MLflow, Weights & Biases. Off by default.
 
-A trial is logged once it has ended and its record lies in the store, so nothing is left half done in a tracker when a sweep is
-killed. What a tracker has logged stands in a file; what it has not, because it failed or was not asked for then, the next run of
-the plan logs.
+A trial is logged after its record was stored, so a killed sweep leaves no half-written run. The file `<tracker>.logged` lists what a tracker
+has logged; what is missing there, since the tracker failed or was not asked for, is logged by the next run of the plan.
 """
 
 from __future__ import annotations
@@ -15,20 +14,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmft.config import TrialSpec
 from llmft.errors import Cause, UserError, unknown_name
 from llmft.records import StoragePath, TrialRecord
+from sweeps.execution.tracker_writers import WRITERS, LoggedTrial, Params, Writer
 from sweeps.search import failed
-
-if TYPE_CHECKING:
-    from ray.tune import Callback
-
 
 TRACKERS = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
 """The package that each tracker needs. The tracker's name is also the extra of llmft that installs it."""
@@ -36,8 +31,6 @@ TRACKERS = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
 FOLDER = "tracking"
 WAIT_S, WAIT_STOPPED_S = 60.0, 5.0
 """How long the end of a sweep waits for its trackers, and how long where it was stopped."""
-
-Params = dict[str, str | int | float | bool]
 
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # by default a server that is down is tried for minutes
@@ -69,7 +62,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def params_of(entry: str, spec: TrialSpec) -> Params:
-    """What a trial was, in a few readable values: of its training what is always asked for and what is not as by default."""
+    """Describe a trial in a few readable values: of its training the rate, epochs, batch size and what differs from the defaults."""
     params = {
         "digest": spec.digest, "model": spec.model.name, "task": spec.task, "entry": entry, "method": spec.method,
         "n_shots": spec.n_shots, "pattern": spec.pattern, "precision": spec.precision, "seed": spec.data_seed,
@@ -83,63 +76,46 @@ def params_of(entry: str, spec: TrialSpec) -> Params:
     return {name: value if isinstance(value, str | int | float | bool) else json.dumps(value) for name, value in params.items()}
 
 
-def result_of(record: TrialRecord) -> dict[str, Any]:
-    """A record as a flat result: numbers by name, and under `curve` a dictionary for each look at the dev set.
+def rows_of(record: TrialRecord) -> list[tuple[int, dict[str, float]]]:
+    """Flatten a record to numbers by name: a row (optimizer step, numbers) for each evaluation on dev, and one with the results.
 
-    The names are `<selection>/dev_score`, `<selection>/<set>_<metric>`, `findings/<severity>` (how many), `cost/<what>`,
-    `failed` and `pruned` (0 or 1); in the curve `curve/<what>`, beside the optimiser step as `training_iteration`, Tune's word for it.
+    The results' names are `<selection>/dev_score`, `<selection>/<set>_<metric>`, `findings/<severity>` (how many), `cost/<what>`,
+    `failed` and `pruned` (0 or 1); the curve's are `curve/<what>`.
     """
-    result: dict[str, Any] = {"failed": int(failed(record)), "pruned": int(record.cause is Cause.PRUNED)}
-    for selection, score in record.dev_score.items():
-        result[f"{selection}/dev_score"] = score
-    for selection, sets in record.metrics.items():
-        for name, numbers in sets.items():
-            result[f"{selection}/{name}_{numbers.metric}"] = numbers.score
-    found = Counter(finding.severity for finding in record.findings)
-    result |= {f"findings/{severity}": found[severity] for severity in ("note", "warning", "error")}
-    if record.cost:
-        cost = record.cost.model_dump()
-        result |= {f"cost/{name}": value for name, value in cost.items() if isinstance(value, int | float)}
-    curve = []
+    rows: list[tuple[int, dict[str, float]]] = []
     for point in record.curve:
         numbers = point.model_dump(exclude={"step", "epoch"}, exclude_none=True)
-        curve.append({"training_iteration": point.step, **{f"curve/{name}": value for name, value in numbers.items()}})
-    return {**result, "curve": curve}
+        rows.append((point.step, {f"curve/{name}": value for name, value in numbers.items()}))
+    results: dict[str, Any] = {"failed": int(failed(record)), "pruned": int(record.cause is Cause.PRUNED)}
+    results |= {f"{selection}/dev_score": score for selection, score in record.dev_score.items()}
+    for selection, sets in record.metrics.items():
+        results |= {f"{selection}/{name}_{numbers.metric}": numbers.score for name, numbers in sets.items()}
+    severities = Counter(finding.severity for finding in record.findings)
+    results |= {f"findings/{severity}": severities[severity] for severity in ("note", "warning", "error")}
+    costs = record.cost.model_dump() if record.cost else {}
+    results |= {f"cost/{name}": value for name, value in costs.items() if isinstance(value, int | float)}
+    numbers = {name: value for name, value in results.items() if value is not None}
+    return [*rows, (rows[-1][0] if rows else 1, numbers)]
 
 
-@dataclass(eq=False)
-class Run:
-    """A trial as Ray's callbacks want it: what they read of `ray.tune.experiment.Trial`."""
-
-    name: str
-    trial_id: str
-    config: Params
-    experiment_dir_name: str
-    local_path: str
-    checkpoint: None = None
-
-    @property
-    def evaluated_params(self) -> Params:
-        return self.config
-
-    def init_local_path(self) -> None:
-        Path(self.local_path).mkdir(parents=True, exist_ok=True)
-
-    def __str__(self) -> str:
-        return self.name
+def logged_trial(entry: str, record: TrialRecord) -> LoggedTrial:
+    """Describe an ended trial to a tracker; `entry` is the plan's name for the method."""
+    spec, group = record.spec, f"{entry} {record.spec.task} {record.spec.n_shots} shots"
+    name = f"{group} seed {spec.data_seed} {record.digest}"
+    return LoggedTrial(record.digest, name, group, params_of(entry, spec), tuple(rows_of(record)), failed(record))
 
 
 class Tracker:
-    """One of Ray's logger callbacks where it can do no harm: in a thread of its own, up to the first error.
+    """Log ended trials in a thread of its own, up to the first error, so that a tracker can neither fail nor delay a sweep.
 
     Args:
         name: for messages and files.
         folder: for its files.
-        build: makes the callback; called in the thread.
+        build: makes the writer; called in the thread.
         say: prints a line.
     """
 
-    def __init__(self, name: str, folder: Path, build: Callable[[], Callback], say: Callable[[str], None]):
+    def __init__(self, name: str, folder: Path, build: Callable[[], Writer], say: Callable[[str], None]):
         self.name, self._folder, self._build, self._say = name, folder, build, say
         self._logged = folder / f"{name}.logged"  # a line for every trial: digest and status
         self._queue: SimpleQueue[tuple[str, TrialRecord] | None] = SimpleQueue()
@@ -174,40 +150,22 @@ class Tracker:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             logged = set(self._logged.read_text().splitlines()) if self._logged.exists() else set()
-            callback = self._build()
-            callback.setup()
+            writer = self._build()
             with open(self._logged, "a", encoding="utf-8") as file:
                 while item := self._queue.get():
                     entry, record = item
                     line = f"{record.digest} {record.status}"
                     if line not in logged:
-                        _log(callback, self._run_of(entry, record.spec, record.digest), record)
+                        writer.log(logged_trial(entry, record))
                         logged.add(line)
                         print(line, file=file, flush=True)
-            callback.on_experiment_end(trials=[])
+            writer.close()
         except BaseException as error:  # also what a library does to end its process
             reason = next(iter(str(error).splitlines()), "")[:300]
             self._say(
                 f"--track {self.name}: off from here on, for it failed ({type(error).__name__}: {reason}). "
                 "The sweep goes on; the same command logs the rest later."
             )
-
-    def _run_of(self, entry: str, spec: TrialSpec, digest: str) -> Run:
-        group = f"{entry} {spec.task} {spec.n_shots} shots"
-        name = f"{group} seed {spec.data_seed} {digest}"
-        folder = self._folder / self.name / name.replace("/", "_")
-        return Run(name, digest, params_of(entry, spec), group, str(folder))
-
-
-def _log(callback: Callback, run: Run, record: TrialRecord) -> None:
-    about: dict[str, Any] = {"iteration": 0, "trials": [run], "trial": run}
-    numbers = result_of(record)
-    curve = numbers.pop("curve")
-    numbers["training_iteration"] = curve[-1]["training_iteration"] if curve else 1
-    callback.on_trial_start(**about)
-    for result in [*curve, numbers]:
-        callback.on_trial_result(**about, result=result)
-    (callback.on_trial_error if failed(record) else callback.on_trial_complete)(**about)
 
 
 @contextmanager
@@ -226,10 +184,8 @@ def tracking(names: Sequence[str], root: StoragePath, sweep: str, say: Callable[
     check_trackers(names)
     trackers: list[Tracker] = []
     if names:
-        from sweeps.execution.tracker_callbacks import CALLBACKS
-
         folder = root.absolute() / FOLDER if isinstance(root, Path) else Path(FOLDER).absolute() / sweep
-        trackers = [Tracker(name, folder, partial(CALLBACKS[name], folder, sweep), say) for name in dict.fromkeys(names)]
+        trackers = [Tracker(name, folder, partial(WRITERS[name], folder, sweep), say) for name in dict.fromkeys(names)]
     wait_s = WAIT_STOPPED_S
     try:
         yield trackers

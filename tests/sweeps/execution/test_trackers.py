@@ -14,10 +14,11 @@ from support.records import full_record
 from llmft.errors import Cause, UserError
 from llmft.trial.result import TrialResult
 from sweeps.execution import trackers
-from sweeps.execution.trackers import TRACKERS, Tracker, check_trackers, params_of, result_of
+from sweeps.execution.tracker_writers import WRITERS
+from sweeps.execution.trackers import TRACKERS, Tracker, check_trackers, params_of, rows_of
 from sweeps.run import run_sweep
 
-HOOKS = ("setup", "on_trial_start", "on_trial_result", "on_trial_complete", "on_experiment_end")
+METHODS = ("build", "log", "close")
 
 
 def run_full(spec, runtime):
@@ -52,47 +53,48 @@ def specs(small_cells):
     }
 
 
-def logger(monkeypatch, callback):
-    """Puts a callback in the place of TensorBoard's."""
-    from sweeps.execution import tracker_callbacks
-
-    monkeypatch.setitem(tracker_callbacks.CALLBACKS, "tensorboard", lambda folder, sweep: callback)
+def logger(monkeypatch, writer):
+    """Puts a writer in the place of TensorBoard's."""
+    monkeypatch.setitem(WRITERS, "tensorboard", lambda folder, sweep: writer.build())
     monkeypatch.setitem(TRACKERS, "tensorboard", "json")  # always installed
 
 
 class Recorder:
-    """A logger callback that remembers what it is told, and fails where it should."""
+    """A writer that remembers what it is told, and fails where it should."""
 
     def __init__(self, fails_at=(), error=RuntimeError("server says no\nat length")):
-        self.calls, self.fails_at, self.error = [], fails_at, error
+        self.calls, self.trials, self.fails_at, self.error = [], [], fails_at, error
 
-    def __getattr__(self, hook):
-        if hook.startswith("__"):
-            raise AttributeError(hook)
+    def build(self):
+        self._called("build")
+        return self
 
-        def call(**about):
-            self.calls.append((hook, str(about.get("trial", "")), about.get("result")))
-            if hook in self.fails_at:
-                raise self.error
+    def log(self, trial):
+        self.trials.append(trial)
+        self._called("log")
 
-        return call
+    def close(self):
+        self._called("close")
 
-    def names(self, hook):
-        return [name for called, name, _ in self.calls if called == hook]
+    def _called(self, method):
+        self.calls.append(method)
+        if method in self.fails_at:
+            raise self.error
+
+    def names(self, failed=None):
+        return [trial.name for trial in self.trials if failed in (None, trial.failed)]
 
 
-def test_a_record_becomes_numbers_and_a_curve(specs):
-    result = result_of(full_record(specs["report"][1]))
-    assert result["last/toy_accuracy"] == result["best_dev/toy_accuracy"] == 0.75 and result["best_dev/toy_hans_accuracy"] == 0.5
-    assert result["best_dev/dev_score"] == pytest.approx(0.9 - 0.1 * 0.30103 + 0.001, abs=1e-4)
-    assert (result["findings/note"], result["findings/warning"], result["failed"], result["cost/wall_s"]) == (0, 1, 0, 0.1)
-    assert [point["training_iteration"] for point in result["curve"]] == [10, 20, 30]
-    assert result["curve"][1] == {
-        "training_iteration": 20, "curve/train_loss": 0.05, "curve/learning_rate": 1e-3, "curve/dev_score": 0.7,
-    }  # fmt: skip
-    failed = result_of(full_record(specs["report"][1], Cause.DIVERGED))
-    assert failed["failed"] == 1 and failed["curve"] == [] and not any("accuracy" in name for name in failed)
-    assert not any("accuracy" in name and "dev" not in name for name in result_of(full_record(specs["search"][1])))
+def test_a_record_becomes_a_curve_and_results(specs):
+    *curve, (step, results) = rows_of(full_record(specs["report"][1]))
+    assert results["last/toy_accuracy"] == results["best_dev/toy_accuracy"] == 0.75 and results["best_dev/toy_hans_accuracy"] == 0.5
+    assert results["best_dev/dev_score"] == pytest.approx(0.9 - 0.1 * 0.30103 + 0.001, abs=1e-4)
+    assert (results["findings/note"], results["findings/warning"], results["failed"], results["cost/wall_s"]) == (0, 1, 0, 0.1)
+    assert [number for number, _ in curve] == [10, 20, 30] and step == 30
+    assert curve[1] == (20, {"curve/train_loss": 0.05, "curve/learning_rate": 1e-3, "curve/dev_score": 0.7})
+    ((step, failed),) = rows_of(full_record(specs["report"][1], Cause.DIVERGED))
+    assert step == 1 and failed["failed"] == 1 and not any("accuracy" in name for name in failed)
+    assert not any("accuracy" in name and "dev" not in name for _, row in rows_of(full_record(specs["search"][1])) for name in row)
 
 
 def test_parameters_are_few_and_readable(specs):
@@ -103,36 +105,32 @@ def test_parameters_are_few_and_readable(specs):
     assert "learning_rate" not in params_of(*specs["zero_shot"])
 
 
-def test_one_run_a_trial_in_the_order_that_tune_keeps(sweep, monkeypatch, tmp_path):
-    callback = Recorder()
-    logger(monkeypatch, callback)
+def test_one_run_a_trial(sweep, monkeypatch, tmp_path):
+    writer = Recorder()
+    logger(monkeypatch, writer)
     outcome, said = sweep("tensorboard")
     assert outcome.n_finished == 26 and "off from here" not in said
-    assert callback.calls[0][0] == "setup" and callback.calls[-1][0] == "on_experiment_end"
-    by_run = {}
-    for hook, name, _ in callback.calls[1:-1]:
-        by_run.setdefault(name, []).append(hook)
-    assert len(by_run) == 26
-    for name, hooks in by_run.items():
-        n_points = 3 if name.startswith("lora") else 0
-        assert hooks == ["on_trial_start", *["on_trial_result"] * (n_points + 1), "on_trial_complete"]
+    assert writer.calls == ["build", *["log"] * 26, "close"]
+    for trial in writer.trials:
+        assert len(trial.rows) == (4 if trial.name.startswith("lora") else 1)
+        assert [step for step, _ in trial.rows] == sorted(step for step, _ in trial.rows)
     digests = {path.name for path in (tmp_path / "results" / "trials").iterdir()}
-    assert {name.split()[-1] for name in by_run} == digests
-    assert sum(name.startswith("lora toy 4 shots seed 100 ") for name in by_run) == 4
+    assert {trial.digest for trial in writer.trials} == {name.split()[-1] for name in writer.names()} == digests
+    assert sum(name.startswith("lora toy 4 shots seed 100 ") for name in writer.names()) == 4
 
 
 def test_a_resumed_sweep_logs_nothing_twice_and_what_was_missed_later(sweep, monkeypatch):
-    callbacks = [Recorder() for _ in range(4)]
+    writers = [Recorder() for _ in range(4)]
     sweep()  # without a tracker
-    logger(monkeypatch, callbacks[0])
-    assert sweep("tensorboard")[0].n_new == 0 and len(callbacks[0].names("on_trial_complete")) == 26
-    logger(monkeypatch, callbacks[1])
+    logger(monkeypatch, writers[0])
+    assert sweep("tensorboard")[0].n_new == 0 and len(writers[0].names()) == 26
+    logger(monkeypatch, writers[1])
     sweep("tensorboard")
-    assert callbacks[1].names("on_trial_start") == []
-    logger(monkeypatch, callbacks[2])
+    assert writers[1].names() == []
+    logger(monkeypatch, writers[2])
     outcome, _ = sweep("tensorboard", changes=[("seeds: [0, 1, 2]", "seeds: [0, 1, 2, 3]")])
-    assert outcome.n_new == 3 and all(" seed 3 " in name for name in callbacks[2].names("on_trial_complete"))
-    assert len(callbacks[2].names("on_trial_complete")) == 3
+    assert outcome.n_new == 3 and all(" seed 3 " in name for name in writers[2].names())
+    assert len(writers[2].names()) == 3
 
 
 def test_a_trial_that_failed_is_logged_as_failed_and_again_when_it_has_finished(sweep, monkeypatch):
@@ -140,34 +138,34 @@ def test_a_trial_that_failed_is_logged_as_failed_and_again_when_it_has_finished(
         cause = Cause.CRASHED if spec.method == "zero_shot" else None
         return TrialResult(full_record(spec, cause))
 
-    callbacks = [Recorder(), Recorder()]
-    logger(monkeypatch, callbacks[0])
+    writers = [Recorder(), Recorder()]
+    logger(monkeypatch, writers[0])
     sweep("tensorboard", run_trial=failing)
-    (failed,) = callbacks[0].names("on_trial_error")
-    assert failed.startswith("zero_shot toy 0 shots") and len(callbacks[0].names("on_trial_complete")) == 25
-    logger(monkeypatch, callbacks[1])
+    (failed,) = writers[0].names(failed=True)
+    assert failed.startswith("zero_shot toy 0 shots") and len(writers[0].names(failed=False)) == 25
+    logger(monkeypatch, writers[1])
     sweep("tensorboard")
-    assert callbacks[1].names("on_trial_complete") == [failed]
+    assert writers[1].names(failed=False) == [failed]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("server says no\nat length"), SystemExit(3)], ids=["error", "exit"])
-@pytest.mark.parametrize("hook", HOOKS)
-def test_a_tracker_that_fails_is_said_once_and_harms_nothing(sweep, monkeypatch, hook, error):
-    callbacks = [Recorder(fails_at=[hook], error=error), Recorder()]
-    logger(monkeypatch, callbacks[0])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_tracker_that_fails_is_said_once_and_harms_nothing(sweep, monkeypatch, method, error):
+    writers = [Recorder(fails_at=[method], error=error), Recorder()]
+    logger(monkeypatch, writers[0])
     outcome, said = sweep("tensorboard")
     assert (outcome.n_finished, outcome.n_failed) == (26, 0)
     assert said.count("--track tensorboard: off from here on") == 1 and "at length" not in said
-    assert callbacks[0].calls[-1][0] == hook  # nothing is called any more
-    logger(monkeypatch, callbacks[1])
+    assert writers[0].calls[-1] == method  # nothing is called any more
+    logger(monkeypatch, writers[1])
     _, said = sweep("tensorboard")  # what is missing comes later
-    n_logged = len(callbacks[0].names("on_trial_complete")) - (hook == "on_trial_complete")
-    assert len(callbacks[1].names("on_trial_complete")) == 26 - n_logged and "off from here" not in said
+    n_logged = len(writers[0].names()) - (method == "log")
+    assert len(writers[1].names()) == 26 - n_logged and "off from here" not in said
 
 
 def test_a_tracker_that_hangs_delays_nothing_but_the_end(sweep, monkeypatch):
     class Hanging(Recorder):
-        def on_trial_start(self, **about):
+        def log(self, trial):
             released.wait()
 
     released = threading.Event()
@@ -188,11 +186,11 @@ def test_a_stopped_sweep_keeps_what_had_finished_in_its_tracker(sweep, monkeypat
         ended.append(spec.digest)
         return run_full(spec, runtime)
 
-    callback = Recorder()
-    logger(monkeypatch, callback)
+    writer = Recorder()
+    logger(monkeypatch, writer)
     with pytest.raises(KeyboardInterrupt):
         sweep("tensorboard", run_trial=stop_after_five)
-    assert [name.split()[-1] for name in callback.names("on_trial_complete")] == ended
+    assert [name.split()[-1] for name in writer.names()] == ended
 
 
 def test_mistakes_are_found_before_anything_runs(monkeypatch, sweep, tmp_path):
@@ -228,8 +226,8 @@ def test_tensorboard_has_the_curve_and_the_numbers(sweep, tmp_path):
     (folder,) = [folder for folder in folders if folder.name.startswith("lora toy 2 shots seed 1 ")]
     (events,) = folder.iterdir()
     scalars = tensorboard_scalars(events)
-    assert scalars["ray/tune/curve/dev_score"] == pytest.approx({10: 0.6, 20: 0.7, 30: 0.8})
-    assert scalars["ray/tune/best_dev/toy_hans_accuracy"] == {30: 0.5} and scalars["ray/tune/findings/warning"] == {30: 1}
+    assert scalars["curve/dev_score"] == pytest.approx({10: 0.6, 20: 0.7, 30: 0.8})
+    assert scalars["best_dev/toy_hans_accuracy"] == {30: 0.5} and scalars["findings/warning"] == {30: 1}
 
 
 def test_mlflow_has_parameters_curve_and_status(sweep, tmp_path, monkeypatch):
@@ -310,8 +308,8 @@ def test_on_ray_a_lost_trial_is_logged_as_failed(tmp_path, small_cells, monkeypa
 
     from sweeps.search.retry_policy import FailurePolicy, Loss
 
-    callback = Recorder()
-    logger(monkeypatch, callback)
+    writer = Recorder()
+    logger(monkeypatch, writer)
     plan, cells = small_cells(
         ("  zero_shot:\n  in_context: {n_shots: [2]}\n", ""), ("n_shots: [2, 4]", "n_shots: [2]"),
         ("r: {choices: [2, 4]}", "learning_rate: {choices: [1e-3, 1e-2]}"),
@@ -322,14 +320,14 @@ def test_on_ray_a_lost_trial_is_logged_as_failed(tmp_path, small_cells, monkeypa
         policy=FailurePolicy(budget={Loss.PROCESS: 0}), run_trial=partial(fake_trial, log=str(tmp_path / "log"), dies_at=5e-3),
     )  # fmt: skip
     assert (outcome.n_finished, outcome.n_failed) == (4, 1)
-    assert len(callback.names("on_trial_complete")) == 4 and len(callback.names("on_trial_error")) == 1
-    assert callback.calls[-1][0] == "on_experiment_end"
+    assert len(writer.names(failed=False)) == 4 and len(writer.names(failed=True)) == 1
+    assert writer.calls[-1] == "close"
 
 
 def test_a_tracker_waits_for_nobody(tmp_path):
     """Telling a tracker about a trial takes no time, however slow it is."""
-    slow = SimpleNamespace(setup=lambda: time.sleep(0.5), on_experiment_end=lambda trials: None)
-    tracker = Tracker("slow", tmp_path, lambda: slow, print)
+    slow = SimpleNamespace(close=lambda: None)
+    tracker = Tracker("slow", tmp_path, lambda: time.sleep(0.5) or slow, print)
     started = time.monotonic()
     tracker.finish()
     assert time.monotonic() - started < 0.2

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The state of a running sweep: which records stand, which trials run, and what happens when one ends."""
 
 from __future__ import annotations
 
