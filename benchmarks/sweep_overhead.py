@@ -27,7 +27,7 @@ from llmft.tasks._registry import load_task
 from llmft.trial.result import TrialResult
 from sweeps.planning.expand import build_cells
 from sweeps.planning.loader import parse_plan
-from sweeps.run import run_sweep
+from sweeps.run import SweepOptions, run_sweep
 
 Point = tuple[int, float, float, float]
 N_SEEDS, N_POINTS, N_SEARCH_SEEDS = 10, 20, 2
@@ -95,7 +95,7 @@ def measure(n_trials: int, **how) -> list[Point]:
     SweepState.ended = noted
     try:
         with tempfile.TemporaryDirectory() as folder:
-            outcome = run_sweep(plan, cells, Path(folder) / "r", console=Console(quiet=True), run_trial=partial(no_op), **how)
+            outcome = run_sweep(plan, cells, Path(folder) / "r", SweepOptions(**how), console=Console(quiet=True), run_trial=partial(no_op))
             assert outcome.n_finished == len(cells) * (N_SEEDS + N_POINTS * N_SEARCH_SEEDS)
     finally:
         SweepState.ended = ended

@@ -82,7 +82,7 @@ def groups(n: int) -> tuple[dict[int, list], float, float]:
 def _groups(scratch: Path, n: int) -> tuple[dict[int, list], float, float]:
     from dataclasses import asdict
 
-    from sweeps.ray_backend.session import local_ray  # isort: skip - before Ray
+    from sweeps.ray_backend.session import ray_session  # isort: skip - before Ray
 
     import ray
 
@@ -91,7 +91,7 @@ def _groups(scratch: Path, n: int) -> tuple[dict[int, list], float, float]:
     _, (cell,) = cells(list(range(n)))
     root = scratch / "groups"
 
-    with local_ray(2 * AT_A_TIME, groups=True):
+    with ray_session(None, n_cpus=2 * AT_A_TIME, groups=True):
 
         @ray.remote(num_cpus=0)
         def one(job):

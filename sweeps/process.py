@@ -1,4 +1,4 @@
-"""Imports of torch, transformers, Ray and pandas, without the garbage collector."""
+"""What concerns a whole process: SIGTERM and Ctrl-C, and the garbage collector during imports."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 
 _ours = False
 
 
 def own_this_process() -> None:
-    """From now on what `collector_off` imports is not looked through by later collections either.
+    """Keep what `gc_paused` imports out of later collections too.
 
-    For a process that does nothing but llmft's work: whatever it held by then is never collected, garbage of others included.
+    Only for a process that runs nothing but llmft: whatever it holds by then is never collected, garbage of others included.
     """
     global _ours
     _ours = True
@@ -23,10 +22,10 @@ def own_this_process() -> None:
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Within: nothing is collected.
+    """Pause the garbage collector around imports.
 
-    Modules stay. Looking through them while they come takes a quarter of the time of an import, and looking through those of torch
-    and transformers, which a collection does at some trials later, as long as three short trials.
+    Modules stay for good. Traversing them during an import takes a quarter of its time, and a later collection that traverses torch and
+    transformers takes as long as three short trials.
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -39,30 +38,18 @@ def gc_paused() -> Iterator[None]:
             gc.enable()
 
 
-@cache
-def import_for_trials() -> None:
-    """Everything that the first trial of a worker's process would import while it runs; once, for what a later trial leaves to the
-    collector must not be kept from it."""
-    own_this_process()
-    with gc_paused():
-        import ray.train.torch  # noqa: F401
-        import sklearn.metrics  # noqa: F401
-
-        import llmft.trial  # noqa: F401
-
-
 def install_sigterm_handler() -> None:
-    """From now on SIGTERM is a KeyboardInterrupt. Ray takes the signal over when it starts, and would end with a stack trace."""
+    """Turn SIGTERM into a KeyboardInterrupt. Ray takes the signal over when it starts, and would end with a stack trace."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Within: Ctrl-C and SIGTERM have to wait. What ends Ray must be done in full: half of it leaves processes, or waits for them.
+    """Delay Ctrl-C and SIGTERM to the end: a shutdown of Ray that is interrupted leaves processes, or waits for them.
 
     Raises:
-        KeyboardInterrupt: at the end, where there was one meanwhile and nothing else is raised.
+        KeyboardInterrupt: at the end, if a signal came and nothing else was raised.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmft.errors import UserError
 from llmft.records import StoragePath
@@ -14,9 +13,11 @@ from sweeps.display import Progress
 from sweeps.execution import Needs, SweepState, moved_models, tracking
 from sweeps.planning import Cell, Plan
 from sweeps.process import gc_paused
-from sweeps.ray_backend import OwnRay
 from sweeps.search import FailurePolicy, Schedule, StudyExporter, failed
 from sweeps.store import Store
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class SweepResult:
 
 
 def check_cells(cells: list[Cell], where: str, check_spec: Callable[[Any], None] | None = None, here: bool = True) -> None:
-    """Find what would make every trial of a cell fail, before any trial starts.
+    """Check every cell's trials before any starts.
 
     Args:
         here: whether the trials will run on this machine.
@@ -52,40 +53,50 @@ def check_cells(cells: list[Cell], where: str, check_spec: Callable[[Any], None]
             raise UserError(f"{where}: methods.{cell.entry}: {error}") from None
 
 
+@dataclass(frozen=True)
+class SweepOptions:
+    """How a sweep runs; nothing here changes a result.
+
+    Attributes:
+        serial: run one trial after the other in this process, without Ray.
+        address: of a running Ray cluster; the results must then lie at a URL or in a folder that all its nodes share. None: Ray on this
+            machine.
+        workers: trials at a time; None: as many as the CPUs, or the GPUs, hold.
+        gpus_per_trial: a share of one GPU or a number of them; None: one, where there is one.
+        retry_failed: try diverged and too long trials again as well.
+        trackers: names of experiment trackers that log every trial (`sweeps.execution.trackers.TRACKERS`).
+        studies: URL of a database for the searches as Optuna studies, in place of a journal among the results.
+        verbose: show what Ray and the workers print.
+    """
+
+    serial: bool = False
+    address: str | None = None
+    workers: int | None = None
+    gpus_per_trial: float | None = None
+    retry_failed: bool = False
+    trackers: tuple[str, ...] = ()
+    studies: str | None = None
+    verbose: bool = False
+
+
 def run_sweep(
     plan: Plan,
     cells: list[Cell],
     root: StoragePath | str,
+    options: SweepOptions = SweepOptions(),
     *,
-    serial: bool = False,
-    address: str | None = None,
-    workers: int | None = None,
-    gpus_per_trial: float | None = None,
     policy: FailurePolicy | None = None,
-    trackers: Sequence[str] = (),
     run_trial: Callable[..., Any] | None = None,
-    studies: str | None = None,
-    console: Any = None,
-    own_ray: OwnRay | None = None,
-    verbose: bool = False,
+    console: Console | None = None,
 ) -> SweepResult:
-    """Run what the plan asks for and the store lacks. Killed at any moment, the next call finishes the rest.
+    """Run the trials that the plan asks for and the store lacks. After a kill at any moment, the next call finishes the rest.
 
     Args:
-        plan: the plan.
         cells: the plan's cells (`build_cells`).
         root: the folder of results, or its URL.
-        serial: one trial after the other in this process, without Ray.
-        address: of a running Ray cluster; `root` must then be a URL or a folder that all its nodes share. None: Ray on this machine.
-        workers: trials at a time; None: as many as the CPUs, or the GPUs, hold.
-        gpus_per_trial: a share of one GPU or a number of them; None: one, where there is one.
-        policy: what is tried again.
-        trackers: names of experiment trackers that are told of every trial (`sweeps.execution.trackers.TRACKERS`).
-        run_trial: what runs a trial, `llmft.trial.run.run_trial` unless a test says otherwise.
-        studies: a database for the searches as Optuna studies, in place of a journal in `root` (`sweeps.search.study_mirror.StudyExporter`).
-        console: a `rich.console.Console` for the progress.
-        own_ray: the Ray on this machine, which may be coming up already; None: one that is there for this call alone.
-        verbose: show what Ray and the workers print.
+        policy: which failures are retried, and how often.
+        run_trial: what runs a trial; None: `llmft.trial.run_trial`.
+        console: where progress is shown; None: the terminal.
 
     Raises:
         UserError: the folder cannot be written (or no longer: `StoreUnwritable`), holds a damaged record, or another sweep runs on
@@ -93,52 +104,67 @@ def run_sweep(
         KeyboardInterrupt: the run was stopped; what had finished is stored.
     """
     store, schedule = Store(root), Schedule(cells)
-    policy = replace(policy or FailurePolicy(), timeout_s=plan.trial_timeout_s)
+    policy = replace(policy or FailurePolicy(retry_failed=options.retry_failed), timeout_s=plan.trial_timeout_s)
     with (
         store.locked(),
         Progress(schedule, console=console) as progress,
-        tracking(trackers, store.root, plan.name, progress.say) as tracked,
+        tracking(options.trackers, store.root, plan.name, progress.say) as trackers,
     ):
-        mirror = StudyExporter(root, studies, progress.say)
-        ledger = SweepState(plan, schedule, store, policy, progress, mirror, tracked)
-        mirror.update(schedule.states(ledger.records))
-        if store.write_plan(plan):
-            progress.say(f"{store.root} holds results of another plan too: they stay, and those that this plan shares are not run again.")
-        for line in moved_models(cells, ledger.records.values()):
-            progress.say(line)
-        progress.update(ledger.records, 0)
+        exporter = StudyExporter(store.root, options.studies, progress.say)
+        state = SweepState(plan, schedule, store, policy, progress, exporter, trackers)
+        exporter.update(schedule.states(state.records))
+        _say_what_the_results_hold(state)
         try:
-            if not ledger.done:
-                if not address and not (needs := Needs.of(cells)).are_here():  # nodes of a cluster fetch for themselves
-                    progress.say(f"fetching {needs}; trials start when they are here")
-                    needs.fetch()
-                if serial:
-                    _run_serially(ledger, run_trial)
+            if not state.done:
+                _fetch_missing(state, options)
+                if options.serial:
+                    _run_serially(state, run_trial)
                 else:
                     with gc_paused():
                         from sweeps.ray_backend import run_on_ray
-
-                    with nullcontext(own_ray) if own_ray else OwnRay(verbose) as ray_here:
-                        run_on_ray(
-                            ledger, address=address, workers=workers, gpus_per_trial=gpus_per_trial, run_trial=run_trial,
-                            own_ray=ray_here, verbose=verbose,
-                        )  # fmt: skip
+                    run_on_ray(
+                        state, address=options.address, workers=options.workers, gpus_per_trial=options.gpus_per_trial,
+                        run_trial=run_trial, verbose=options.verbose,
+                    )  # fmt: skip
         finally:
-            ledger.write_manifest()
-            progress.update(ledger.records, 0, last=True)
-    states = schedule.states(ledger.records)
-    known = [ledger.records[trial.digest] for trial in schedule.known(ledger.records)]
+            state.write_manifest()
+            progress.update(state.records, 0, last=True)
+    return _result(state)
+
+
+def _say_what_the_results_hold(state: SweepState) -> None:
+    """Write the plan to the store, and say where its results came from another plan or another commit of a model."""
+    if state.store.write_plan(state.plan):
+        line = f"{state.store.root} holds results of another plan too: they stay, and those that this plan shares are not run again."
+        state.progress.say(line)
+    for line in moved_models(state.schedule.cells, state.records.values()):
+        state.progress.say(line)
+    state.progress.update(state.records, 0)
+
+
+def _fetch_missing(state: SweepState, options: SweepOptions) -> None:
+    """Fetch models and data that are not on this machine; nodes of a cluster fetch for themselves."""
+    needs = Needs.of(state.schedule.cells)
+    if not options.address and not needs.are_here():
+        state.progress.say(f"fetching {needs}; trials start when they are here")
+        needs.fetch()
+
+
+def _result(state: SweepState) -> SweepResult:
+    states = state.schedule.states(state.records)
+    known = [state.records[trial.digest] for trial in state.schedule.known(state.records)]
     n_failed = sum(map(failed, known))
-    return SweepResult(len(known) - n_failed, n_failed, ledger.n_new, [state.cell for state in states if state.failed])
+    return SweepResult(len(known) - n_failed, n_failed, state.n_new, [cell_state.cell for cell_state in states if cell_state.failed])
 
 
-def _run_serially(ledger: SweepState, run_trial: Callable[..., Any] | None) -> None:
+def _run_serially(state: SweepState, run_trial: Callable[..., Any] | None) -> None:
+    """Run one trial after the other in this process."""
     if run_trial is None:
         from llmft.trial import run_trial
     from llmft.runtime import Runtime
 
-    while trial := ledger.next_trial():
-        ledger.progress.update(ledger.records, 1)
-        result = run_trial(trial.spec, Runtime(**ledger.runtime_settings(trial)))
-        ledger.store.put(result.record, result.predictions, result.weights, result.responses)
-        ledger.ended(result.record)
+    while trial := state.next_trial():
+        state.progress.update(state.records, 1)
+        result = run_trial(trial.spec, Runtime(**state.runtime_settings(trial)))
+        state.store.put(result.record, result.predictions, result.weights, result.responses)
+        state.ended(result.record)

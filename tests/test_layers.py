@@ -136,7 +136,6 @@ def test_across_rooms_the_face_is_imported(package):
     assert wrong == []
 
 
-@pytest.mark.xfail(strict=True, reason="to be moved")
 def test_ray_is_imported_in_one_room():
     importers = {where for module, paths in imported_by("sweeps").items() if module.split(".")[0] == "ray" for where in paths}
     assert importers and {where for where in importers if not where.startswith("sweeps/ray_backend/")} == set()
@@ -145,7 +144,6 @@ def test_ray_is_imported_in_one_room():
 PRIVATE = ("ray._private", "ray._raylet", "ray.air", "ray.tune.execution")
 
 
-@pytest.mark.xfail(strict=True, reason="to be replaced")
 def test_no_private_part_of_ray_is_imported():
     imported = imported_by("sweeps")
     assert {module: paths for module, paths in imported.items() if f"{module}.".startswith(tuple(f"{name}." for name in PRIVATE))} == {}

@@ -47,30 +47,25 @@ def sweep(
         raise UserError("--serial runs without Ray: leave out --address and --workers.")
     plan, where = load_plan(plan_name, models=tuple(models or ()), data_dir=data_dir)
     from sweeps.execution import check_trackers  # imports torch, as the others do
-    from sweeps.ray_backend import OwnRay
     from sweeps.resources import check_gpus, local_machine
-    from sweeps.run import check_cells, run_sweep
-    from sweeps.search import FailurePolicy
-    from sweeps.store import TRIALS
+    from sweeps.run import SweepOptions, check_cells, run_sweep
 
     check_trackers(track or ())
     root = results_of(plan, out)
-    with _stopped_where(root), OwnRay(verbose) as own_ray:
+    with _stopped_where(root):
         if address:
             from sweeps.ray_backend import check_answers
 
             check_answers(address)
-        elif not serial and isinstance(root, Path) and not (root / TRIALS).exists():
-            own_ray.start(workers or 1, groups=any(entry.in_group for entry in plan.models))  # comes up while cells are checked
         cells = build_cells(plan, where)
         check_cells(cells, where, here=address is None)
         if not (serial or address):
             check_gpus(cells, local_machine(plan.device_memory), gpus_per_trial)
-        outcome = run_sweep(
-            plan, cells, root, serial=serial, address=address, workers=workers, gpus_per_trial=gpus_per_trial,
-            policy=FailurePolicy(retry_failed=retry_failed), studies=studies, trackers=tuple(track or ()), own_ray=own_ray,
-            verbose=verbose,
+        options = SweepOptions(
+            serial=serial, address=address, workers=workers, gpus_per_trial=gpus_per_trial, retry_failed=retry_failed,
+            trackers=tuple(track or ()), studies=studies, verbose=verbose,
         )  # fmt: skip
+        outcome = run_sweep(plan, cells, root, options)
         for cell in outcome.failed_cells:
             print(f"llmft: {cell}: every trial of the search failed, so nothing is reported.", file=sys.stderr)
         if outcome.n_finished:

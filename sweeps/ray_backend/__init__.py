@@ -1,7 +1,6 @@
 """Run a sweep on Ray; the only room that imports it."""
 
 from sweeps.ray_backend.driver import run_on_ray
-from sweeps.ray_backend.local_head import OwnRay
 from sweeps.ray_backend.session import check_answers
 
-__all__ = ["OwnRay", "check_answers", "run_on_ray"]
+__all__ = ["check_answers", "run_on_ray"]

@@ -1,4 +1,4 @@
-"""TODO."""
+"""What kind of loss lies behind a worker that died: its process, its node, its memory, or a wish for a fresh process."""
 
 from __future__ import annotations
 

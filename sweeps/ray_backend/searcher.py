@@ -1,4 +1,4 @@
-"""What Ray Tune asks: which trial next, and what of one that ended. The answers come from the ledger; Tune decides nothing."""
+"""What Ray Tune asks: which trial next, and what of one that ended. The answers come from the state; Tune decides nothing."""
 
 from __future__ import annotations
 
@@ -36,35 +36,35 @@ class ScheduleSearcher(Searcher):
     """Hands out the schedule's trials, and reads from the store how they ended.
 
     Args:
-        ledger: what is known.
+        state: what is known.
         job_of: a trial -> what its worker must know (a Tune configuration).
-        slot_of: a trial -> what it gets.
+        request_of: a trial -> what it gets.
         fits: for which cells there is room now for one more trial; None: for none.
 
     Attributes:
-        error: why the sweep must stop; `Overseer` raises it.
+        error: why the sweep must stop; `SweepCallback` raises it.
     """
 
     def __init__(
-        self, ledger: SweepState, job_of: Callable[[PlannedTrial], dict[str, Any]], slot_of: Callable[[PlannedTrial], ResourceRequest],
+        self, state: SweepState, job_of: Callable[[PlannedTrial], dict[str, Any]], request_of: Callable[[PlannedTrial], ResourceRequest],
         fits: Callable[[], Callable[[Cell], bool] | None],
     ):  # fmt: skip
         super().__init__()
-        self.ledger, self.job_of, self.slot_of, self.fits = ledger, job_of, slot_of, fits
+        self.state, self.job_of, self.request_of, self.fits = state, job_of, request_of, fits
         self.trials: dict[str, PlannedTrial] = {}
         self.error: BaseException | None = None
         self._losses: dict[str, Counter[Loss]] = {}  # of a trial's digest
         self._n_lost_in_a_row = 0
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self.error or self.ledger.done:
+        if self.error or self.state.done:
             return Searcher.FINISHED
         fits = self.fits()
-        trial = self.ledger.next_trial(fits) if fits else None
+        trial = self.state.next_trial(fits) if fits else None
         if trial is None:
             return None
         self.trials[trial_id] = trial
-        self.ledger.progress.update(self.ledger.records, len(self.ledger.running))
+        self.state.progress.update(self.state.records, len(self.state.running))
         return self.job_of(trial)
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
@@ -72,7 +72,7 @@ class ScheduleSearcher(Searcher):
             return  # `on_loss` follows, which knows why
         try:  # what is raised here would turn a finished trial into a failed one
             trial = self.trials.pop(trial_id)
-            self._ended(trial, self.ledger.store.get(trial.digest))
+            self._ended(trial, self.state.store.get(trial.digest))
         except Exception as problem:
             self.error = problem
 
@@ -80,7 +80,7 @@ class ScheduleSearcher(Searcher):
         """A trial lost its process.
 
         Args:
-            started: Tune starts the trial again by itself; if not (its worker never came up), the trial goes back to the ledger.
+            started: Tune starts the trial again by itself; if not (its worker never came up), the trial is put back.
         """
         try:
             trial = self.trials[trial_id] if started else self.trials.pop(trial_id)
@@ -88,32 +88,32 @@ class ScheduleSearcher(Searcher):
                 raise unwritable
             self._note_loss(trial, diagnose(error), reason_of(error))
             if not started:
-                self._ended(trial, self.ledger.store.get(trial.digest))
+                self._ended(trial, self.state.store.get(trial.digest))
         except Exception as problem:
             self.error = problem
 
     def _ended(self, trial: PlannedTrial, record: TrialRecord | None) -> None:
         if record is None:
-            self.ledger.put_back(trial)
+            self.state.put_back(trial)
             return
         if record.cause is not Cause.LOST:
             self._n_lost_in_a_row = 0
         self._losses.pop(trial.digest, None)
-        self.ledger.ended(record)
+        self.state.ended(record)
 
     def _note_loss(self, trial: PlannedTrial, loss: Loss, reason: str) -> None:
         losses = self._losses.setdefault(trial.digest, Counter())
         losses[loss] += 1
-        if not self.ledger.policy.gives_up(losses):
+        if not self.state.policy.gives_up(losses):
             if loss is not Loss.RECYCLED:
-                self.ledger.progress.retried(trial.spec, loss)
+                self.state.progress.retried(trial.spec, loss)
             return
         record = TrialRecord(
             digest=trial.digest, spec=trial.spec, status="failed", cause=Cause.LOST,
             message=f"{loss} each of {losses[loss]} times: {reason}",
         )  # fmt: skip
-        if self.ledger.store.get(trial.digest) is None:
-            self.ledger.store.put(record)  # the worker that takes the trial up next finds it, and is done
+        if self.state.store.get(trial.digest) is None:
+            self.state.store.put(record)  # the worker that takes the trial up next finds it, and is done
         self._n_lost_in_a_row += 1
         if self._n_lost_in_a_row == GIVE_UP_AFTER:
             self.error = UserError(f"workers: {GIVE_UP_AFTER} trials in a row lost their process, the sweep stops. The last: {reason}")
@@ -148,14 +148,14 @@ class SweepCallback(tune.Callback):
     def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
         if self.searcher.error:
             raise self.searcher.error
-        ledger = self.searcher.ledger
-        if ledger.done:
+        state = self.searcher.state
+        if state.done:
             raise Done  # an experiment that ends by itself writes down what it knows of every trial, and reads it again: 5 ms each
-        ledger.progress.update(ledger.records, len(ledger.running))  # also while no trial ends
+        state.progress.update(state.records, len(state.running))  # also while no trial ends
         now = time.monotonic()
         if now > self._look_at:
             self._look_at = now + LOOK_EVERY_S
-            ledger.progress.status(self._waits_for(now))
+            state.progress.status(self._waits_for(now))
 
     def _waits_for(self, now: float) -> str:
         flying = self.searcher.trials
@@ -163,7 +163,7 @@ class SweepCallback(tune.Callback):
         self._since = {trial_id: self._since.get(trial_id, now) for trial_id in flying.keys() - self._placed}
         if all(now - since < WAITS_S for since in self._since.values()):
             return "" if self._begun else STARTING
-        slots = [self.searcher.slot_of(trial) for trial in flying.values()]
+        slots = [self.searcher.request_of(trial) for trial in flying.values()]
         there = ray.cluster_resources()
         for unit, wanted in (("GPU", sum(slot.total_gpus for slot in slots)), ("CPU", sum(slot.total_cpus for slot in slots))):
             if (lack := wanted - there.get(unit, 0.0)) > 0:

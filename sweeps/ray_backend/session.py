@@ -1,4 +1,7 @@
-"""The connection to the Ray that a sweep runs in: its own on this machine, or a running cluster."""
+"""The connection to the Ray that a sweep runs on: one of its own on this machine, or a running cluster.
+
+`ray.init` alone starts, connects and ends it. What Ray reads from the environment is set before Ray is imported.
+"""
 
 from __future__ import annotations
 
@@ -9,130 +12,99 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
+from contextlib import chdir, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import sweeps.ray_backend.settings  # isort: skip # noqa: F401 - before Ray, which reads them
-import ray
-from ray._private.services import canonicalize_bootstrap_address_or_die
-from ray._raylet import AuthenticationTokenLoader, Config
-from ray.air._internal import usage
-from ray.job_config import JobConfig
-from ray.tune.execution import class_cache
+for _name, _value in {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # nearly doubles the trials per second
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own snapshots are never read
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep at once, not after the running trials
+    "TUNE_MAX_PENDING_TRIALS_PG": "16",
+    "RAY_AIR_NEW_OUTPUT": "0",  # prints a box at every verbosity
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}.items():
+    os.environ.setdefault(_name, _value)
 
-from llmft.errors import UserError
-from sweeps.process import install_sigterm_handler, uninterrupted
-from sweeps.ray_backend.local_head import OwnRay
+import psutil  # noqa: E402
+import ray  # noqa: E402
 
-usage.tag_callbacks = lambda callbacks: False  # no usage is told, and counting them imports MLflow, Comet and wandb: 1 to 2 s
+from llmft.errors import UserError  # noqa: E402
+from sweeps.process import install_sigterm_handler, uninterrupted  # noqa: E402
+from sweeps.ray_backend.scratch import RAY_FOLDER, scratch_folder  # noqa: E402
+from sweeps.resources import usable_cpus  # noqa: E402
 
-CONNECT_S, HEAD_LOOK_S, HEAD_MISSES = 5.0, 2.0, 8
+OBJECT_STORE_BYTES = 100 * 2**20  # specs and digests are all that travels
+CONNECT_S, HEAD_CHECK_S, N_HEAD_MISSES = 5.0, 2.0, 8
+HEAD_PROCESSES = ("gcs_server", "raylet")
 
 
 @contextmanager
-def ray_session(address: str | None, verbose: bool, own: OwnRay | None = None) -> Iterator[None]:
-    """Within: this process is connected to the cluster at `address`, or where it is None to a Ray of its own; an existing connection
-    is used as it is.
+def ray_session(address: str | None, verbose: bool = False, n_cpus: int = 1, groups: bool = False) -> Iterator[None]:
+    """Connect this process to a Ray; an existing connection is used as it is.
+
+    Args:
+        address: of a running cluster; None: start a Ray on this machine, which ends with the context or with this process.
+        verbose: show what Ray and the workers print.
+        n_cpus: CPUs that a Ray of one's own has at least, real or not.
+        groups: whether trials run in groups of workers. Ray Train then needs the dashboard's server: what frees the places of a
+            group that was stopped asks it which are left.
 
     Raises:
-        UserError: nothing answers, or our own did not start.
+        UserError: nothing answers at `address`, or Ray does not start on this machine.
     """
     if ray.is_initialized():
         yield
         return
     if not verbose:
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are said by our own progress
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the sweep's own progress says what failed
     settings: dict[str, Any] = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
-    if address:
-        check_answers(address)
-        settings["runtime_env"] = {"py_modules": [str(Path(__file__).parents[2] / name) for name in ("llmft", "sweeps")]}
-    with ExitStack() as left:
-        if not address:
-            # else Ray's workers import from the working directory before all else, even where this process does not
-            settings["job_config"] = JobConfig(_client_job=not {"", os.getcwd()} & set(sys.path))
-            left.enter_context(_variables(own.credentials))
-            left.enter_context(_environment_inherited())
-        where = address or own.address()
-        left.callback(uninterrupted()(ray.shutdown))  # also where the connection was half made
+    with nullcontext() if address else scratch_folder(None) as scratch:
+        if address:
+            check_answers(address)
+            packages = [str(Path(__file__).parents[2] / name) for name in ("llmft", "sweeps")]
+            settings |= {"address": address, "runtime_env": {"py_modules": packages}}
+        else:
+            settings |= {"address": "local", "num_cpus": max(usable_cpus(), n_cpus), "include_dashboard": groups}
+            settings |= {"object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": str(scratch / RAY_FOLDER)}
         try:
-            ray.init(address=where, **settings)
+            # Ray's workers import from the directory in which Ray starts before all else, also where this process does not
+            with nullcontext() if address or {"", os.getcwd()} & set(sys.path) else chdir(scratch):
+                ray.init(**settings)
+            install_sigterm_handler()  # Ray takes the signal over when it starts
+            yield
         except ConnectionError as error:
-            whose = "--address" if address else "Ray on this machine"
-            raise UserError(f"{whose}: no Ray cluster answers at {where} ({' '.join(str(error).split())[:120]}).") from None
+            where = f"--address: no Ray cluster answers at {address}" if address else "Ray did not start on this machine"
+            raise UserError(f"{where} ({' '.join(str(error).split())[:200]}).") from None
         except SystemExit as ended:
-            if ended.code != signal.SIGTERM:  # Ray takes the signal over when it starts
+            if ended.code != signal.SIGTERM:
                 raise
             raise KeyboardInterrupt from None
-        install_sigterm_handler()
-        yield
-
-
-@contextmanager
-def local_ray(n_cpus: int, groups: bool = False, verbose: bool = False) -> Iterator[None]:
-    """Within: this process is connected to a Ray of its own. The arguments are those of `OwnRay.start`."""
-    with OwnRay(verbose) as own:
-        own.start(n_cpus, groups)
-        with ray_session(None, verbose, own):
-            yield
-
-
-@contextmanager
-def _variables(variables: dict[str, str]) -> Iterator[None]:
-    """Within: the environment has these variables, of which Ray knows."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    _reread()
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-        _reread()
-
-
-def _reread() -> None:
-    """Ray was perhaps imported, and connected elsewhere, with other variables."""
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
-
-
-@contextmanager
-def _environment_inherited() -> Iterator[None]:
-    """Within: Tune gives its actors no variables. They inherit ours, and so can take the workers that wait since Ray came up."""
-    names = ("DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE")
-    before = {name: getattr(class_cache, name) for name in names}
-    for name, value in before.items():
-        setattr(class_cache, name, type(value)())
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(class_cache, name, value)
+        finally:
+            uninterrupted()(ray.shutdown)()  # also where the connection was half made
 
 
 @contextmanager
 def muted(verbose: bool) -> Iterator[None]:
-    """Within: nothing is written to standard output. Ray reports dead workers there, at any level; our own progress is elsewhere."""
+    """Keep standard output silent: Ray reports dead workers there, at any level, and the sweep's progress goes elsewhere."""
     with open(os.devnull, "w") as nowhere, nullcontext() if verbose else redirect_stdout(nowhere):
         yield
 
 
 @contextmanager
-def watched_head(leave: Callable[[str], None], own: OwnRay) -> Iterator[None]:
-    """Within: where the head goes away, `leave` is called, and this process ends.
+def watched_head(leave: Callable[[str], None]) -> Iterator[None]:
+    """Call `leave` with the reason where the head goes away, and end this process.
 
     Nothing milder is possible: the main thread then hangs in Ray, which ends the process itself after a minute.
-
-    Args:
-        leave: called from another thread, with what to tell the user.
-        own: the Ray that this process is connected to, unless it was never started.
     """
-    why_gone = own.why_ended if own.is_started else _silent_head(ray.get_runtime_context().gcs_address)
+    why_gone = _lost_process() or _silent_head(ray.get_runtime_context().gcs_address)
     over = threading.Event()
 
     def watch() -> None:
-        while not over.wait(HEAD_LOOK_S):
+        while not over.wait(HEAD_CHECK_S):
             if (why := why_gone()) and not over.is_set():
                 try:
                     leave(f"Ray: {why}. What has finished is stored; the same command goes on from there.")
@@ -146,36 +118,45 @@ def watched_head(leave: Callable[[str], None], own: OwnRay) -> Iterator[None]:
         over.set()
 
 
+def _lost_process() -> Callable[[], str] | None:
+    """Check the processes that `ray.init` started beside this one; None where it started none."""
+    processes = {process.name(): process for process in psutil.Process().children() if process.name() in HEAD_PROCESSES}
+
+    def check() -> str:
+        lost = [name for name, process in processes.items() if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE]
+        return f"its {' and '.join(sorted(lost))} ended" if lost else ""
+
+    return check if processes else None
+
+
 def _silent_head(address: str) -> Callable[[], str]:
-    """Says that the head of a cluster answers no more, once it was asked so often that it is not merely busy."""
+    """Check that the head of a cluster answers; a head that was missed a few times may only be busy."""
     host, _, port = address.rpartition(":")
     n_misses = 0
 
-    def ask() -> str:
+    def check() -> str:
         nonlocal n_misses
         try:
             socket.create_connection((host, int(port)), CONNECT_S).close()
             n_misses = 0
         except OSError:
             n_misses += 1
-        return f"the head at {address} does not answer any more" if n_misses >= HEAD_MISSES else ""
+        return f"the head at {address} does not answer any more" if n_misses >= N_HEAD_MISSES else ""
 
-    return ask
+    return check
 
 
 def check_answers(address: str) -> None:
-    """See to it that a cluster answers there: Ray itself tries for minutes before it gives up.
+    """Check that a cluster answers at `address`: Ray itself tries for minutes before it gives up.
 
     Raises:
-        UserError: nothing does, or it is no address.
+        UserError: nothing answers, or it is no address.
     """
     if address == "auto":
-        try:
-            address = canonicalize_bootstrap_address_or_die(address)
-        except ConnectionError:
-            raise UserError(
-                "--address auto: no Ray runs on this machine. Run it on one of the cluster's nodes, or give host:port."
-            ) from None
+        running = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")  # where `ray start` notes its address
+        address = os.environ.get("RAY_ADDRESS") or (running.read_text().strip() if running.is_file() else "")
+        if not address:
+            raise UserError("--address auto: no Ray runs on this machine. Run it on one of the cluster's nodes, or give host:port.")
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise UserError(f"--address: give host:port of the cluster's head, or auto on one of its nodes (got {address!r}).")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from llmft.config import TrialSpec
 from llmft.errors import Cause, OutOfMemory, TrialFailure
 from llmft.records import Cost, TrialRecord
-from sweeps.process import import_for_trials
+from sweeps.process import gc_paused, own_this_process
 from sweeps.ray_backend.losses import FreshProcessWanted, wants_fresh_process
 from sweeps.resources import ResourceRequest
 from sweeps.store import Store
@@ -22,18 +24,35 @@ N_STARTS = 10
 """How often Ray waits for a group's resources (a minute each time) before the trial counts as lost."""
 
 
+@cache
+def import_for_trials() -> None:
+    """Import what the first trial of a worker would import while it runs.
+
+    Once a process: objects that later trials leave behind must stay visible to the garbage collector.
+    """
+    own_this_process()
+    with gc_paused():
+        import ray.train.torch  # noqa: F401
+        import sklearn.metrics  # noqa: F401
+
+        import llmft.trial  # noqa: F401
+
+
 def train_loop(job: dict[str, Any]) -> None:
     """Run a trial as the calling process's part, and write its record: what `ray.train.torch.TorchTrainer` calls in each worker.
 
     Args:
-        job: `root`, `digest`, `spec` (JSON), `slot` (of `sweeps.resources.placement.Slot`), `n_threads`, `run_trial` (None: llmft's), `n_trials_before`; for a group `strategy`
-            ("ddp" or "fsdp"); and as for `llmft.runtime.Runtime`, where not absent or None: `timeout_s`, `stop_below`, `keep_weights`,
-            `micro_batch_tokens`, `n_out_of_memory`.
+        job: `root`, `digest`, `spec` (JSON), `slot` (fields of `ResourceRequest`), `n_threads`, `run_trial` (None: llmft's),
+            `n_trials_before`, `folder` (the driver's working directory, on one machine); for a group `strategy` ("ddp" or "fsdp"); and
+            as for `llmft.runtime.Runtime`, where not absent or None: `timeout_s`, `stop_below`, `keep_weights`, `micro_batch_tokens`,
+            `n_out_of_memory`.
 
     Raises:
         FreshProcessWanted: what failed may have been the fault of earlier trials in this process.
         TrialFailure: one process of a group failed alone.
     """
+    if job.get("folder"):  # Ray's workers start in Ray's own folder
+        os.chdir(job["folder"])
     run_trial = job["run_trial"]
     if run_trial is None:
         import_for_trials()

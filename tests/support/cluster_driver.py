@@ -18,7 +18,7 @@ from support.fakes import fake_data, fake_model, fake_trial
 from sweeps.planning.expand import build_cells
 from sweeps.planning.loader import load_plan
 from sweeps.ray_backend import session
-from sweeps.run import run_sweep
+from sweeps.run import SweepOptions, run_sweep
 
 
 def main(options: dict) -> None:
@@ -46,9 +46,7 @@ def main(options: dict) -> None:
         threading.Thread(target=kill, daemon=True).start()
     fake = {"log": str(root) + ".log", "sleep_s": options.get("sleep_s", 0.0), "hangs_at": options.get("hangs_at", 1e9)}
     try:
-        outcome = run_sweep(
-            plan, cells, root, address=address, workers=options.get("workers"), run_trial=partial(fake_trial, **fake)
-        )  # fmt: skip
+        outcome = run_sweep(plan, cells, root, SweepOptions(address=address, workers=options.get("workers")), run_trial=partial(fake_trial, **fake))  # fmt: skip
     except KeyboardInterrupt:
         sys.exit(130)
     print(json.dumps({"finished": outcome.n_finished, "failed": outcome.n_failed, "new": outcome.n_new}), flush=True)

@@ -52,7 +52,7 @@ print(gc.isenabled())
 def test_what_later_trials_leave_is_collected():
     code = """
 import gc, weakref
-from sweeps.process import import_for_trials
+from sweeps.ray_backend.worker_group import import_for_trials
 import_for_trials()
 class Node: pass
 node = Node(); node.itself = node

@@ -7,7 +7,7 @@ from support.runs import executed
 
 from llmft.errors import Cause, UserError
 from llmft.trial.result import TrialResult
-from sweeps.run import check_cells, run_sweep
+from sweeps.run import SweepOptions, check_cells, run_sweep
 from sweeps.search.retry_policy import FailurePolicy
 from sweeps.store.store import Store
 
@@ -26,7 +26,7 @@ def serial(tmp_path, small_cells):
             plan,
             cells,
             tmp_path / "results",
-            serial=True,
+            SweepOptions(serial=True),
             policy=policy,
             console=QUIET,
             run_trial=run_trial or partial(fake_trial, log=str(log)),
@@ -100,7 +100,7 @@ def test_progress_speaks_in_lines_where_there_is_no_terminal(small_cells, tmp_pa
         plan,
         cells,
         tmp_path / "r",
-        serial=True,
+        SweepOptions(serial=True),
         console=Console(file=page),
         run_trial=partial(fake_trial, log=str(tmp_path / "log")),
     )

@@ -9,7 +9,7 @@ from sweeps.cli.app import _run
 from sweeps.cli.export_trial import export_trial
 from sweeps.planning.expand import build_cells
 from sweeps.planning.loader import parse_plan
-from sweeps.run import run_sweep
+from sweeps.run import SweepOptions, run_sweep
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def results(tiny_model, tmp_path_factory):
     }  # fmt: skip
     root = tmp_path_factory.mktemp("results") / "kept"
     plan = parse_plan(content, "test")
-    assert run_sweep(plan, build_cells(plan, "test"), root, serial=True).n_failed == 0
+    assert run_sweep(plan, build_cells(plan, "test"), root, SweepOptions(serial=True)).n_failed == 0
     return root
 
 

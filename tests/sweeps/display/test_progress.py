@@ -113,7 +113,7 @@ from support.fakes import fake_data, fake_model, fake_record
 from llmft.errors import Cause
 from llmft.trial.run import TrialResult
 from sweeps.planning import build_cells, load_plan
-from sweeps.run import run_sweep
+from sweeps.run import SweepOptions, run_sweep
 from support.records import full_record
 
 def trial(spec, runtime):
@@ -121,7 +121,7 @@ def trial(spec, runtime):
     return TrialResult(full_record(spec, Cause.DIVERGED if spec.method == "in_context" else None))
 
 plan, where = load_plan(sys.argv[1])
-run_sweep(plan, build_cells(plan, where, fake_model, fake_data), sys.argv[2], serial=True, run_trial=trial)
+run_sweep(plan, build_cells(plan, where, fake_model, fake_data), sys.argv[2], SweepOptions(serial=True), run_trial=trial)
 """
 
 
@@ -220,11 +220,11 @@ import sys
 from functools import partial
 from support.fakes import fake_data, fake_model, fake_trial
 from sweeps.planning import build_cells, load_plan
-from sweeps.run import run_sweep
+from sweeps.run import SweepOptions, run_sweep
 
 plan, where = load_plan(sys.argv[1])
 trial = partial(fake_trial, log=sys.argv[3], dies_at=5e-3, dies_once=True)
-run_sweep(plan, build_cells(plan, where, fake_model, fake_data), sys.argv[2], workers=2, run_trial=trial)
+run_sweep(plan, build_cells(plan, where, fake_model, fake_data), sys.argv[2], SweepOptions(workers=2), run_trial=trial)
 """
 
 

@@ -15,7 +15,7 @@ from llmft.trial.result import TrialResult
 from sweeps.execution.prefetch import Needs
 from sweeps.planning.expand import build_cells
 from sweeps.planning.loader import load_plan
-from sweeps.run import run_sweep
+from sweeps.run import SweepOptions, run_sweep
 from sweeps.store.store import Store
 
 DRIVER = """
@@ -28,7 +28,7 @@ from llmft.errors import UserError
 from llmft.config.spec import ModelRef
 from sweeps.planning.expand import build_cells
 from sweeps.planning.loader import load_plan
-from sweeps.run import run_sweep
+from sweeps.run import SweepOptions, run_sweep
 
 address, plan_file, results = sys.argv[1:]
 
@@ -45,7 +45,7 @@ def needs_no_hub(spec, runtime):
 plan, where = load_plan(plan_file)
 cells = build_cells(plan, where, pinned, fake_data)
 try:
-    run_sweep(plan, cells, results, address=address, workers=2, run_trial=needs_no_hub, console=Console(stderr=True, width=500))
+    run_sweep(plan, cells, results, SweepOptions(address=address, workers=2), run_trial=needs_no_hub, console=Console(stderr=True, width=500))
 except UserError as error:
     print("llmft:", error, file=sys.stderr)
 """
@@ -116,10 +116,7 @@ def test_a_model_that_has_moved_is_said(plan_file, tmp_path):
         model = ModelRef(name="owner/small", revision=commit, fingerprint=commit)
         cells = build_cells(plan, where, lambda name, revision: model, fake_data)
         page = io.StringIO()
-        run_sweep(
-            plan, cells, tmp_path / "results", serial=True, console=Console(file=page, width=500),
-            run_trial=lambda spec, runtime: TrialResult(fake_record(spec)),
-        )  # fmt: skip
+        run_sweep(plan, cells, tmp_path / "results", SweepOptions(serial=True), console=Console(file=page, width=500), run_trial=lambda spec, runtime: TrialResult(fake_record(spec)))  # fmt: skip
         return page.getvalue()
 
     with pytest.MonkeyPatch.context() as patch:

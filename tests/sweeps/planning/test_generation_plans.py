@@ -26,7 +26,7 @@ from sweeps.planning.expand import build_cells
 from sweeps.planning.loader import parse_plan
 from sweeps.resources.memory import estimate_memory
 from sweeps.resources.workload import heaviest
-from sweeps.run import run_sweep
+from sweeps.run import SweepOptions, run_sweep
 
 SETTINGS = {"sequence_distillation": {"n_unlabelled": 24, "keep_unfinished": True}}
 
@@ -111,7 +111,7 @@ def test_an_estimate_is_enough_for_a_real_trial_and_not_much_more(request, metho
 
 def test_a_sweep_over_both_kinds_of_task_can_be_analysed(tmp_path, tiny_model):
     plan = plan_of(tiny_model, tasks=["toy", "toy_text"], methods={"zero_shot": {}, "lora": {}}, generation={"max_new_tokens": 3})
-    outcome = run_sweep(plan, build_cells(plan, "test.yaml"), tmp_path, serial=True)
+    outcome = run_sweep(plan, build_cells(plan, "test.yaml"), tmp_path, SweepOptions(serial=True))
     assert (outcome.n_finished, outcome.n_failed) == (2 * (1 + 2), 0)
     frame = load(tmp_path)
     of_text = frame[frame["task"] == "toy_text"]

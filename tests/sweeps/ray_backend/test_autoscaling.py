@@ -24,7 +24,7 @@ from support.fakes import fake_data, fake_model, fake_trial
 from rich.console import Console
 from sweeps.planning.expand import build_cells
 from sweeps.planning.loader import load_plan
-from sweeps.run import run_sweep
+from sweeps.run import SweepOptions, run_sweep
 
 address, plan_file, results, log, workers, gpus = sys.argv[1:]
 
@@ -36,7 +36,7 @@ def on_a_node(spec, runtime):
 plan, where = load_plan(plan_file)
 cells = build_cells(plan, where, fake_model, fake_data)
 outcome = run_sweep(
-    plan, cells, results, address=address, workers=int(workers) or None, gpus_per_trial=float(gpus), run_trial=on_a_node,
+    plan, cells, results, SweepOptions(address=address, workers=int(workers) or None, gpus_per_trial=float(gpus)), run_trial=on_a_node,
     console=Console(stderr=True),
 )
 print(json.dumps([outcome.n_finished, outcome.n_failed, outcome.n_new]))

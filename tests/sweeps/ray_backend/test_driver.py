@@ -15,7 +15,7 @@ from support.fakes import fake_trial
 from support.runs import executed
 
 from llmft.errors import Cause, UserError
-from sweeps.run import run_sweep
+from sweeps.run import SweepOptions, run_sweep
 from sweeps.search.retry_policy import FailurePolicy, Loss
 from sweeps.store.store import Store
 
@@ -35,7 +35,7 @@ def local_ray(tmp_path_factory):
     """One Ray with two workers for every test here that needs one in this process."""
     from sweeps.ray_backend import session
 
-    with session.local_ray(2):
+    with session.ray_session(None, n_cpus=2):
         yield
 
 
@@ -56,7 +56,7 @@ def test_real_trials_are_the_same_with_and_without_ray(tmp_path, plan_file, tiny
 
     plan, where = load_plan(str(plan_file(("n_trials: 4", "n_trials: 2"), ("seeds: [0, 1, 2]", "seeds: [0, 1]"), model=tiny_model)))
     cells = build_cells(plan, where)
-    outcomes = [run_sweep(plan, cells, tmp_path / name, serial=name == "serial", console=QUIET) for name in ("ray", "serial")]
+    outcomes = [run_sweep(plan, cells, tmp_path / name, SweepOptions(serial=name == "serial"), console=QUIET) for name in ("ray", "serial")]
     assert [(outcome.n_finished, outcome.n_failed) for outcome in outcomes] == [(15, 0), (15, 0)]
     on_ray, alone = (Store(tmp_path / name).load() for name in ("ray", "serial"))
     assert on_ray.keys() == alone.keys()
@@ -117,12 +117,12 @@ from support.fakes import fake_data, fake_model, fake_trial
 from sweeps.planning.expand import build_cells
 from sweeps.planning.loader import load_plan
 from sweeps.search.retry_policy import FailurePolicy, Loss
-from sweeps.run import run_sweep
+from sweeps.run import SweepOptions, run_sweep
 
 plan, where = load_plan(sys.argv[1])
 cells = build_cells(plan, where, fake_model, fake_data)
 try:
-    run_sweep(plan, cells, sys.argv[2], workers=2, run_trial=partial(fake_trial, log=sys.argv[3], sleep_s=0.3))
+    run_sweep(plan, cells, sys.argv[2], SweepOptions(workers=2), run_trial=partial(fake_trial, log=sys.argv[3], sleep_s=0.3))
 except KeyboardInterrupt:
     sys.exit(130)
 """

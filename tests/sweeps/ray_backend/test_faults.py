@@ -17,7 +17,7 @@ from support.runs import executed
 from llmft.errors import Cause
 from sweeps.planning.expand import build_cells
 from sweeps.planning.loader import load_plan
-from sweeps.run import run_sweep
+from sweeps.run import SweepOptions, run_sweep
 from sweeps.store.store import Store
 
 pytestmark = pytest.mark.ray
@@ -65,10 +65,7 @@ def undisturbed(tmp_path, plan_file):
         path = plan_file(*changes)
         plan, where = load_plan(str(path))
         cells, log = build_cells(plan, where, fake_model, fake_data), str(tmp_path / "alone.log")
-        run_sweep(
-            plan, cells, tmp_path / "alone", serial=True, console=Console(quiet=True),
-            run_trial=lambda spec, runtime: fake_trial(spec, runtime, log=log),
-        )  # fmt: skip
+        run_sweep(plan, cells, tmp_path / "alone", SweepOptions(serial=True), console=Console(quiet=True), run_trial=lambda spec, runtime: fake_trial(spec, runtime, log=log))  # fmt: skip
         return str(path), results(tmp_path / "alone"), (tmp_path / "alone" / "sweep.json").read_bytes()
 
     return run_alone

@@ -31,7 +31,7 @@ def local_ray():
     from sweeps.ray_backend import session
     from sweeps.ray_backend.scratch import scratch_folder
 
-    with scratch_folder(None) as scratch, session.local_ray(2):
+    with scratch_folder(None) as scratch, session.ray_session(None, n_cpus=2):
         yield scratch
 
 

@@ -46,11 +46,11 @@ def trial_that_loses_its_driver(spec, runtime, log):
 def test_groups_and_single_workers_share_a_machine(tmp_path, plan_file):
     import ray
 
-    from sweeps.ray_backend.session import local_ray
+    from sweeps.ray_backend.session import ray_session
 
     plan, where = load_plan(str(plan_file(*MIXED)))
     cells, log = build_cells(plan, where, fake_model, fake_data), str(tmp_path / "log")
-    with local_ray(2, groups=True):
+    with ray_session(None, n_cpus=2, groups=True):
         outcome = run_sweep(
             plan, cells, tmp_path / "r", console=Console(quiet=True), run_trial=partial(trial_that_loses_its_driver, log=log)
         )

@@ -21,7 +21,7 @@ from sweeps.resources.memory import Memory
 from sweeps.resources.placement import Placement, place
 from sweeps.resources.slots import ResourceRequest
 from sweeps.resources.workload import Lengths, Workload, heaviest
-from sweeps.run import run_sweep
+from sweeps.run import SweepOptions, run_sweep
 from sweeps.search.schedule import Schedule
 
 LAPTOP = Machine((Node(4),))
@@ -161,7 +161,7 @@ def test_disk_is_about_what_is_written(tmp_path, tiny_model):
     plan = parse_plan(content, "test")
     cells = build_cells(plan)
     expected = remaining_disk(Schedule(cells).states({}), {}, place(cells, LAPTOP))
-    assert run_sweep(plan, cells, tmp_path, serial=True).n_finished == 3
+    assert run_sweep(plan, cells, tmp_path, SweepOptions(serial=True)).n_finished == 3
     written = sum(file.stat().st_size for file in (tmp_path / "trials").glob("*/*"))
     assert expected.results_bytes == pytest.approx(written, rel=0.35)
     assert remaining_disk(Schedule(cells).states({}), {}, {cell.key: Placement(ResourceRequest()) for cell in cells}).weights_bytes == 0

@@ -24,7 +24,7 @@ from analysis.frames.predictions import open_predictions
 from llmft.errors import UserError
 from llmft.records.record_files import read_records, write_record
 from llmft.records.storage import N_READERS, UrlPath, open_folder, read_many, reason, write_atomically
-from sweeps.run import run_sweep
+from sweeps.run import SweepOptions, run_sweep
 from sweeps.store import store as store_module
 from sweeps.store.store import Store, StoreUnwritable
 
@@ -328,15 +328,15 @@ def test_a_sweep_on_ray_and_a_url_is_that_of_one_process_and_a_folder(s3, url, p
     from sweeps.cli.app import _run
     from sweeps.planning.expand import build_cells
     from sweeps.planning.loader import load_plan
-    from sweeps.ray_backend.session import local_ray
+    from sweeps.ray_backend.session import ray_session
 
     smaller = [("n_trials: 4", "n_trials: 2"), ("seeds: [0, 1, 2]", "seeds: [0, 1]"), ("n_shots: [2, 4]", "n_shots: [2]")]
     path = str(plan_file(*smaller, model=tiny_model))
     plan, where = load_plan(path)
     cells = build_cells(plan, where)
-    with local_ray(2):
+    with ray_session(None, n_cpus=2):
         outcomes = [run_sweep(plan, cells, url, console=QUIET)]
-    outcomes.append(run_sweep(plan, cells, tmp_path / "results", serial=True, console=QUIET))
+    outcomes.append(run_sweep(plan, cells, tmp_path / "results", SweepOptions(serial=True), console=QUIET))
     assert [(outcome.n_finished, outcome.n_failed) for outcome in outcomes] == [(9, 0), (9, 0)]
     remote, local = Store(url).load(), Store(tmp_path / "results").load()
     assert {digest: _comparable(record) for digest, record in remote.items()} == {
@@ -403,6 +403,6 @@ def test_a_sweep_that_was_stopped_goes_on_where_it_was(url, small_cells, tmp_pat
         return fake_trial(spec, runtime, log=log)
 
     with pytest.raises(KeyboardInterrupt):
-        run_sweep(plan, cells, url, serial=True, console=QUIET, run_trial=run_trial)
-    outcome = run_sweep(plan, cells, url, serial=True, console=QUIET, run_trial=partial(fake_trial, log=log))
+        run_sweep(plan, cells, url, SweepOptions(serial=True), console=QUIET, run_trial=run_trial)
+    outcome = run_sweep(plan, cells, url, SweepOptions(serial=True), console=QUIET, run_trial=partial(fake_trial, log=log))
     assert (outcome.n_finished, outcome.n_new) == (26, 21)
