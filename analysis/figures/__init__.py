@@ -1,5 +1,5 @@
 """Drawings of the results."""
 
-from analysis.figures.dot_strips import draw_dot_plots
+from analysis.figures.dot_plots import draw_dot_plots
 
 __all__ = ["draw_dot_plots"]

@@ -1,4 +1,4 @@
-"""The figures of the report, each a function from a frame to an SVG element. What there is nothing to draw of says so."""
+"""Draw the results: each function turns a frame into an SVG element, which says so where there is nothing to draw."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from analysis.figures.style import INK, MARKERS, Look, draw, draw_line, handle, log_axis, notice
-from analysis.frames import DOMAINS, LABEL, common_shots, select
+from analysis.frames import DOMAINS, LABEL, common_shots, group_by, select
 from analysis.stats import COSTS, MAJORITY, by_model, costs, model_size, size_name
 from analysis.tables import TITLES, axis_name
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def scatter(frame: pd.DataFrame, rule: str = "best_dev") -> str:
-    """In-domain (x) against out-of-domain (y) score, one point for each report trial, one panel for each model and task.
+    """Draw in-domain (x) against out-of-domain (y) score, one point for each report trial, one panel for each model and task.
 
-    Colour tells the method, the marker the number of shots; dashed lines are the majority class, the thin diagonal is where both
+    Color tells the method, the marker the number of shots; dashed lines are the majority class, the thin diagonal is where both
     scores are the same (Mosbach et al. 2023, Figures 2 to 16).
 
     Raises:
@@ -39,10 +39,10 @@ def scatter(frame: pd.DataFrame, rule: str = "best_dev") -> str:
         for across, domain in ((axes.axvline, "in_domain"), (axes.axhline, "out_of_domain")):
             if values[f"{domain}_majority"].notna().any():
                 across(values[f"{domain}_majority"].mean(), color=INK, alpha=0.45, linewidth=1, linestyle="--", zorder=0)
-        for (name, n_shots), cell in trials.groupby(["name", "n_shots"]):
+        for (name, n_shots), cell in group_by(trials, ["name", "n_shots"]):
             x, y = 100 * cell["in_domain_score"], 100 * cell["out_of_domain_score"]
             face = look.face(name)
-            axes.scatter(x, y, s=42, facecolor=face, edgecolor=look.colour(name), marker=markers[n_shots], alpha=0.75,
+            axes.scatter(x, y, s=42, facecolor=face, edgecolor=look.color(name), marker=markers[n_shots], alpha=0.75,
                          linewidths=1.2 if face == "none" else 0, clip_on=False)  # fmt: skip
         axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
         axes.set_xlabel(axis_name(trials, "in_domain"))
@@ -58,10 +58,10 @@ def scatter(frame: pd.DataFrame, rule: str = "best_dev") -> str:
 
 
 def shots_figure(frame: pd.DataFrame, table: pd.DataFrame) -> str:
-    """Mean score against the number of shots, with 95 % intervals, in and out of domain, for each model and task.
+    """Draw the mean score against the number of shots, with 95 % intervals, in and out of domain, for each model and task.
 
     Args:
-        frame: from `analysis.load`; it gives the methods their colours, the same in every figure.
+        frame: from `analysis.load`; it gives the methods their colors, the same in every figure.
         table: from `analysis.compare`.
     """
     rows = table[table["n"].fillna(0) > 0]
@@ -73,10 +73,10 @@ def shots_figure(frame: pd.DataFrame, table: pd.DataFrame) -> str:
     def paint(axes: Axes, content: tuple[str, pd.DataFrame]) -> None:
         domain, cells = content
         _draw_majority(axes, table, cells, domain)
-        for name, line in cells.groupby("name"):
+        for (name,), line in group_by(cells, ["name"]):
             line = line.sort_values("n_shots")
             if line["n_shots"].max() == 0:
-                axes.axhline(100 * line[f"{domain}_mean"].iloc[0], color=look.colour(name), linewidth=1.2, linestyle=":")
+                axes.axhline(100 * line[f"{domain}_mean"].iloc[0], color=look.color(name), linewidth=1.2, linestyle=":")
                 continue
             draw_line(axes, look, name, line["n_shots"].astype(float), line[f"{domain}_mean"], line[f"{domain}_half_width"])
         log_axis(axes, ticks, [str(n) for n in ticks])
@@ -87,10 +87,10 @@ def shots_figure(frame: pd.DataFrame, table: pd.DataFrame) -> str:
 
 
 def sizes_figure(frame: pd.DataFrame, table: pd.DataFrame) -> str:
-    """Mean score against the size of the model (from its name), with 95 % intervals, at the number of shots most methods have.
+    """Draw the mean score against the size of the model (from its name), with 95 % intervals, at the number of shots most methods have.
 
     Args:
-        frame: from `analysis.load`, for the colours.
+        frame: from `analysis.load`, for the colors.
         table: from `analysis.compare`.
     """
     rows = table[(table["n"].fillna(0) > 0) & (table["model"].map(model_size) < math.inf)]
@@ -102,11 +102,11 @@ def sizes_figure(frame: pd.DataFrame, table: pd.DataFrame) -> str:
     def paint(axes: Axes, content: tuple[str, pd.DataFrame]) -> None:
         domain, cells = content
         _draw_majority(axes, table, cells, domain)
-        for name, line in cells.groupby("name"):
+        for (name,), line in group_by(cells, ["name"]):
             line = line.sort_values("size")
             draw_line(axes, look, name, line["size"], line[f"{domain}_mean"], line[f"{domain}_half_width"])
         ticks = cells.drop_duplicates("size").sort_values("size")
-        log_axis(axes, ticks["size"], [size_name(name) for name in ticks["model"]], rotation=45 if len(ticks) > 5 else 0)
+        log_axis(axes, ticks["size"].tolist(), [size_name(name) for name in ticks["model"]], rotation=45 if len(ticks) > 5 else 0)
         axes.set(xlabel="parameters of the model", ylabel=axis_name(cells, domain))
 
     panels = []
@@ -118,7 +118,11 @@ def sizes_figure(frame: pd.DataFrame, table: pd.DataFrame) -> str:
 
 
 def cost_figure(frame: pd.DataFrame, rule: str = "best_dev", cost: str = "tokens_per_query") -> str:
-    """Out-of-domain score against what a query costs, a point for each cell; the line joins those that none beats on both."""
+    """Draw the out-of-domain score against a cost, a point for each cell; the line joins those that none beats on both.
+
+    Args:
+        cost: one of `analysis.stats.COSTS`.
+    """
     score = "out_of_domain" if frame["out_of_domain_score"].notna().any() else "in_domain"
     table = costs(frame, rule, f"{score}_score").dropna(subset=[cost])
     table = table[table[cost] > 0]
@@ -130,11 +134,10 @@ def cost_figure(frame: pd.DataFrame, rule: str = "best_dev", cost: str = "tokens
     def paint(axes: Axes, cells: pd.DataFrame) -> None:
         front = cells[cells[f"front_{cost}"]].sort_values(cost)
         axes.step(front[cost], 100 * front["score"], where="post", color=INK, alpha=0.35, linewidth=1)
-        for row in cells.itertuples(index=False):
-            x, y = getattr(row, cost), 100 * row.score
-            colour = look.colour(row.name)
-            axes.scatter(x, y, s=46, facecolor=look.face(row.name), edgecolor=colour, marker=look.marker(row.name))
-            axes.annotate(str(row.n_shots), (x, y), xytext=(5, 3), textcoords="offset points", fontsize=8, color=INK)
+        for row in cells.to_dict("records"):
+            x, y, name = row[cost], 100 * row["score"], row["name"]
+            axes.scatter(x, y, s=46, facecolor=look.face(name), edgecolor=look.color(name), marker=look.marker(name))
+            axes.annotate(str(row["n_shots"]), (x, y), xytext=(5, 3), textcoords="offset points", fontsize=8, color=INK)
         log_axis(axes)
         axes.set(xlabel=COSTS[cost], ylabel=axis_name(_of(trials, cells), score))
 
@@ -143,13 +146,13 @@ def cost_figure(frame: pd.DataFrame, rule: str = "best_dev", cost: str = "tokens
 
 
 def sets_figure(frame: pd.DataFrame, groups: pd.DataFrame) -> str:
-    """Accuracy on each label of each out-of-domain set: a model that follows a shortcut is right on one label and wrong on the other.
+    """Draw the accuracy on each label of each out-of-domain set: a shortcut is right on one label and wrong on the other.
 
     For HANS a row is a heuristic and a label (McCoy et al. 2019, Figure 1). At the number of shots that most methods have.
 
     Args:
-        frame: from `analysis.load`, for the colours.
-        groups: from `analysis.compare_groups`.
+        frame: from `analysis.load`, for the colors.
+        groups: from `analysis.tables.compare_groups`.
     """
     rows = groups[(groups["group"] == LABEL) & (groups["domain"] == "out")]
     if rows.empty:
@@ -159,15 +162,15 @@ def sets_figure(frame: pd.DataFrame, groups: pd.DataFrame) -> str:
 
     def paint(axes: Axes, cells: pd.DataFrame) -> None:
         names = list(dict.fromkeys(zip(cells["set"], cells["value"], strict=True)))
-        places = {name: i for i, name in enumerate(reversed(names))}
+        positions = {name: i for i, name in enumerate(reversed(names))}
         methods = list(dict.fromkeys(cells["name"]))
         axes.axvline(50, color=INK, alpha=0.3, linewidth=0.8, linestyle="--")
         for i, method in enumerate(methods):
             of = cells[cells["name"] == method]
-            y = [places[name] + 0.6 * (0.5 - (i + 0.5) / len(methods)) for name in zip(of["set"], of["value"], strict=True)]
+            y = [positions[name] + 0.6 * (0.5 - (i + 0.5) / len(methods)) for name in zip(of["set"], of["value"], strict=True)]
             axes.errorbar(100 * of["mean"], y, xerr=100 * of["half_width"].fillna(0), fmt=look.marker(method), markersize=5,
-                          color=look.colour(method), markerfacecolor=look.face(method), elinewidth=1.2)  # fmt: skip
-        axes.set_yticks(list(places.values()), [f"{name}: {value.replace('_', ' ')}" for name, value in places])
+                          color=look.color(method), markerfacecolor=look.face(method), elinewidth=1.2)  # fmt: skip
+        axes.set_yticks(list(positions.values()), [f"{name}: {value.replace('_', ' ')}" for name, value in positions])
         axes.set(xlim=(-3, 103), xlabel="accuracy in %")
 
     panels, most = [], 1

@@ -1,4 +1,4 @@
-"""How all figures look: panels side by side, colours that the colour-blind can tell apart, text that takes the page's colour."""
+"""Set the style of all figures: panels side by side, colors for the color-blind, text in the color of the page."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-"""Okabe and Ito's palette (2008), which colour-blind readers can tell apart; its yellow is left out, too faint on white."""
+"""Okabe and Ito's palette (2008), which color-blind readers can tell apart; its yellow is left out, too faint on white."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", ":", "-.")
 
-INK = "#010203"  # stands for the colour of the text around the figure, so that it reads in the light and in the dark
-_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "llmft", "font.size": 10.0, "text.color": INK, "axes.labelcolor": INK}
+INK = "#010203"  # stands for the color of the text around the figure, so that it reads in the light and in the dark
+_STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "llmft", "font.size": 10.0, "text.color": INK, "axes.labelcolor": INK}
 _STYLE |= {"axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK, "text.parse_math": False, "text.usetex": False}
 _STYLE |= {"svg.image_inline": True, "path.simplify": True, "axes.linewidth": 0.7}
 _COLUMNS, _TITLE = 3, 44  # panels in a row, characters
@@ -31,7 +31,7 @@ _LEGEND_LINE = 0.215  # inches
 
 
 class Look:
-    """What each method looks like in every figure of a frame: colours first, then line styles and hollow markers.
+    """The look of each method in every figure of a frame: colors first, then line styles and hollow markers.
 
     A method that was tried with several patterns is as many names: 'in_context (gpt-3)'.
     """
@@ -50,7 +50,7 @@ class Look:
         pairs = zip(rows["method"], rows["pattern"], strict=True)
         return rows.assign(name=[self._names.get(pair, pair[0]) for pair in pairs])
 
-    def colour(self, name: str) -> str:
+    def color(self, name: str) -> str:
         return COLORS[self.names.index(name) % len(COLORS)]
 
     def line(self, name: str) -> str:
@@ -60,24 +60,25 @@ class Look:
         return MARKERS[self.names.index(name) % len(MARKERS)]
 
     def face(self, name: str) -> str:
-        """The fill of a marker; hollow once the colours come again."""
-        return "none" if self.names.index(name) // len(COLORS) % 2 else self.colour(name)
+        """The fill of a marker; hollow once the colors come again."""
+        return "none" if self.names.index(name) // len(COLORS) % 2 else self.color(name)
 
     def handles(self, rows: pd.DataFrame, lines: bool = True, markers: bool = True) -> list[Line2D]:
         """For the legend: an entry for each name in `rows`."""
         return [
             handle(
-                name, self.colour(name), self.marker(name) if markers else "o", self.line(name) if lines else "",
+                name, self.color(name), self.marker(name) if markers else "o", self.line(name) if lines else "",
                 markerfacecolor=self.face(name), markersize=6,
             )
             for name in sorted(set(rows["name"]))
         ]  # fmt: skip
 
 
-def handle(label: str, colour: str = INK, marker: str = "", line: str = "", **style: Any) -> Line2D:
+def handle(label: str, color: str = INK, marker: str = "", line: Any = "", **style: Any) -> Line2D:
+    """Build an entry of the legend; `line` is a line style of matplotlib."""
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], color=colour, marker=marker, linestyle=line, label=label, **style)
+    return Line2D([], [], color=color, marker=marker, linestyle=line, label=label, **style)
 
 
 def draw(
@@ -88,9 +89,9 @@ def draw(
     size: tuple[float, float] = (4.2, 3.4),
     columns: int = _COLUMNS,
 ) -> str:
-    """An SVG element with a panel for each of `panels` (title, what `paint` gets), and one legend.
+    """Draw an SVG element with a panel for each of `panels` (title, what `paint` gets), and one legend.
 
-    The element takes its text colour from its surroundings; the same input gives the same bytes. Without panels it says so.
+    The element takes its text color from its surroundings; the same input gives the same bytes. Without panels it says so.
 
     Args:
         label: what screen readers say.
@@ -107,7 +108,7 @@ def draw(
     n_rows = -(-len(panels) // n_columns)
     with matplotlib.rc_context(_STYLE):
         shown = handles()
-        widest = max((len(each.get_label()) for each in shown), default=0)
+        widest = max((len(str(line.get_label())) for line in shown), default=0)
         per_column = max(1, int((size[1] * n_rows - 0.2) / _LEGEND_LINE))
         n_lists = -(-len(shown) // per_column)
         width = size[0] * n_columns + n_lists * (0.6 + 0.085 * widest)
@@ -129,19 +130,19 @@ def draw(
 
 
 def draw_line(axes: Axes, look: Look, name: str, x: ArrayLike, mean: ArrayLike, half: ArrayLike, band: bool = False) -> None:
-    """One method's means at `x`, in percent, with their intervals (mean ± half; NaN: none) as bars, or as a band."""
-    x, mean, half = (np.asarray(each, float) for each in (x, mean, half))
-    style = {"color": look.colour(name), "linestyle": look.line(name), "linewidth": 1.5}
+    """Draw one method's means at `x`, in percent, with their intervals (mean ± half; NaN: none) as bars, or as a band."""
+    x, mean, half = (np.asarray(values, float) for values in (x, mean, half))
+    style: dict[str, Any] = {"color": look.color(name), "linestyle": look.line(name), "linewidth": 1.5}
     if band:
         axes.plot(x, 100 * mean, marker=look.marker(name) if len(x) < 2 else "", **style)
-        axes.fill_between(x, 100 * (mean - half), 100 * (mean + half), color=look.colour(name), alpha=0.12, linewidth=0)
+        axes.fill_between(x, 100 * (mean - half), 100 * (mean + half), color=look.color(name), alpha=0.12, linewidth=0)
         return
     axes.errorbar(x, 100 * mean, yerr=100 * np.nan_to_num(half), marker=look.marker(name), markersize=5,
                   markerfacecolor=look.face(name), elinewidth=1, capsize=2, **style)  # fmt: skip
 
 
 def log_axis(axes: Axes, ticks: Sequence[float] | None = None, names: Sequence[str] = (), rotation: int = 0) -> None:
-    """A logarithmic x axis with plain numbers, at `ticks` where they are given."""
+    """Make the x axis logarithmic, with plain numbers, at `ticks` where they are given."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     axes.set_xscale("log")
@@ -157,15 +158,16 @@ def log_axis(axes: Axes, ticks: Sequence[float] | None = None, names: Sequence[s
 
 
 def notice(text: str) -> str:
-    """A figure that says why there is none."""
+    """Draw a text in the place of a figure: why there is none."""
     width = 9 * len(text)  # pixels; a letter of this size takes 7 to 8
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="notice" role="img" aria-label="{text}" viewBox="0 0 {width} 48" width="{width}" height="48">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="notice" role="img" aria-label="{text}" '
+        f'viewBox="0 0 {width} 48" width="{width}" height="48">'
         f'<text x="0" y="28" fill="currentColor" font-family="system-ui, sans-serif" font-size="14">{text}</text></svg>\n'
     )
 
 
 def _embeddable(svg: str, label: str) -> str:
-    """The element alone (no XML header), with the surroundings' text colour and font, and a name for screen readers."""
+    """The element alone (no XML header), with the surroundings' text color and font, and a name for screen readers."""
     element = svg[svg.index("<svg") :].replace(INK, "currentColor").replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans'")
     return element.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)

@@ -1,4 +1,4 @@
-"""Figures of the training and of the search: what the dev set said, never the reported sets."""
+"""Draw the training and the search: dev scores only, never the reported sets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.figures.style import Look, draw, draw_line, log_axis, notice
-from analysis.frames import CELL
+from analysis.frames import CELL, group_by
 from analysis.stats import budget_curves, by_model, search_points, shown_half_width
 
 if TYPE_CHECKING:
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def learning_curves(frame: pd.DataFrame, curves: pd.DataFrame) -> str:
-    """Mean dev score after each epoch over the report trials of a cell, with the 95 % interval, a panel for each number of shots.
+    """Draw the mean dev score after each epoch over the report trials of a cell, with the 95 % interval, a panel for each number of shots.
 
     A training that ended early, out of patience, counts to its last planned epoch with its last score.
 
     Args:
-        curves: from `analysis.load_curves`.
+        curves: from `analysis.frames.load_curves`.
     """
     report = frame[frame["stage"] == "report"].drop_duplicates("digest")
     points = curves.dropna(subset=["dev_score"]).merge(report[["digest", "status", "epochs", *CELL]], on="digest")
@@ -32,9 +32,10 @@ def learning_curves(frame: pd.DataFrame, curves: pd.DataFrame) -> str:
     points = look.name(points)
 
     def paint(axes: Axes, cells: pd.DataFrame) -> None:
-        for name, of_name in cells.groupby("name"):
-            by_epoch = _carried_on(of_name).groupby("epoch")["dev_score"].agg(["mean", lambda scores: shown_half_width(scores.to_numpy())])
-            draw_line(axes, look, name, by_epoch.index.astype(float), by_epoch.iloc[:, 0], by_epoch.iloc[:, 1], band=True)
+        for (name,), of_name in group_by(cells, ["name"]):
+            by_epoch = _carried_on(of_name).groupby("epoch")["dev_score"]
+            half = [shown_half_width(scores.to_numpy()) for _, scores in by_epoch]
+            draw_line(axes, look, name, by_epoch.mean().index.to_numpy(float), by_epoch.mean(), half, band=True)
         axes.set(xlabel="epoch", ylabel="dev score × 100")
 
     panels = [(f"{m} on {t}, {n} shots", cells) for (m, t, n), cells in by_model(points, "task", "n_shots")]
@@ -42,7 +43,7 @@ def learning_curves(frame: pd.DataFrame, curves: pd.DataFrame) -> str:
 
 
 def _carried_on(points: pd.DataFrame) -> pd.DataFrame:
-    """The points of one cell, and the last of each finished trial once more at every later epoch at which others have one."""
+    """Return the points of one cell, and the last of each finished trial once more at every later epoch at which others have one."""
     import pandas as pd
 
     last = points.loc[points.groupby("digest")["epoch"].idxmax()].query("status == 'finished'")
@@ -52,7 +53,7 @@ def _carried_on(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def rates_figure(frame: pd.DataFrame) -> str:
-    """Dev score (mean over the search seeds) of every setting that the search tried, against its learning rate."""
+    """Draw the dev score (mean over the search seeds) of every setting that the search tried, against its learning rate."""
     points = search_points(frame)
     points = points[points["learning_rate"].notna() & (points["n_failed"] == 0)]
     if points.groupby(CELL)["learning_rate"].nunique().max() in (0, 1) or points.empty:
@@ -61,7 +62,7 @@ def rates_figure(frame: pd.DataFrame) -> str:
     points = look.name(points)
 
     def paint(axes: Axes, cells: pd.DataFrame) -> None:
-        for name, of_name in cells.groupby("name"):
+        for (name,), of_name in group_by(cells, ["name"]):
             line = of_name.sort_values("learning_rate")
             nothing = np.full(len(line), math.nan)
             draw_line(axes, look, name, line["learning_rate"], line["dev_score"], nothing)
@@ -73,7 +74,7 @@ def rates_figure(frame: pd.DataFrame) -> str:
 
 
 def budget_figure(frame: pd.DataFrame) -> str:
-    """Expected best dev score against the number of settings tried (Dodge et al. 2019)."""
+    """Draw the expected best dev score against the number of settings tried (Dodge et al. 2019)."""
     curves = budget_curves(frame)
     if curves.empty or curves["n_trials"].max() < 2:
         return notice("No search tried several settings.")
@@ -81,9 +82,9 @@ def budget_figure(frame: pd.DataFrame) -> str:
     curves = look.name(curves)
 
     def paint(axes: Axes, cells: pd.DataFrame) -> None:
-        for name, line in cells.groupby("name"):
+        for (name,), line in group_by(cells, ["name"]):
             draw_line(axes, look, name, line["n_trials"].astype(float), line["expected"], np.full(len(line), math.nan))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params("x", integer=True)
         axes.set(xlabel="settings tried", ylabel="expected best dev score × 100")
 
     panels = [(f"{m} on {t}, {n} shots", cells) for (m, t, n), cells in by_model(curves, "task", "n_shots")]

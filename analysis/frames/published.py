@@ -47,7 +47,8 @@ def load_published(name: str = "mosbach2023") -> pd.DataFrame:
         name: one of `SOURCES`.
 
     Returns:
-        The columns of `analysis.frames.columns.COLUMNS` and those of the sets. `method` is named as ours ('in_context', 'pattern', 'vanilla';
+        The columns of `analysis.frames.columns.COLUMNS` and those of the sets. `method` is named as ours ('in_context', 'pattern',
+        'vanilla';
         'pattern+lora' is the paper's variant of LoRA, so its `base_method` is 'lora'); `stage` is 'report'; the seeds are missing;
         `provenance` names the figure. Known slips of the paper are in `findings`.
 

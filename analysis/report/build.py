@@ -1,14 +1,14 @@
-"""The report: one HTML file that needs nothing beside it, with the tables and the figures also as files of their own."""
+"""Build the report: one self-contained HTML file, with the tables and the figures also as files of their own."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analysis.frames import load_curves, load_for_rule
 from analysis.report.findings import cross_findings
 from analysis.report.page import page_content
-from analysis.stats import budget_curves, contrast_table, costs, example_contrasts, families, seed_variance
+from analysis.stats import Family, budget_curves, build_families, contrast_table, costs, example_contrasts, seed_variance
 from analysis.tables import (
     compare,
     compare_groups,
@@ -21,7 +21,7 @@ from analysis.tables import (
     variance_table,
 )
 from llmft.errors import UserError
-from llmft.records import StoragePath, open_folder, read_manifest, reason, write_atomically
+from llmft.records import Finding, Manifest, StoragePath, open_folder, read_manifest, reason, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,13 +47,14 @@ def write_report(
 ) -> StoragePath:
     """Write the report on the results in `root`.
 
-    Beside `report.html` it writes `tables/` (the comparison as Markdown, LaTeX, for a page and for a column, and CSV; groups, contrasts, single answers, search
-    budget and costs as CSV) and `figures/` (SVG). Each file is replaced in one step; the same records give the same bytes.
+    Beside `report.html` it writes `tables/` (the comparison as Markdown, LaTeX, for a page and for a column, and CSV; groups,
+    contrasts, single answers, search budget and costs as CSV) and `figures/` (SVG). Each file is replaced in one
+    step; the same records give the same bytes.
 
     Args:
         root: the results of a sweep, as for `analysis.load`.
         out: the folder to write to, or its URL; None: `<root>/report`.
-        rule: which checkpoint counts (`analysis.RULES`, or 'best_on_<n>').
+        rule: which checkpoint counts (`analysis.frames.selection.RULES`, or 'best_on_<n>').
         frame: `analysis.load(root)`, where the caller has it already.
 
     Returns:
@@ -66,42 +67,78 @@ def write_report(
     folder = open_folder(out) if out is not None else root / "report"
     if frame is None:
         frame, _ = load_for_rule(root, rule)
-    manifest = read_manifest(root)
-    contrasts, found = families(frame, rule), cross_findings(frame, rule, manifest)
-    comparison, groups = compare(frame, rule, contrasts), compare_groups(frame, rule)
-    answers, unread = example_contrasts(root, frame, rule)
+    results = _compute(root, frame, rule)
+    _write(folder, _table_files(results) | _figure_files(results) | {"report.html": _page(root, results)})
+    return folder / "report.html"
+
+
+class _Results(NamedTuple):
+    """What the report shows, computed once: for the page and for the files beside it."""
+
+    frame: pd.DataFrame
+    rule: str
+    manifest: Manifest | None
+    families: list[Family]
+    findings: list[Finding]
+    comparison: pd.DataFrame
+    groups: pd.DataFrame
+    examples: pd.DataFrame
+    unread: list[str]
+    variance: pd.DataFrame
+    figures: dict[str, str]
+
+
+def _compute(root: StoragePath, frame: pd.DataFrame, rule: str) -> _Results:
+    manifest, families = read_manifest(root), build_families(frame, rule)
+    findings = cross_findings(frame, rule, manifest)
+    comparison, groups = compare(frame, rule, families), compare_groups(frame, rule)
+    examples, unread = example_contrasts(root, frame, rule)
     variance = seed_variance(frame, rule, "out_of_domain_score" if frame["out_of_domain_score"].notna().any() else "in_domain_score")
     figures = draw_figures(frame, load_curves(root, frame), rule, comparison, groups)
-    content = page_content(frame, rule, manifest, comparison, contrasts, groups, found)
-    page = _render(
-        **content,
-        examples=example_table(answers),
-        unread=unread,
+    return _Results(frame, rule, manifest, families, findings, comparison, groups, examples, unread, variance, figures)
+
+
+def _page(root: StoragePath, results: _Results) -> str:
+    return _render(
+        **page_content(
+            results.frame, results.rule, results.manifest, results.comparison, results.families, results.groups, results.findings
+        ),
+        examples=example_table(results.examples),
+        unread=results.unread,
         forgetting=forgetting_text_table(load_forgetting(root)),
-        variance=variance_table(variance),
+        variance=variance_table(results.variance),
         plan=_plan(root),
-        figures=figures,
+        figures=results.figures,
     )
-    files = {
-        "tables/comparison.md": to_markdown(comparison, found),
-        "tables/comparison.tex": to_latex(comparison, found),
-        "tables/comparison_narrow.tex": to_latex(comparison, found, narrow=True),
+
+
+def _table_files(results: _Results) -> dict[str, str]:
+    comparison, findings = results.comparison, results.findings
+    return {
+        "tables/comparison.md": to_markdown(comparison, findings),
+        "tables/comparison.tex": to_latex(comparison, findings),
+        "tables/comparison_narrow.tex": to_latex(comparison, findings, narrow=True),
         "tables/comparison.csv": to_csv(comparison),
-        "tables/groups.csv": to_csv(groups),
-        "tables/contrasts.csv": to_csv(contrast_table(frame, rule, contrasts)),
-        "tables/examples.csv": to_csv(answers),
-        "tables/budget.csv": to_csv(budget_curves(frame)),
-        "tables/costs.csv": to_csv(costs(frame, rule)),
-        "tables/seed_variance.csv": to_csv(variance),
-        **{f"figures/{name}.svg": figure for name, figure in figures.items()},
-        "report.html": page,  # last: when it is there, so is what lies beside it
+        "tables/groups.csv": to_csv(results.groups),
+        "tables/contrasts.csv": to_csv(contrast_table(results.frame, results.rule, results.families)),
+        "tables/examples.csv": to_csv(results.examples),
+        "tables/budget.csv": to_csv(budget_curves(results.frame)),
+        "tables/costs.csv": to_csv(costs(results.frame, results.rule)),
+        "tables/seed_variance.csv": to_csv(results.variance),
     }
+
+
+def _figure_files(results: _Results) -> dict[str, str]:
+    return {f"figures/{name}.svg": figure for name, figure in results.figures.items()}
+
+
+def _write(folder: StoragePath, files: dict[str, str]) -> None:
+    """Write each file (name -> content), in their order: when `report.html`, the last, is there, so are the others."""
     try:
         for name, content in files.items():
             write_atomically(folder / name, content.encode())
     except OSError as error:
         raise UserError(f"{folder}: the report cannot be written ({reason(error)}).") from None
-    return folder / "report.html"
 
 
 def draw_figures(
@@ -111,10 +148,10 @@ def draw_figures(
     comparison: pd.DataFrame | None = None,
     groups: pd.DataFrame | None = None,
 ) -> dict[str, str]:
-    """Every figure of `FIGURES` as an SVG element, by name.
+    """Draw every figure of `FIGURES` as an SVG element, by name.
 
     Args:
-        curves: from `analysis.load_curves`.
+        curves: from `analysis.frames.load_curves`.
         comparison, groups: `analysis.compare(frame, rule)` and `analysis.compare_groups(frame, rule)`, where the caller has them.
     """
     from analysis.figures import results as figures

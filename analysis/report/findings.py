@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analysis.frames import CELL, differing_conditions, group_by, select
 from llmft.config import ORACLES
@@ -41,7 +41,7 @@ def cross_findings(frame: pd.DataFrame, rule: str = "best_dev", manifest: Manife
 
     Args:
         frame: from `analysis.load`.
-        rule: which checkpoint counts (`analysis.RULES`).
+        rule: which checkpoint counts (`analysis.frames.selection.RULES`).
         manifest: from `analysis.read_manifest`; without it missing trials and search budgets are not checked.
 
     Returns:
@@ -64,7 +64,7 @@ def cross_findings(frame: pd.DataFrame, rule: str = "best_dev", manifest: Manife
     return findings
 
 
-def cell_name(cell: tuple) -> str:
+def cell_name(cell: tuple[Any, ...]) -> str:
     """Name a cell in words: 'in_context, 16 shots, pattern minimal (opt-125m, rte)'."""
     model, task, method, n_shots, pattern = cell
     return f"{method}, {n_shots} shots, pattern {pattern} ({model}, {task})"
@@ -100,25 +100,30 @@ def _of_cells(trials: pd.DataFrame, chosen: pd.DataFrame, rule: str) -> Iterator
         drawn = group[group["shots_hash"].notna() & (group["n_shots"] > 0)]
         if n_same := int((drawn.groupby("shots_hash")["data_seed"].nunique() > 1).sum()):
             yield _warning("identical_draws", f"{name}: different data seeds drew the same examples ({n_same} draws recur)", n_same)
-        if mixed := differing_conditions(lambda values, group=group: values(group).nunique(dropna=False) > 1):
+        if mixed := _mixed(group):
             yield _warning("mixed_settings", f"{name}: trials differ in {', '.join(mixed)}, and the row averages over them", len(mixed))
+
+
+def _mixed(trials: pd.DataFrame) -> list[str]:
+    return differing_conditions(lambda values: bool(values(trials).nunique(dropna=False) > 1))
 
 
 def _of_tasks(chosen: pd.DataFrame, trials: pd.DataFrame) -> Iterator[Finding]:
     for (model, task), group in group_by(trials, ["model", "task"]):
         where = f"{model}, {task}"
-        sizes = group[group["n_shots"] > 0].groupby(CELL).size()
-        if sizes.nunique() > 1:
-            fewest, most = sizes.idxmin(), sizes.idxmax()
-            text = f"from {sizes.min()} trials ({cell_name(fewest)}) to {sizes.max()} ({cell_name(most)}): intervals differ for that alone"
-            yield _warning("unbalanced_seeds", f"{where}: {text}", int(sizes.max() - sizes.min()))
-        if len(sizes) and (smallest := int(sizes.min())) < N_SEEDS:
+        sizes = {cell: len(rows) for cell, rows in group_by(group[group["n_shots"] > 0], CELL)}
+        smallest, largest = min(sizes.values(), default=0), max(sizes.values(), default=0)
+        if smallest < largest:
+            fewest, most = (next(cell_name(cell) for cell, size in sizes.items() if size == end) for end in (smallest, largest))
+            text = f"from {smallest} trials ({fewest}) to {largest} ({most}): intervals differ for that alone"
+            yield _warning("unbalanced_seeds", f"{where}: {text}", largest - smallest)
+        if sizes and smallest < N_SEEDS:
             text = f"{where}: {smallest} trial{'s' * (smallest > 1)} in the smallest cell; {N_SEEDS} is the least that a paired test needs"
             yield _finding("few_seeds", "note", text, smallest)
         if "zero_shot" not in set(group["method"]):
             yield _finding("zero_shot_absent", "note", f"{where}: no zero_shot trials, so the table does not show what adapting adds")
-    for task, shapes in chosen[chosen["status"] == "finished"].groupby("task")["sets"]:
-        if (n := len({_sizes(text) for text in shapes.fillna("{}").unique()})) > 1:
+    for (task,), scored in group_by(chosen[chosen["status"] == "finished"], ["task"]):
+        if (n := len({_sizes(text) for text in scored["sets"].fillna("{}").unique()})) > 1:
             yield _warning("mixed_test_sets", f"{task}: trials were scored on {n} different choices or sizes of test sets", n)
 
 

@@ -1,4 +1,4 @@
-"""Do two ways of choosing checkpoints rank the methods alike?"""
+"""Measure how alike two selection rules rank the methods, and how well a few examples stand for a test set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def rule_agreement(frame: pd.DataFrame, rule: str, other: str, score: str = "out_of_domain_score") -> dict[str, float]:
-    """How alike two selection rules rank the cells: Pearson's r and Spearman's rho of the cells' mean scores.
+    """Correlate the cells' mean scores under two selection rules: Pearson's r and Spearman's rho.
 
     Returns:
         `n_cells`, `pearson`, `spearman` (NaN for fewer than three cells, or where all means are equal), and `difference`, the mean
@@ -27,7 +27,7 @@ def rule_agreement(frame: pd.DataFrame, rule: str, other: str, score: str = "out
     """
     means = [_means(select(frame, name), score) for name in (rule, other)]
     shared = means[0].index.intersection(means[1].index)
-    a, b = (each.loc[shared].to_numpy() for each in means)
+    a, b = (scores.loc[shared].to_numpy() for scores in means)
     return {"n_cells": len(shared), **correlations(a, b), "difference": float((a - b).mean()) if len(shared) else math.nan}
 
 
@@ -37,7 +37,7 @@ def _means(trials: pd.DataFrame, score: str) -> pd.Series:
 
 
 def correlations(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
-    """Pearson's r and Spearman's rho; NaN for fewer than three values, or where one side has no spread."""
+    """Compute Pearson's r and Spearman's rho; NaN for fewer than three values, or where one side has no spread."""
     from scipy.stats import pearsonr, spearmanr
 
     if len(a) < 3 or min(np.ptp(a), np.ptp(b)) == 0:
@@ -48,10 +48,10 @@ def correlations(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
 def sample_agreement(
     root: str | StoragePath, frame: pd.DataFrame, set_name: str, n: int = 50, n_draws: int = 100, seed: int = 0
 ) -> dict[str, float]:
-    """How well the score on `n` examples of a set stands for the whole: correlations over all checkpoints of all report trials.
+    """Correlate the score on `n` examples of a set with that on the rest, over all checkpoints of all report trials.
 
     Mosbach et al. 2023 find r = .99 for 50 out-of-domain examples. The n examples are drawn `n_draws` times and compared with the
-    others, which they do not contain.
+    other examples of the set.
 
     Returns:
         `n_checkpoints`, and the means over the draws of `pearson` and `spearman`.
@@ -63,9 +63,9 @@ def sample_agreement(
     scores = np.concatenate(rows) if rows else np.empty((0, 0))  # [checkpoints, examples]
     if len(scores) < 3 or scores.shape[1] <= n:
         return {"n_checkpoints": len(scores), "pearson": math.nan, "spearman": math.nan}
-    generator, totals, found = stream(seed, f"agreement/{set_name}"), scores.sum(1), []
+    generator, totals, draws = stream(seed, f"agreement/{set_name}"), scores.sum(1), []
     for _ in range(n_draws):
         picked = scores[:, generator.choice(scores.shape[1], n, replace=False)].sum(1)
-        found.append(correlations(picked / n, (totals - picked) / (scores.shape[1] - n)))
-    means = {name: float(np.mean([each[name] for each in found])) for name in ("pearson", "spearman")}
+        draws.append(correlations(picked / n, (totals - picked) / (scores.shape[1] - n)))
+    means = {name: float(np.mean([draw[name] for draw in draws])) for name in ("pearson", "spearman")}
     return {"n_checkpoints": len(scores), **means}

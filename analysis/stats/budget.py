@@ -1,4 +1,4 @@
-"""What a score costs: search trials until a good setting is found, and seconds, parameters and tokens of each method."""
+"""Relate scores to their costs: search trials, seconds, parameters and tokens of each method."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.frames import CELL, select
+from analysis.frames import CELL, group_by, select
 from analysis.stats.significance import expected_best
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ COSTS = {
 
 
 def search_points(frame: pd.DataFrame) -> pd.DataFrame:
-    """Every setting that the search tried: the cell, `learning_rate`, `train`, `settings`, and `dev_score`, the mean over its seeds.
+    """List every setting that the search tried: the cell, `learning_rate`, `train`, `settings`, and the mean `dev_score` over seeds.
 
-    A setting of which a trial failed has found nothing: its `dev_score` is 0, and `n_failed` tells.
+    The `dev_score` of a setting with failed trials is 0; `n_failed` counts them.
     """
     import pandas as pd
 
@@ -39,9 +39,9 @@ def search_points(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def budget_curves(frame: pd.DataFrame) -> pd.DataFrame:
-    """Expected best dev score against the number of settings tried, for each cell (Dodge et al. 2019).
+    """Compute the expected best dev score against the number of settings tried, for each cell (Dodge et al. 2019).
 
-    The formula is of settings drawn at random; a sampler that learns from earlier ones does better than it says.
+    The formula assumes settings drawn at random; a sampler that learns from earlier ones does better.
 
     Returns:
         The cell, `n_trials` from 1 to the number tried, `expected`.
@@ -50,14 +50,14 @@ def budget_curves(frame: pd.DataFrame) -> pd.DataFrame:
 
     rows = [
         (*cell, n, value)
-        for cell, points in search_points(frame).groupby(CELL)
+        for cell, points in group_by(search_points(frame), CELL)
         for n, value in enumerate(expected_best(points["dev_score"].to_numpy()), start=1)
     ]
     return pd.DataFrame(rows, columns=[*CELL, "n_trials", "expected"])
 
 
 def costs(frame: pd.DataFrame, rule: str = "best_dev", score: str = "out_of_domain_score") -> pd.DataFrame:
-    """Each cell's mean score beside its costs (`COSTS`, means over the finished report trials), and which cells are on the front.
+    """Put each cell's mean score beside its costs (`COSTS`, means over the finished report trials), and mark the Pareto front.
 
     Returns:
         The cell, `score`, the costs, `search_hours` (device-hours of the cell's whole search; 0 where there was none), and for each
@@ -73,11 +73,10 @@ def costs(frame: pd.DataFrame, rule: str = "best_dev", score: str = "out_of_doma
     searched = frame[frame["stage"] == "search"].drop_duplicates("digest").assign(device_hours=_device_hours)
     search_hours = searched.groupby(CELL)["device_hours"].sum()
     rows = []
-    for cell, trials in done.groupby(CELL):
+    for cell, trials in group_by(done, CELL):
         means = trials[list(COSTS)].astype("float64").mean().to_dict()
-        rows.append(
-            dict(zip(CELL, cell, strict=True)) | {"score": trials[score].mean(), **means, "search_hours": search_hours.get(cell, 0.0)}
-        )
+        numbers = {"score": trials[score].mean(), **means, "search_hours": search_hours.get(cell, 0.0)}
+        rows.append(dict(zip(CELL, cell, strict=True)) | numbers)
     table = pd.DataFrame(rows, columns=[*CELL, "score", *COSTS, "search_hours"])
     for cost in COSTS:
         table[f"front_{cost}"] = False
@@ -91,7 +90,7 @@ def _device_hours(trials: pd.DataFrame) -> pd.Series:
 
 
 def _on_front(score: np.ndarray, cost: np.ndarray) -> np.ndarray:
-    """Which have no other that is as good on both and better on one  # [cells]."""
+    """Mark the cells that no other equals on both score and cost and beats on one  # [cells]."""
     as_good = (score[:, None] <= score) & (cost[:, None] >= cost)  # [cell, other]
     better = (score[:, None] < score) | (cost[:, None] > cost)
     return ~np.isnan(cost) & ~(as_good & better).any(1)

@@ -1,9 +1,10 @@
-"""Methods against each other, paired by seed: the differences behind the answer, with their tests.
+"""Compare methods in pairs: differences by seed, their tests, and the correction over a family of comparisons.
 
 Methods of one model and task are compared at the same number of shots; zero-shot prompting and the majority class stand beside
 them. The same data seed draws the same examples for every method, so differences are taken seed by seed and tested by the paired
-t-test; trials that differ in other seeds alone are paired by those. A method without seeds (zero-shot prompting, the majority class) is a constant; runs that share no seeds (published ones)
-are compared by Welch's test. p-values are corrected for all comparisons of one model, task, number of shots and domain (Holm).
+t-test; trials that differ in other seeds alone are paired by those. A method without seeds (zero-shot prompting, the majority
+class) is a constant; runs that share no seeds (published ones) are compared by Welch's test. p-values are corrected for all
+comparisons of one model, task, number of shots and domain (Holm).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from analysis.frames import DOMAINS, select
+from analysis.frames import DOMAINS, group_by, select
 from analysis.stats.model_sizes import by_model
 from analysis.stats.significance import (
     ALPHA,
@@ -67,23 +68,23 @@ class Contrast(NamedTuple):
     n_family: int
 
     @property
-    def told(self) -> bool:
-        """Whether there is a test, and enough trials to believe it."""
+    def testable(self) -> bool:
+        """Whether there is a test, with at least `FEWEST` trials."""
         return self.difference.n >= FEWEST and not math.isnan(self.p)
 
     @property
     def significant(self) -> bool:
-        return self.told and self.p < ALPHA
+        return self.testable and self.p < ALPHA
 
     @property
     def detectable(self) -> float:
-        """The smallest true difference that this comparison would have found with a power of 80 %, without the correction."""
+        """The smallest true difference that this comparison finds with a power of 80 %, without the correction; NaN for Welch's test."""
         half, n = (self.difference.high - self.difference.low) / 2, self.difference.n
         if self.difference.test not in ("paired", "constant") or n < 2:
             return math.nan
-        from scipy.special import stdtrit
+        from scipy.stats import t
 
-        return minimum_detectable_effect(half / float(stdtrit(n - 1, 1 - ALPHA / 2)) * math.sqrt(n), n)
+        return minimum_detectable_effect(half / float(t.ppf(1 - ALPHA / 2, n - 1)) * math.sqrt(n), n)
 
 
 @dataclass(frozen=True)
@@ -98,38 +99,40 @@ class Family:
     contrasts: list[Contrast]
 
     def name(self, sample: Sample) -> str:
-        """The method, with its pattern where it was tried with several."""
+        """Name a method, with its pattern where it was tried with several."""
         if sample.method == MAJORITY:
             return "the majority class"
         several = sum(other.method == sample.method for other in self.samples) > 1
         return f"{sample.method} ({sample.pattern})" if several else sample.method
 
     def between(self, a: Sample, b: Sample) -> Contrast:
-        """The comparison of two samples; `a` is the one with the better mean."""
-        return next(each for each in self.contrasts if each.a is a and each.b is b)
+        """Return the comparison of two samples; `a` is the one with the better mean."""
+        return next(contrast for contrast in self.contrasts if contrast.a is a and contrast.b is b)
 
     def beaten(self, sample: Sample) -> bool:
         """Whether some other method is significantly better."""
-        return any(each.b is sample and each.significant for each in self.contrasts)
+        return any(contrast.b is sample and contrast.significant for contrast in self.contrasts)
 
     @property
     def groups(self) -> list[list[Sample]]:
         """The largest sets of samples of which no two can be told apart."""
-        by_name = {str(place): sample for place, sample in enumerate(self.samples)}
-        name = {id(sample): place for place, sample in by_name.items()}
-        p_values = {(name[id(each.a)], name[id(each.b)]): each.p if each.told else math.nan for each in self.contrasts}
-        return [[by_name[place] for place in group] for group in indistinct_groups(list(by_name), p_values)]
+        by_name = {str(position): sample for position, sample in enumerate(self.samples)}
+        names = {id(sample): name for name, sample in by_name.items()}
+        p_values = {
+            (names[id(contrast.a)], names[id(contrast.b)]): contrast.p if contrast.testable else math.nan for contrast in self.contrasts
+        }
+        return [[by_name[name] for name in group] for group in indistinct_groups(list(by_name), p_values)]
 
 
-def families(frame: pd.DataFrame, rule: str = "best_dev") -> list[Family]:
-    """Every family of comparisons: model (by size) x task x number of shots x domain.
+def build_families(frame: pd.DataFrame, rule: str = "best_dev") -> list[Family]:
+    """Build every family of comparisons: model (by size) x task x number of shots x domain.
 
     Raises:
         UserError: there is no such rule.
     """
     chosen = select(frame, rule)
     done = chosen[chosen["status"] == "finished"]
-    found = []
+    families = []
     for (model, task), trials in by_model(done, "task"):
         for domain in DOMAINS:
             scored = trials[trials[f"{domain}_score"].notna()]
@@ -138,17 +141,17 @@ def families(frame: pd.DataFrame, rule: str = "best_dev") -> list[Family]:
             for n_shots in sorted({sample.n_shots for sample in samples if sample.n_shots}) or [0]:
                 at_shots = [sample for sample in samples if sample.n_shots == n_shots and n_shots] + baselines
                 if [sample for sample in at_shots if sample.method != MAJORITY]:
-                    found.append(_family(model, task, n_shots, domain, at_shots))
-    return found
+                    families.append(_build_family(model, task, n_shots, domain, at_shots))
+    return families
 
 
-def contrast_table(frame: pd.DataFrame, rule: str = "best_dev", found: list[Family] | None = None) -> pd.DataFrame:
-    """Every pair of methods as a table: the better mean in `a`; difference, 95 % interval, p, corrected p, pairs, test.
+def contrast_table(frame: pd.DataFrame, rule: str = "best_dev", families: list[Family] | None = None) -> pd.DataFrame:
+    """List every pair of methods: the better mean in `a`; difference, 95 % interval, p, corrected p, pairs, test.
 
     Args:
         frame: from `analysis.load`.
-        rule: which checkpoint counts (`analysis.RULES`).
-        found: `families(frame, rule)`, where the caller has them already.
+        rule: which checkpoint counts (`analysis.frames.selection.RULES`).
+        families: `build_families(frame, rule)`, where the caller has them already.
 
     Returns:
         model, task, n_shots, domain, a, a_pattern, b, b_pattern, difference, low, high, p, p_holm, n, test ('paired', 'welch',
@@ -159,35 +162,21 @@ def contrast_table(frame: pd.DataFrame, rule: str = "best_dev", found: list[Fami
     """
     import pandas as pd
 
-    names = [
-        "model",
-        "task",
-        "n_shots",
-        "domain",
-        "a",
-        "a_pattern",
-        "b",
-        "b_pattern",
-        "difference",
-        "low",
-        "high",
-        "p",
-        "p_holm",
-    ]
+    names = ["model", "task", "n_shots", "domain", "a", "a_pattern", "b", "b_pattern", "difference", "low", "high", "p", "p_holm"]
     rows = [
         (
-            family.model, family.task, family.n_shots, family.domain, each.a.method, each.a.pattern, each.b.method, each.b.pattern,
-            each.difference.mean, each.difference.low, each.difference.high, each.difference.p, each.p, each.difference.n,
-            each.difference.test, each.detectable,
+            family.model, family.task, family.n_shots, family.domain, a.method, a.pattern, b.method, b.pattern,
+            difference.mean, difference.low, difference.high, difference.p, contrast.p, difference.n, difference.test, contrast.detectable,
         )
-        for family in (families(frame, rule) if found is None else found)
-        for each in family.contrasts
+        for family in (build_families(frame, rule) if families is None else families)
+        for contrast in family.contrasts
+        for a, b, difference in [contrast[:3]]
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=[*names, "n", "test", "detectable"]).assign(rule=rule)
 
 
-def difference(a: Sample, b: Sample) -> Difference:
-    """mean(a) - mean(b), by the strongest test that the two allow."""
+def estimate_difference(a: Sample, b: Sample) -> Difference:
+    """Estimate mean(a) - mean(b), with the strongest test that the two samples allow."""
     if a.is_constant and b.is_constant:
         return Difference(a.mean - b.mean, math.nan, math.nan, math.nan, 1, "")
     if b.is_constant:
@@ -202,13 +191,13 @@ def difference(a: Sample, b: Sample) -> Difference:
 
 
 def pairing_seed(trials: pd.DataFrame) -> str:
-    """The column whose seeds pair the trials: the data seed where it varies, else the first seed that does."""
+    """Return the column whose seeds pair the trials: the data seed where it varies, else the first seed that does."""
     return next((name for name in SEEDS if trials[name].nunique() > 1), SEEDS[0])
 
 
 def _samples(trials: pd.DataFrame, domain: str) -> Iterator[Sample]:
     varied = pairing_seed(trials)
-    for (n_shots, method, pattern), cell in trials.groupby(["n_shots", "method", "pattern"]):
+    for (n_shots, method, pattern), cell in group_by(trials, ["n_shots", "method", "pattern"]):
         seeds, scores = cell[varied], cell[f"{domain}_score"]
         if seeds.notna().all():
             by_seed = scores.groupby(seeds).mean()
@@ -220,11 +209,11 @@ def _samples(trials: pd.DataFrame, domain: str) -> Iterator[Sample]:
         yield Sample(MAJORITY, "", 0, (float(share),))
 
 
-def _family(model: str, task: str, n_shots: int, domain: str, samples: list[Sample]) -> Family:
+def _build_family(model: str, task: str, n_shots: int, domain: str, samples: list[Sample]) -> Family:
     ranked = sorted(samples, key=lambda sample: (-sample.mean, sample.method == MAJORITY))
     pairs = list(combinations(ranked, 2))
-    differences = [difference(a, b) for a, b in pairs]
-    adjusted = holm([each.p for each in differences])
+    differences = [estimate_difference(a, b) for a, b in pairs]
+    adjusted = holm([difference.p for difference in differences])
     n_family = sum(not math.isnan(p) for p in adjusted)
-    contrasts = [Contrast(a, b, each, float(p), n_family) for (a, b), each, p in zip(pairs, differences, adjusted, strict=True)]
+    contrasts = [Contrast(*pair, difference, float(p), n_family) for pair, difference, p in zip(pairs, differences, adjusted, strict=True)]
     return Family(model, task, n_shots, domain, ranked, contrasts)

@@ -1,13 +1,14 @@
-"""Statistics on single answers: is a difference more than the luck of seeds and of test examples, taken together?"""
+"""Compare methods example by example: intervals over seeds and test examples at once, and McNemar's test."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.frames import DOMAINS, common_shots, example_scores, select
+from analysis.frames import DOMAINS, common_shots, example_scores, group_by, select
 from analysis.stats.comparisons import pairing_seed
 from analysis.stats.significance import ALPHA, FEWEST, bootstrap_difference, holm, mcnemar
 from llmft.records import StoragePath
@@ -23,14 +24,15 @@ _COLUMNS = (
 
 
 def example_contrasts(root: str | StoragePath, frame: pd.DataFrame, rule: str = "best_dev") -> tuple[pd.DataFrame, list[str]]:
-    """The method with the best mean against each other one, answer by answer, at the number of shots that the answer speaks of.
+    """Compare the method with the best mean with each other one, example by example, at the most common number of shots.
 
     Returns:
         One row for each model, task, number of shots, domain and other method: `a` the best, `b` the other; `n_seeds` (pairs; a
         method without seeds stands in each), `n_examples`; `difference` of the mean scores with its two-level bootstrap interval
-        `low`, `high` (`analysis.stats.significance.bootstrap_difference`: other seeds and other examples; NaN for fewer than three pairs); for right and wrong answers how many
-        examples only `a` and only `b` has right (means over the seeds), and `n_mcnemar`, the seeds whose McNemar test is
-        significant (p < .05, Holm over the seeds). And what could not be read, a line each.
+        `low`, `high` (`analysis.stats.significance.bootstrap_difference`: other seeds and other examples; NaN for fewer than three
+        pairs); for right and wrong answers `only_a` and `only_b`, how many examples only that side has right (means over the
+        seeds), and `n_mcnemar`, the seeds whose McNemar test is significant (p < .05, Holm over the seeds). And what could not be
+        read, a line each.
 
     Raises:
         UserError: there is no such rule.
@@ -39,10 +41,11 @@ def example_contrasts(root: str | StoragePath, frame: pd.DataFrame, rule: str = 
 
     chosen = select(frame, rule)
     done = chosen[(chosen["status"] == "finished") & chosen["data_seed"].notna()]
-    rows, problems = [], {}
+    rows: list[dict[str, Any]] = []
+    problems: dict[str, None] = {}
     for domain in DOMAINS:
         scored = done[done[f"{domain}_score"].notna()]
-        for (model, task, set_name), trials in scored.groupby(["model", "task", f"{domain}_set"]):
+        for (model, task, set_name), trials in group_by(scored, ["model", "task", f"{domain}_set"]):
             n_shots = common_shots(trials)
             trials = trials[trials["n_shots"].isin([0, n_shots])]
             by_cell = ["method", "pattern", "n_shots"]
@@ -51,7 +54,7 @@ def example_contrasts(root: str | StoragePath, frame: pd.DataFrame, rule: str = 
             scores, unread = example_scores(root, trials, set_name)
             problems |= dict.fromkeys(unread)
             cells, seed = {}, pairing_seed(trials)
-            for key, cell in trials[trials["digest"].isin(scores.index)].groupby(by_cell):
+            for key, cell in group_by(trials[trials["digest"].isin(scores.index)], by_cell):
                 by_seed = cell.drop_duplicates(seed).set_index(seed)["digest"]
                 cells[key] = scores.loc[by_seed.to_numpy()].set_index(by_seed.index.astype(int))
             where = dict(zip(_COLUMNS, (model, task, n_shots, domain, set_name), strict=False))
@@ -59,11 +62,12 @@ def example_contrasts(root: str | StoragePath, frame: pd.DataFrame, rule: str = 
     return pd.DataFrame(rows, columns=list(_COLUMNS)).assign(rule=rule), list(problems)
 
 
-def _against_best(cells: dict[tuple, pd.DataFrame]):
+def _against_best(cells: dict[tuple[Any, ...], pd.DataFrame]) -> Iterator[dict[str, Any]]:
+    """One row for each cell but the one with the best mean; `cells` are scores  # [seeds, examples], by method, pattern, n_shots."""
     if len(cells) < 2:
         return
     means = {key: float(scores.to_numpy().mean()) for key, scores in cells.items()}
-    best = max(means, key=means.get)
+    best = max(means, key=lambda key: means[key])
     for other in sorted(cells, key=lambda key: -means[key]):
         if other == best:
             continue
@@ -81,7 +85,7 @@ def _against_best(cells: dict[tuple, pd.DataFrame]):
 
 
 def _paired(a_key: tuple, a: pd.DataFrame, b_key: tuple, b: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Both methods' scores  # [seeds, examples], of the same seeds; one without seeds (no shots) stands beside each of the other's."""
+    """Return both methods' scores  # [seeds, examples] of the same seeds; one without seeds (no shots) is repeated for each seed."""
     if a_key[2] == 0 and len(a) == 1:
         return np.repeat(a.to_numpy(), len(b), 0), b.to_numpy()
     if b_key[2] == 0 and len(b) == 1:

@@ -1,4 +1,4 @@
-"""One way of adapting against another, over all sizes of a family of models: the significance matrices of Mosbach et al. 2023.
+"""Compare one way of adapting with another over all sizes of a family of models: the matrices of Mosbach et al. 2023.
 
 size_matrix(load_published(), row={"method": "in_context", "pattern": "gpt-3"}, column={"method": "pattern"},
             rule="best_in_domain", model="facebook/opt-*", task="rte", n_shots=16)             # the paper's Table 1 (a)
@@ -14,7 +14,7 @@ import numpy as np
 
 from analysis.frames import select
 from analysis.stats.model_sizes import model_order, model_size
-from analysis.stats.significance import ALPHA, holm, welch_p
+from analysis.stats.significance import ALPHA, holm, welch
 from llmft.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def size_matrix(
     correction: str | None = None,
     **where: Any,
 ) -> pd.DataFrame:
-    """Every model adapted one way (`column`) against every model adapted another way (`row`).
+    """Compare every model adapted one way (`column`) with every model adapted another way (`row`).
 
     Each difference is tested by Welch's t-test, one-sided in each direction: the models differ, so runs are not paired. The paper
     does not correct for the number of cells; `correction` 'holm' does, over both directions of the whole matrix.
@@ -66,8 +66,8 @@ def size_matrix(
     sides = []
     for name, conditions in (("row", {**where, **row}), ("column", {**where, **column})):
         side = _matching(trials, conditions, name)
-        sides.append([(model, scores.to_numpy()) for model, scores in side.groupby("model")[score]])
-        sides[-1].sort(key=lambda each: model_order(each[0]))
+        sides.append([(str(model), scores.to_numpy()) for model, scores in side.groupby("model")[score]])
+        sides[-1].sort(key=lambda pair: model_order(pair[0]))
     rows = []
     for row_model, a in sides[0]:
         for column_model, b in sides[1]:
@@ -76,7 +76,7 @@ def size_matrix(
                     "row_model": row_model, "column_model": column_model,
                     "row_size": model_size(row_model), "column_size": model_size(column_model),
                     "n_row": len(a), "n_column": len(b), "row_mean": a.mean(), "column_mean": b.mean(),
-                    "difference": b.mean() - a.mean(), "p_column": welch_p(b, a, "greater"), "p_row": welch_p(b, a, "less"),
+                    "difference": b.mean() - a.mean(), "p_column": welch(b, a, "greater").p, "p_row": welch(b, a, "less").p,
                 }
             )  # fmt: skip
     table = pd.DataFrame(rows)
@@ -93,11 +93,10 @@ def _matching(trials: pd.DataFrame, conditions: Mapping[str, Any], side: str) ->
     for column, wanted in conditions.items():
         if column not in trials:
             raise unknown_name("column", column, trials.columns, f"size_matrix, {side}")
-        values = trials[column]
         if isinstance(wanted, str):
-            trials = trials[np.array([isinstance(value, str) and fnmatchcase(value, wanted) for value in values], bool)]
+            trials = trials[np.array([isinstance(value, str) and fnmatchcase(value, wanted) for value in trials[column]], bool)]
         else:
-            trials = trials[(values == wanted).fillna(False).astype(bool)]
+            trials = trials[(trials[column] == wanted).fillna(False).astype(bool)]
     if trials.empty:
         raise UserError(f"size_matrix: no trial has {side} {_words(conditions)}. Look at the frame's columns, or the rule.")
     for column in _CONDITIONS:

@@ -1,7 +1,7 @@
-"""Tests, intervals and what a comparison could have seen, on plain arrays. Nothing here knows frames or methods.
+"""Tests, intervals and power on plain arrays. Nothing here knows frames or methods.
 
 Scores are in [0, 1]; every interval is one of 95 % unless a level is given; a value that is not defined is NaN, which is never
-significant. scipy.special does the distributions, and is imported where it is used (scipy.stats would take a second or more).
+significant. scipy is imported by the functions that use it: importing scipy.stats takes a second.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import combinations
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
 ALPHA = 0.05
+_NO_SPREAD = 1e-12  # values that differ by less are the same number
 FEWEST = 3
 """Of fewer trials no interval is shown and no test is believed: with two, Student's t is 12.7 standard errors."""
 
@@ -36,81 +40,75 @@ class Difference(NamedTuple):
         return Difference(-self.mean, -self.high, -self.low, self.p, self.n, self.test)
 
 
-def half_width(values: np.ndarray, level: float = 1 - ALPHA) -> float:
-    """Half the width of the t-interval of the mean; NaN for fewer than two values."""
-    from scipy.special import stdtrit
+def half_width(values: ArrayLike, level: float = 1 - ALPHA) -> float:
+    """Return half the width of the t-interval of the mean; NaN for fewer than two values."""
+    from scipy.stats import sem, t
 
-    n = len(values)
-    return float(stdtrit(n - 1, (1 + level) / 2) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
-
-
-def shown_half_width(values: np.ndarray) -> float:
-    """`half_width` where there is an interval to show: NaN for fewer than `FEWEST` values, and where all are the same."""
-    return half_width(values) if len(values) >= FEWEST and np.ptp(values) > 1e-12 else math.nan
+    n = np.size(values)
+    return float(t.ppf((1 + level) / 2, n - 1) * sem(values)) if n > 1 else math.nan
 
 
-def one_sample(differences: Sequence[float], test: str = "paired") -> Difference:
-    """Whether the mean of `differences` is zero, by the t-test.
+def shown_half_width(values: ArrayLike) -> float:
+    """Return `half_width` where there is an interval to show: NaN for fewer than `FEWEST` values, and where all are the same."""
+    return half_width(values) if np.size(values) >= FEWEST and _has_spread(values) else math.nan
+
+
+def one_sample(differences: ArrayLike, test: str = "paired") -> Difference:
+    """Test whether the mean of `differences` is zero, by the t-test.
 
     Where all differences are the same number, t is not defined: p is then the exact sign-flip probability, 2^(1 - n) (1 for zero).
     """
-    from scipy.special import stdtr
+    from scipy.stats import ttest_1samp
 
     values = np.asarray(differences, float)
-    n = len(values)
+    n, mean = len(values), float(np.mean(values)) if np.size(values) else math.nan
     if n < 2:
-        return Difference(float(values.mean()) if n else math.nan, math.nan, math.nan, math.nan, n, "")
-    mean, half = float(values.mean()), half_width(values)
-    if np.ptp(values) < 1e-12:
-        return Difference(mean, mean, mean, 2.0 ** (1 - n) if abs(mean) > 1e-12 else 1.0, n, test)
-    t = mean / (np.std(values, ddof=1) / math.sqrt(n))
-    return Difference(mean, mean - half, mean + half, float(2 * stdtr(n - 1, -abs(t))), n, test)
+        return Difference(mean, math.nan, math.nan, math.nan, n, "")
+    if not _has_spread(values):
+        return Difference(mean, mean, mean, 2.0 ** (1 - n) if abs(mean) > _NO_SPREAD else 1.0, n, test)
+    result = ttest_1samp(values, 0.0)
+    low, high = result.confidence_interval(1 - ALPHA)
+    return Difference(mean, float(low), float(high), float(result.pvalue), n, test)
 
 
-def welch_p(a: Sequence[float], b: Sequence[float], alternative: str = "two-sided") -> float:
-    """p-value of Welch's t-test that the mean of `a` is other than ('two-sided'), above ('greater') or below ('less') that of `b`.
+def welch(a: ArrayLike, b: ArrayLike, alternative: str = "two-sided") -> Difference:
+    """Estimate mean(a) - mean(b) of independent samples, with Welch's interval and t-test (Welch 1947).
 
-    NaN where a sample has fewer than two values, or neither has any spread and the means differ: then there is nothing to test with.
+    Args:
+        a, b: the samples.
+        alternative: of the p-value: that the difference is not zero ('two-sided'), above it ('greater') or below it ('less').
+
+    Returns:
+        The difference; the interval is two-sided under every alternative. p is NaN where a sample has fewer than two values, or
+        neither has any spread and the means differ: then there is nothing to test with.
     """
-    from scipy.special import stdtr
+    from scipy.stats import ttest_1samp, ttest_ind
 
-    shift, error, freedom = _welch(a, b)
-    if error == 0.0 and abs(shift) < 1e-12:
-        return 1.0 if alternative == "two-sided" else 0.5
-    if not error > 0:
-        return math.nan
-    t = shift / error
-    return float({"two-sided": 2 * stdtr(freedom, -abs(t)), "greater": stdtr(freedom, -t), "less": stdtr(freedom, t)}[alternative])
-
-
-def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
-    """mean(a) - mean(b) of independent samples, with Welch's interval and two-sided test."""
-    from scipy.special import stdtrit
-
-    shift, error, freedom = _welch(a, b)
+    a, b = np.asarray(a, float), np.asarray(b, float)
     n = min(len(a), len(b))
+    mean = float(np.mean(a) - np.mean(b)) if n else math.nan
     if n < 2:
-        return Difference(shift, math.nan, math.nan, math.nan, n, "")
-    half = float(stdtrit(freedom, 1 - ALPHA / 2)) * error if error > 0 else 0.0
-    return Difference(shift, shift - half, shift + half, welch_p(a, b), n, "welch")
+        return Difference(mean, math.nan, math.nan, math.nan, n, "")
+    if not _has_spread(a) and not _has_spread(b):
+        p = math.nan if abs(mean) > _NO_SPREAD else 1.0 if alternative == "two-sided" else 0.5
+        return Difference(mean, mean, mean, p, n, "welch")
+
+    def run(alternative: str) -> Any:
+        if _has_spread(a) and _has_spread(b):
+            return ttest_ind(a, b, equal_var=False, alternative=alternative)
+        # a sample without spread adds nothing to the standard error, nor to the degrees of freedom
+        return ttest_1samp(a - b.mean() if _has_spread(a) else a.mean() - b, 0.0, alternative=alternative)
+
+    low, high = run("two-sided").confidence_interval(1 - ALPHA)
+    return Difference(mean, float(low), float(high), float(run(alternative).pvalue), n, "welch")
 
 
-def _welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
-    """Difference of the means, its standard error and the degrees of freedom (Welch 1947, Satterthwaite 1946)."""
-    if not len(a) or not len(b):
-        return math.nan, math.nan, math.nan
-    shift = float(np.mean(a) - np.mean(b))
-    if min(len(a), len(b)) < 2:
-        return shift, math.nan, math.nan
-    parts = [0.0 if np.ptp(each) < 1e-12 else np.var(each, ddof=1) / len(each) for each in (a, b)]
-    if sum(parts) == 0:
-        return shift, 0.0, math.nan
-    freedom = sum(parts) ** 2 / sum(part**2 / (len(each) - 1) for part, each in zip(parts, (a, b), strict=True))
-    return shift, math.sqrt(sum(parts)), float(freedom)
+def _has_spread(values: ArrayLike) -> bool:
+    return bool(np.ptp(values) > _NO_SPREAD)
 
 
-def holm(p_values: Sequence[float]) -> np.ndarray:
-    """p-values adjusted for the number of tests (Holm 1979). NaN stays NaN and counts as no test."""
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """Adjust p-values for the number of tests (Holm 1979). NaN stays NaN and counts as no test."""
     p = np.asarray(p_values, float)
     adjusted, tested = np.full(len(p), math.nan), np.flatnonzero(~np.isnan(p))
     order = tested[np.argsort(p[tested], kind="stable")]
@@ -118,17 +116,21 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
-def mcnemar(a_right: Sequence[bool], b_right: Sequence[bool]) -> tuple[int, int, float]:
-    """Two classifiers on the same examples: how many only `a` has right, how many only `b`, and the exact two-sided p-value."""
-    from scipy.special import bdtr
+def mcnemar(a_right: ArrayLike, b_right: ArrayLike) -> tuple[int, int, float]:
+    """Compare two classifiers on the same examples (McNemar 1947).
+
+    Returns:
+        How many examples only `a` has right, how many only `b`, and the exact two-sided p-value.
+    """
+    from scipy.stats import binomtest
 
     a, b = np.asarray(a_right, bool), np.asarray(b_right, bool)
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    return only_a, only_b, min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
+    return only_a, only_b, float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 def minimum_detectable_effect(sd: float, n: int, power: float = 0.8, alpha: float = ALPHA) -> float:
-    """The smallest true difference that a paired two-sided t-test on `n` differences of spread `sd` would find with this power."""
+    """Return the smallest true difference that a paired two-sided t-test on `n` differences with deviation `sd` finds with `power`."""
     if n < 2 or not sd > 0:
         return math.nan if n < 2 or math.isnan(sd) else 0.0
     return _standard_effect(n, power, alpha) * sd / math.sqrt(n)
@@ -136,7 +138,7 @@ def minimum_detectable_effect(sd: float, n: int, power: float = 0.8, alpha: floa
 
 @lru_cache
 def _standard_effect(n: int, power: float, alpha: float) -> float:
-    """The same in standard errors."""
+    """`minimum_detectable_effect` in standard errors."""
     from scipy.optimize import brentq
     from scipy.special import chdtri, ndtr, stdtrit
 
@@ -150,7 +152,7 @@ def _standard_effect(n: int, power: float, alpha: float) -> float:
 
 
 def bootstrap_difference(differences: np.ndarray, n_resamples: int = 2000, seed: int = 0, level: float = 1 - ALPHA) -> tuple[float, float]:
-    """Interval of the mean of `differences`  # [seeds, examples], over new seeds and new examples at once.
+    """Return the interval of the mean of `differences`  # [seeds, examples], over new seeds and new examples at once.
 
     Rows and columns are drawn with replacement, independently (the pigeonhole bootstrap, Owen 2007, which is conservative: it counts
     the noise of single answers more than once). A percentile interval of few seeds is too short, so the seeds' part of each
@@ -180,7 +182,7 @@ def _example_draws(n: int, n_resamples: int, seed: int) -> np.ndarray:
 
 
 def indistinct_groups(names: Sequence[str], p_values: Mapping[tuple[str, str], float], alpha: float = ALPHA) -> list[list[str]]:
-    """The largest groups of names of which no two differ significantly, in the order of `names`.
+    """Find the largest groups of names of which no two differ significantly, in the order of `names`.
 
     Args:
         names: best first.
@@ -189,13 +191,14 @@ def indistinct_groups(names: Sequence[str], p_values: Mapping[tuple[str, str], f
     alike = {name: {name} for name in names}
     for a, b in combinations(names, 2):
         if not p_values.get((a, b), p_values.get((b, a), math.nan)) < alpha:
-            alike[a].add(b), alike[b].add(a)
-    cliques = [sorted(each, key=names.index) for each in _cliques(set(), set(names), set(), alike)]
+            alike[a].add(b)
+            alike[b].add(a)
+    cliques = [sorted(clique, key=names.index) for clique in _cliques(set(), set(names), set(), alike)]
     return sorted(cliques, key=lambda group: [names.index(name) for name in group])
 
 
 def _cliques(chosen: set, open_: set, closed: set, alike: Mapping[str, set]) -> Iterator[set]:
-    """Bron and Kerbosch 1973, with the pivot of Tomita et al. 2006: where most are alike, few branches are left."""
+    """Find the largest cliques (Bron and Kerbosch 1973), with the pivot of Tomita et al. 2006, which leaves few branches."""
     if not open_ and not closed:
         yield chosen
         return
@@ -206,16 +209,16 @@ def _cliques(chosen: set, open_: set, closed: set, alike: Mapping[str, set]) -> 
         open_, closed = open_ - {name}, closed | {name}
 
 
-def expected_best(scores: Sequence[float]) -> np.ndarray:
-    """Expected best of n = 1..N trials drawn from these N, with replacement (Dodge et al. 2019, eq. 4)."""
+def expected_best(scores: ArrayLike) -> np.ndarray:
+    """Return the expected best of n = 1..N trials drawn from these N, with replacement (Dodge et al. 2019, eq. 4)."""
     ordered = np.sort(np.asarray(scores, float))
     n = len(ordered)
     ranks = np.arange(n + 1) / n
     return np.array([(np.diff(ranks**budget) * ordered).sum() for budget in range(1, n + 1)])
 
 
-def variance_components(scores: Sequence[float], factors: Mapping[str, Sequence]) -> dict[str, float]:
-    """Variance of `scores` attributed to each factor (a kind of seed) and to the rest ('residual').
+def variance_components(scores: ArrayLike, factors: Mapping[str, ArrayLike]) -> dict[str, float]:
+    """Attribute the variance of `scores` to each factor (a kind of seed) and to the rest ('residual').
 
     Half the squared difference of two trials has as its expectation the residual variance plus those of the factors in which the
     two differ; the components are the non-negative least-squares solution over all pairs, averaged by what they differ in.

@@ -1,10 +1,10 @@
-"""How much of the spread over seeds comes from the drawn examples, their order and the new weights, where a plan varies them apart."""
+"""Attribute the spread over seeds to the drawn examples, their order and the new weights, where a plan varies them apart."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from analysis.frames import CELL, select
+from analysis.frames import CELL, group_by, select
 from analysis.stats.comparisons import SEEDS
 from analysis.stats.significance import variance_components
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def seed_variance(frame: pd.DataFrame, rule: str = "best_dev", score: str = "out_of_domain_score") -> pd.DataFrame:
-    """The variance of each cell's scores attributed to the kinds of seeds (`analysis.variance_components`).
+    """Attribute the variance of each cell's scores to the kinds of seeds (`analysis.stats.significance.variance_components`).
 
     Args:
         frame: from `analysis.load`.
-        rule: which checkpoint counts (`analysis.RULES`).
+        rule: which checkpoint counts (`analysis.frames.selection.RULES`).
         score: the column.
 
     Returns:
@@ -33,7 +33,7 @@ def seed_variance(frame: pd.DataFrame, rule: str = "best_dev", score: str = "out
     chosen = select(frame, rule)
     done = chosen[(chosen["status"] == "finished") & chosen[score].notna() & chosen["data_seed"].notna()]
     rows = []
-    for cell, trials in done.groupby(CELL):
+    for cell, trials in group_by(done, CELL):
         if len(trials) < 2:
             continue
         factors = {name.removesuffix("_seed"): trials[name].fillna(-1).to_numpy() for name in SEEDS}

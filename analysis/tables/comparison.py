@@ -1,4 +1,4 @@
-"""Frames to tables of numbers: one row for each cell (model, task, method, shots, pattern). `analysis.tables.render` shows them."""
+"""Summarize trials: one row of numbers for each cell (model, task, method, shots, pattern). `analysis.tables.render` shows them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.frames import CELL, DOMAINS, select
-from analysis.stats import MAJORITY, Family, families, model_size, shown_half_width
+from analysis.frames import CELL, DOMAINS, group_by, select
+from analysis.stats import MAJORITY, Family, build_families, model_size, shown_half_width
 from llmft.config import ORACLES
 
 if TYPE_CHECKING:
@@ -23,16 +23,17 @@ _STATISTICS = ("mean", "sd", "max", "half_width")
 _INTEGERS = ("n_shots", "n", "n_failed", "n_unselected")
 
 
-def compare(frame: pd.DataFrame, rule: str = "best_dev", found: Iterable[Family] | None = None) -> pd.DataFrame:
-    """How each cell did over its report trials, in and out of domain, and the majority-class row of each model and task.
+def compare(frame: pd.DataFrame, rule: str = "best_dev", families: Iterable[Family] | None = None) -> pd.DataFrame:
+    """Summarize the report trials of each cell, in and out of domain, with a majority-class row for each model and task.
 
     Args:
         frame: from `analysis.load`.
-        rule: which checkpoint counts (`analysis.RULES`).
-        found: `analysis.families(frame, rule)`, where the caller has them already.
+        rule: which checkpoint counts (`analysis.frames.selection.RULES`).
+        families: `analysis.stats.build_families(frame, rule)`, where the caller has them already.
 
     Returns:
-        One row for each cell, sorted by model, task, n_shots, method, pattern. Raw numbers: scores in [0, 1] (accuracies, for classification).
+        One row for each cell, sorted by model, task, n_shots, method, pattern. Raw numbers: scores in [0, 1] (accuracies, for
+        classification).
         Columns: the cell; `rule`, `is_oracle`; `n` finished trials, `n_failed` failed ones, `n_unselected` finished ones without
         a checkpoint under the rule; for `in_domain` and `out_of_domain` the `_set`, and of its score `_mean`, `_sd` (divisor
         n - 1, NaN for one trial), `_max` and `_half_width` (of the 95 % t-interval, NaN for fewer than three trials and where all
@@ -50,7 +51,7 @@ def compare(frame: pd.DataFrame, rule: str = "best_dev", found: Iterable[Family]
     chosen = select(frame, rule)
     report = frame[(frame["stage"] == "report") & (frame["status"] != "unreadable")]
     rows = []
-    for cell, trials in report.groupby(CELL, sort=False):
+    for cell, trials in group_by(report, CELL, sort=False):
         of_cell = chosen.loc[chosen.index.intersection(trials.index)]
         done = of_cell[of_cell["status"] == "finished"]
         n_finished = trials.loc[trials["status"] == "finished", "digest"].nunique()
@@ -65,7 +66,7 @@ def compare(frame: pd.DataFrame, rule: str = "best_dev", found: Iterable[Family]
     names = [*CELL, "rule", "is_oracle", "metric", "n", "n_failed", "n_unselected"]
     names += [f"{prefix}_{name}" for prefix in DOMAINS for name in ("set", *_STATISTICS)]
     table = pd.DataFrame(rows, columns=[*names, "gap_mean", "findings"])
-    unbeaten = _unbeaten(families(frame, rule) if found is None else found)
+    unbeaten = _unbeaten(build_families(frame, rule) if families is None else families)
     for domain in DOMAINS:
         table[f"{domain}_top"] = [(domain, *cell) in unbeaten for cell in table[CELL].itertuples(index=False, name=None)]
     table["rule"], table["is_oracle"] = rule, rule in ORACLES
@@ -83,7 +84,7 @@ def _reading_order(column: pd.Series) -> pd.Series:
 
 
 def compare_groups(frame: pd.DataFrame, rule: str = "best_dev") -> pd.DataFrame:
-    """Accuracy by group (a heuristic, a subcase), for every test set that has groups.
+    """Summarize the accuracy by group (a heuristic, a subcase), for every test set that has groups.
 
     Returns:
         One row for each cell and value of a grouping: the cell, `set`, `domain`, `group`, `value`, `n` trials, `mean`, `sd`,
@@ -97,7 +98,7 @@ def compare_groups(frame: pd.DataFrame, rule: str = "best_dev") -> pd.DataFrame:
     chosen = select(frame, rule)
     done = chosen[chosen["status"] == "finished"]
     rows = []
-    for cell, trials in done.sort_values(_ORDER, kind="stable").groupby(CELL, sort=False):
+    for cell, trials in group_by(done.sort_values(_ORDER, kind="stable"), CELL, sort=False):
         for name, domain, group, value in _groups(trials):
             accuracy = trials[f"{name}_{group}_{value}_accuracy"]
             where = {"set": name, "domain": domain, "group": group, "value": value, "n": int(accuracy.notna().sum())}
@@ -106,7 +107,7 @@ def compare_groups(frame: pd.DataFrame, rule: str = "best_dev") -> pd.DataFrame:
 
 
 def describe(values: pd.Series) -> dict[str, float]:
-    """Mean, sd, maximum and half width of the 95 % t-interval of the mean, over what is not missing; NaN where there is none."""
+    """Compute mean, sd, maximum and half width of the 95 % t-interval of the mean, over what is not missing; NaN where there is none."""
     numbers = values.to_numpy(dtype=float)
     numbers = numbers[~np.isnan(numbers)]
     n = len(numbers)
@@ -130,15 +131,17 @@ def _count_findings(trials: pd.DataFrame) -> str | None:
     counts: Counter[str] = Counter()
     for details in trials["finding_details"].dropna():
         warnings = [finding for finding in json.loads(details) if finding["severity"] != "note"]
-        counts.update({f"{each['code']}@{each['set']}" if each["set"] else each["code"] for each in warnings})  # once a trial
+        counts.update(
+            {f"{warning['code']}@{warning['set']}" if warning["set"] else warning["code"] for warning in warnings}
+        )  # once a trial
     return "; ".join(f"{code} {count}/{len(trials)}" for code, count in sorted(counts.items())) or None
 
 
 def _majority_rows(report: pd.DataFrame) -> Iterator[dict[str, Any]]:
     known = report["in_domain_majority"].notna() | report["out_of_domain_majority"].notna()
     done = report[known & (report["metric"] == "accuracy")]  # a share is no baseline for another metric
-    for (model, task), trials in done.groupby(["model", "task"], sort=False):
-        row = {"model": model, "task": task, "method": MAJORITY, "n_shots": 0, "pattern": ""}
+    for (model, task), trials in group_by(done, ["model", "task"], sort=False):
+        row: dict[str, Any] = {"model": model, "task": task, "method": MAJORITY, "n_shots": 0, "pattern": ""}
         for prefix in DOMAINS:
             share = trials[f"{prefix}_majority"].mean()  # the same for all, or `mixed_test_sets` says otherwise
             row |= {
@@ -149,11 +152,11 @@ def _majority_rows(report: pd.DataFrame) -> Iterator[dict[str, Any]]:
         yield row | {"gap_mean": row["in_domain_mean"] - row["out_of_domain_mean"], "metric": "accuracy"}
 
 
-def _unbeaten(found: Iterable[Family]) -> set[tuple]:
+def _unbeaten(families: Iterable[Family]) -> set[tuple]:
     """(domain, *cell) of every method with shots that none at the same number of shots is shown to beat."""
     return {
         (family.domain, family.model, family.task, sample.method, sample.n_shots, sample.pattern)
-        for family in found
+        for family in families
         if len(family.samples) > 1
         for sample in family.samples
         if sample.n_shots and not family.beaten(sample)
@@ -162,9 +165,9 @@ def _unbeaten(found: Iterable[Family]) -> set[tuple]:
 
 def _groups(trials: pd.DataFrame) -> list[tuple[str, str, str, str]]:
     """(set, domain, group, value) of every grouping in these trials, each once."""
-    found = {}
+    groups: dict[tuple[str, str, str, str], None] = {}
     for text in trials["sets"].dropna().unique():
         for name, shape in json.loads(text).items():
             for group, values in shape["groups"].items():
-                found |= dict.fromkeys((name, shape["domain"], group, value) for value in values)
-    return list(found)
+                groups |= dict.fromkeys((name, shape["domain"], group, value) for value in values)
+    return list(groups)

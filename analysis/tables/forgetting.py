@@ -1,4 +1,4 @@
-"""What a model lost (or gained) beside its task: the numbers before and after adapting, as a frame and as a table.
+"""Measure what a model forgot: the numbers of other benchmarks before and after adapting, as a frame and as a table.
 
     frame = analysis.load_forgetting("results")         # one row for each trial and number
     analysis.forgetting_table(frame)                    # one row for each cell and number: mean drop with its interval
@@ -12,16 +12,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from analysis.frames import record_paths
+from analysis.frames import CELL, assign_stages, record_paths, typed_frame
 from llmft.errors import UserError
-from llmft.records import Change, RecordError, StoragePath, TrialRecord, read_evaluation, read_manifest, read_many, read_record
+from llmft.records import Change, RecordError, StoragePath, TrialRecord, read_evaluation, read_many, read_record
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-CELL = ("model", "task", "method", "n_shots", "pattern")
-NUMBER = ("source", "name", "metric")
+NUMBER = ["source", "name", "metric"]
 """What tells one number of a trial from another: 'llmft', 'harness' or 'text', the task or file, the metric."""
 
 _STRINGS = ("digest", "stage", "measured", "model", "task", "method", "base_method", "pattern", *NUMBER)
@@ -35,7 +34,7 @@ _DTYPES = {
 
 
 def load_forgetting(root: str | StoragePath) -> pd.DataFrame:
-    """Every number that the trials below `root` measured beside their tasks.
+    """Load every number that the trials below `root` measured beside their tasks.
 
     Args:
         root: as for `analysis.load`.
@@ -48,15 +47,9 @@ def load_forgetting(root: str | StoragePath) -> pd.DataFrame:
     Raises:
         UserError: the folder is not there or holds no record, or an evaluation is damaged.
     """
-    import pandas as pd
-
-    manifest = read_manifest(root)
-    stages, default, entries = (manifest.stages(), "other", manifest.entries) if manifest else ({}, "report", {})
     rows = [row for of_trial in read_many(_read_rows, [path.parent for path in record_paths(root)]) for row in of_trial]
-    for row in rows:
-        row["stage"] = stages.get(row["digest"], default)
-        row["method"] = entries.get(row["digest"], row["base_method"])
-    return pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=dtype) for name, dtype in _DTYPES.items()})
+    assign_stages(rows, root)
+    return typed_frame(rows, _DTYPES)
 
 
 def _read_rows(folder: StoragePath) -> list[dict[str, Any]]:
@@ -101,10 +94,10 @@ def _row(record: TrialRecord, change: Change, measured: str) -> dict[str, Any]:
 
 
 def forgetting_table(frame: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """The mean drop of each cell, for each number, over the seeds.
+    """Average the drop of each number over the seeds of each cell.
 
     Args:
-        frame: of `load_forgetting`; rows of the search, and those without a number before, are left out, and of a number that a
+        frame: from `load_forgetting`; rows of the search, and those without a number before, are left out, and of a number that a
             trial has from the sweep and from later, the later one.
         confidence: of the interval (Student's t over the seeds; NaN for a single one). It says nothing about the noise of the
             task's own examples, which `before_stderr` and `after_stderr` do.
@@ -127,13 +120,13 @@ def forgetting_table(frame: pd.DataFrame, confidence: float = 0.95) -> pd.DataFr
 
 
 def _counted(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows with a drop of the trials that are reported, each number once."""
+    """Return the rows with a drop of the reported trials, each number once."""
     rows = frame[(frame["stage"] != "search") & frame["drop"].notna()]
     return rows.sort_values("measured", ascending=False, kind="stable").drop_duplicates(["digest", *NUMBER])  # 'trial' first
 
 
 def mean_relative_drop(frame: pd.DataFrame) -> pd.Series:
-    """FG of Luo et al. 2023 (in [0, 1], not percent) for each cell: the mean relative drop over the tasks, then over the trials.
+    """Compute FG of Luo et al. 2023 (in [0, 1], not percent) for each cell: the mean relative drop over tasks, then over trials.
 
     Perplexities are no tasks and are left out, and so is every metric of a task but its first. A group of the harness counts as a
     task beside its own: select rows of the frame where that is not meant.
@@ -141,4 +134,4 @@ def mean_relative_drop(frame: pd.DataFrame) -> pd.Series:
     rows = _counted(frame)
     first = rows[rows["source"] != "text"].drop_duplicates(["digest", "source", "name"])
     by_trial = first.groupby([*CELL, "digest"], sort=False)["relative_drop"].mean()
-    return by_trial.groupby(level=list(CELL), sort=False).mean()
+    return by_trial.groupby(level=CELL, sort=False).mean()

@@ -1,4 +1,4 @@
-"""The comparison as something to read: for a terminal, as Markdown, as LaTeX, as CSV."""
+"""Render the comparison: for a terminal, as Markdown, as LaTeX, as CSV."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from analysis.tables.formatting import LETTERS, STRONG, Block, lay_out
+from analysis.tables.formatting import LETTERS, STRONG, Block, build_blocks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +21,7 @@ _RAISED = str.maketrans(LETTERS, "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖ�
 
 
 def to_terminal(comparison: pd.DataFrame, findings: Iterable[Finding] = ()) -> RenderableType:
-    """The comparison for a terminal: print it with `rich.print` or a `rich.console.Console`.
+    """Render the comparison for a terminal: print it with `rich.print` or a `rich.console.Console`.
 
     Args:
         comparison: from `analysis.compare`.
@@ -30,7 +30,7 @@ def to_terminal(comparison: pd.DataFrame, findings: Iterable[Finding] = ()) -> R
     from rich.console import Group
     from rich.text import Text  # everything from a record is Text: rich must not read markup in a name
 
-    blocks, footnotes = lay_out(comparison)
+    blocks, footnotes = build_blocks(comparison)
     parts: list[RenderableType] = [] if blocks else [Text("No report trials to compare yet.")]
     for block in blocks:
         title = Text(f"{block.model} on {block.task}, {block.metric} (± 95 % interval)", style="bold")
@@ -38,7 +38,7 @@ def to_terminal(comparison: pd.DataFrame, findings: Iterable[Finding] = ()) -> R
     if _any_strong(blocks):
         parts.append(_Bold())
     parts += [Text(f"{letter.translate(_RAISED)} {text}", style="dim") for letter, text in footnotes.items()]
-    parts += [Text(f"{found.severity}: {found.message} [{found.code}]") for found in findings]
+    parts += [Text(f"{finding.severity}: {finding.message} [{finding.code}]") for finding in findings]
     return Group(*parts)
 
 
@@ -59,6 +59,7 @@ class _Fitted:
         self.block, self.title = block, title
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        dropped: set[int]
         for dropped in (set(), self.block.idle, self.block.idle | self.block.spread):
             table = self._table(dropped)
             if table.__rich_measure__(console, options.update(max_width=10_000)).maximum <= options.max_width:
@@ -86,8 +87,8 @@ class _Fitted:
 
 
 def to_markdown(comparison: pd.DataFrame, findings: Iterable[Finding] = ()) -> str:
-    """The comparison as Markdown: a pipe table for each model and task, the footnotes, the findings as a list."""
-    blocks, footnotes = lay_out(comparison)
+    """Render the comparison as Markdown: a pipe table for each model and task, the footnotes, the findings as a list."""
+    blocks, footnotes = build_blocks(comparison)
     lines = [] if blocks else ["No report trials to compare yet.", ""]
     for block in blocks:
         lines += [
@@ -106,19 +107,19 @@ def to_markdown(comparison: pd.DataFrame, findings: Iterable[Finding] = ()) -> s
     if _any_strong(blocks):
         lines += [STRONG + ".", ""]
     lines += [f"{letter.translate(_RAISED)} {plain(text)}  " for letter, text in footnotes.items()]
-    listed = [f"- **{found.severity}** {plain(found.message)} (`{found.code}`)" for found in findings]
+    listed = [f"- **{finding.severity}** {plain(finding.message)} (`{finding.code}`)" for finding in findings]
     return "\n".join([*lines, *([""] if footnotes and listed else []), *listed]).rstrip() + "\n"
 
 
 def to_latex(comparison: pd.DataFrame, findings: Iterable[Finding] = (), narrow: bool = False) -> str:
-    """The comparison as LaTeX: a `table` for each model and task, set with booktabs, the footnotes below it.
+    """Render the comparison as LaTeX: a `table` for each model and task, set with booktabs, the footnotes below it.
 
     Needs `\\usepackage{booktabs}`; the findings come as comments, to be written up by the author.
 
     Args:
         narrow: for one column of a paper: without standard deviations and maxima, and without what says nothing.
     """
-    blocks, footnotes = lay_out(comparison)
+    blocks, footnotes = build_blocks(comparison)
     lines = ["% needs \\usepackage{booktabs}"] if blocks else ["% No report trials to compare yet."]
     for block in blocks:
         dropped = block.idle | block.spread if narrow else set()
@@ -136,12 +137,12 @@ def to_latex(comparison: pd.DataFrame, findings: Iterable[Finding] = (), narrow:
             marks = (f"\\textsuperscript{{{row[i].marks}}}" if row[i].marks else "" for i in columns)
             lines.append(" & ".join(text + mark for text, mark in zip(texts, marks, strict=True)) + " \\\\")
         lines += ["\\bottomrule", "\\end{tabular}", f"\\caption{{{caption}}}", f"\\label{{tab:{label}}}", "\\end{table}", ""]
-    lines += [f"% {found.severity}: {' '.join(found.message.split())} ({found.code})" for found in findings]
+    lines += [f"% {finding.severity}: {' '.join(finding.message.split())} ({finding.code})" for finding in findings]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def to_csv(comparison: pd.DataFrame) -> str:
-    """The comparison as CSV: raw numbers, accuracies in [0, 1], nothing where there is no number."""
+    """Render the comparison as CSV: raw numbers, accuracies in [0, 1], empty where there is no number."""
     return comparison.to_csv(index=False)
 
 
@@ -150,15 +151,15 @@ def _any_strong(blocks: list[Block]) -> bool:
 
 
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-_TEX |= {"−": "$-$", "±": r"$\pm$", "–": "--", "<": "$<$", ">": "$>$"} | {each: "\\" + each for each in "&%$#_{}"}
+_TEX |= {"−": "$-$", "±": r"$\pm$", "–": "--", "<": "$<$", ">": "$>$"} | {char: "\\" + char for char in "&%$#_{}"}
 
 
 def tex(text: str) -> str:
-    """`text` so that LaTeX shows it as it is."""
-    return "".join(_TEX.get(each, each) for each in " ".join(text.split()))
+    """Escape `text` for LaTeX."""
+    return "".join(_TEX.get(char, char) for char in " ".join(text.split()))
 
 
 def plain(text: str) -> str:
-    """`text` so that Markdown shows it as it is, in one table cell."""
+    """Escape `text` for one cell of a Markdown table."""
     escaped = re.sub(r"([\\`*_|\[\]~#])", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return " ".join(escaped.split())

@@ -1,13 +1,15 @@
-"""Two sets of results side by side, cell by cell: one's own before and after a change, or one's own and the published ones."""
+"""Compare two sets of results cell by cell: one's own before and after a change, or one's own and the published ones."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from analysis.frames import CELL, DOMAINS, differing_conditions, select
+import numpy as np
+
+from analysis.frames import CELL, DOMAINS, differing_conditions, group_by, select
 from analysis.stats import FEWEST, Difference, holm, one_sample, shown_half_width, welch
 from analysis.tables.formatting import interval, metric_name, p_entry, p_text, percent, unit
 from analysis.tables.text_table import TextTable
@@ -16,9 +18,12 @@ from llmft.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
+    Key = tuple[Any, ...]  # the values of CELL
+    Cells = dict[Key, pd.DataFrame]
+
 
 def compare_runs(ours: pd.DataFrame, theirs: pd.DataFrame, rule: str = "best_dev", other_rule: str | None = None) -> pd.DataFrame:
-    """Every cell of two frames, one row for each domain; a cell that only one of them has is a row too.
+    """Compare every cell of two frames, one row for each domain; a cell that only one of them has is a row too.
 
     Cells meet when task, shots and pattern are the same, the models have the same last part of their names ('facebook/opt-125m' and
     '/models/opt-125m'), and the methods the same name or, failing that, are the same method under two names. Trials of the same
@@ -31,9 +36,9 @@ def compare_runs(ours: pd.DataFrame, theirs: pd.DataFrame, rule: str = "best_dev
 
     Returns:
         The cell as in `ours`, `other_method`, `domain`, `set`, `other_set`, `metric`; `n`, `mean`, `half_width` and `other_n`,
-        `other_mean`, `other_half_width`; `difference` (ours minus theirs), `low`, `high`, `p`, `p_holm`, `test`, `n_compared` (pairs, or the smaller n); `status`: 'both',
-        'ours only', 'theirs only', 'another set', 'no result'; `differs`: conditions that are known of both and not the same;
-        `rule`, `other_rule`, and `is_oracle` where either looks at the reported sets.
+        `other_mean`, `other_half_width`; `difference` (ours minus theirs), `low`, `high`, `p`, `p_holm`, `test`, `n_compared` (pairs,
+        or the smaller n); `status`: 'both', 'ours only', 'theirs only', 'another set', 'no result'; `differs`: conditions that
+        are known of both and not the same; `rule`, `other_rule`, and `is_oracle` where either looks at the reported sets.
 
     Raises:
         UserError: there is no such rule; the two have no model, task and method in common.
@@ -45,7 +50,9 @@ def compare_runs(ours: pd.DataFrame, theirs: pd.DataFrame, rule: str = "best_dev
     a, b = (_cells(select(frame, name)) for frame, name in ((ours, rule), (theirs, other_rule)))
     pairs = list(_pair(a, b))
     if not any(mine is not None and other is not None for _, _, mine, other in pairs):
-        raise UserError(f"nothing in common: one has {_what(a)}; the other has {_what(b)}. A cell is model, task, method, shots, pattern.")
+        raise UserError(
+            f"nothing in common: one has {_describe(a)}; the other has {_describe(b)}. A cell is model, task, method, shots, pattern."
+        )
     rows = [
         _row(cell, other_method, mine, other, domain) | {"rule": rule, "other_rule": other_rule}
         for cell, other_method, mine, other in pairs
@@ -56,23 +63,24 @@ def compare_runs(ours: pd.DataFrame, theirs: pd.DataFrame, rule: str = "best_dev
 
 
 def comparison_sentences(table: pd.DataFrame, our_name: str, their_name: str) -> Iterator[str]:
-    """'facebook/opt-125m, rte, pattern, 16 shots, in domain: 53.1 ± 1.2 % ours, 52.9 ± 1.4 % published (+0.2, p = .8)'."""
+    """Write a sentence for each cell of both: '..., 16 shots, in domain: 53.1 ± 1.2 % in a, 52.9 ± 1.4 % in b (+0.2, p = .8)'."""
     for row in table[table["status"] == "both"].to_dict("records"):
         share = unit(row["metric"])
-        where = f"{row['model']}, {row['task']}, {row['method']}, {row['n_shots']} shots, {row['pattern']}, {row['domain'].replace('_', ' ')} ({row['set']})"
+        cell = f"{row['model']}, {row['task']}, {row['method']}, {row['n_shots']} shots, {row['pattern']}"
+        where = f"{cell}, {row['domain'].replace('_', ' ')} ({row['set']})"
         mine = f"{interval(row['mean'], row['half_width'])}{share} in {our_name}"
         other = f"{interval(row['other_mean'], row['other_half_width'])}{share} in {their_name}"
         p = p_text(row["p_holm"] if row["n_compared"] >= FEWEST else math.nan)
         yield f"{where}: {mine}, {other} ({', '.join(filter(None, (percent(row['difference'], signed=True), p, _common(row))))})"
 
 
-def comparison_table(table: pd.DataFrame, our_name: str, their_name: str) -> TextTable:
-    """The table for a reader: our cells; what is the same in all of them is left to `beside_notes`, and so are those of theirs alone."""
-    rows = table[table["status"] != "theirs only"]
+def comparison_table(compared: pd.DataFrame, our_name: str, their_name: str) -> TextTable:
+    """Show our cells; `comparison_notes` says what is the same in all of them, and which cells only the other has."""
+    rows = compared[compared["status"] != "theirs only"]
     where = {"model": "model", "task": "task", "method": "method", "n_shots": "shots", "pattern": "pattern", "domain": "domain"}
     where = {column: name for column, name in where.items() if column in ("method", "domain") or rows[column].nunique() > 1}
     n = len(where)
-    sheet = TextTable(
+    table = TextTable(
         [*where.values(), our_name, "n", their_name, "n", "difference", "p", "note"],
         numeric=(*(i for i, name in enumerate(where) if name == "n_shots"), *range(n, n + 6)),
     )
@@ -82,16 +90,16 @@ def comparison_table(table: pd.DataFrame, our_name: str, their_name: str) -> Tex
         names = {**row, "domain": row["domain"].replace("_", " ")}
         if row["method"] != row["other_method"]:
             names["method"] = f"{row['method']} ({row['other_method']})"
-        sheet.rows.append([
+        table.rows.append([
             *(str(names[column]) for column in where), interval(row["mean"], row["half_width"]), str(row["n"]),
             interval(row["other_mean"], row["other_half_width"]), str(row["other_n"]), percent(row["difference"], signed=True), p,
             note.get(row["status"], row["status"]),
         ])  # fmt: skip
-    return sheet
+    return table
 
 
 def comparison_notes(table: pd.DataFrame, our_name: str, their_name: str) -> Iterator[str]:
-    """What a reader must know beside the numbers: where conditions differ, and what only one of the two has."""
+    """Write notes on the comparison: where conditions differ, and what only one of the two has."""
     ours = table[table["status"] != "theirs only"]
     same = {name: ours[name].iloc[0] for name in ("model", "task", "n_shots", "pattern") if ours[name].nunique() == 1}
     if same:
@@ -110,7 +118,7 @@ def comparison_notes(table: pd.DataFrame, our_name: str, their_name: str) -> Ite
 
 
 def comparison_title(table: pd.DataFrame, our_name: str, their_name: str) -> str:
-    """What stands above the table: the metric, and which checkpoints."""
+    """Write the title of the table: the metric, and which checkpoints."""
     oracle = " (an oracle: it looks at the reported sets)" if table["is_oracle"].any() else ""
     rules = {our_name: table["rule"].iloc[0], their_name: table["other_rule"].iloc[0]}
     chosen = " and ".join(f"{rule} in {name}" for name, rule in rules.items())
@@ -118,15 +126,15 @@ def comparison_title(table: pd.DataFrame, our_name: str, their_name: str) -> str
     return f"{metric[0].upper()}{metric[1:]} (± 95 % interval); checkpoints: {chosen}{oracle}; p by Holm over the table"
 
 
-def _cells(chosen: pd.DataFrame) -> dict[tuple, pd.DataFrame]:
-    return dict(iter(chosen[chosen["status"] != "unreadable"].groupby(CELL)))
+def _cells(chosen: pd.DataFrame) -> Cells:
+    return dict(group_by(chosen[chosen["status"] != "unreadable"], CELL))
 
 
-def _pair(a: dict, b: dict) -> Iterator[tuple]:
-    """(cell, name of the other's method, our trials, their trials); None where one has no such cell."""
-    used = set()
+def _pair(a: Cells, b: Cells) -> Iterator[tuple[Key, str, pd.DataFrame | None, pd.DataFrame | None]]:
+    """Yield (cell, name of the other's method, our trials, their trials); None where one has no such cell."""
+    used: set[Key | None] = set()
     for cell, mine in a.items():
-        alike = [key for key in b if _place(key) == _place(cell)]
+        alike = [key for key in b if _without_method(key) == _without_method(cell)]
         other = next((key for key in alike if key[2] == cell[2]), None)
         base = mine["base_method"].iloc[0]
         other = other or next((key for key in alike if b[key]["base_method"].iloc[0] == base), None)
@@ -137,42 +145,37 @@ def _pair(a: dict, b: dict) -> Iterator[tuple]:
             yield cell, cell[2], None, theirs
 
 
-def _place(cell: tuple) -> tuple:
+def _without_method(cell: Key) -> Key:
     model, task, _, n_shots, pattern = cell
     return short_name(model), task, n_shots, pattern
 
 
 def short_name(model: str) -> str:
-    """What names of one model have in common: 'opt-125m' for 'facebook/opt-125m' and '/models/OPT-125m/'."""
+    """Shorten a model's name to what different names of it share: 'opt-125m' for 'facebook/opt-125m' and '/models/OPT-125m/'."""
     return model.replace("\\", "/").rstrip("/").rpartition("/")[2].lower()
 
 
-def _row(cell: tuple, other_method: str, mine: pd.DataFrame | None, other: pd.DataFrame | None, domain: str) -> dict[str, Any]:
+def _row(cell: Key, other_method: str, mine: pd.DataFrame | None, other: pd.DataFrame | None, domain: str) -> dict[str, Any]:
     row: dict[str, Any] = dict(zip(CELL, cell, strict=True)) | {"other_method": other_method, "domain": domain}
     sides = []
     for prefix, trials in (("", mine), ("other_", other)):
         done = None if trials is None else trials[trials[f"{domain}_score"].notna()]
-        scores = [] if done is None else done[f"{domain}_score"].to_numpy()
+        scores = np.array([]) if done is None else done[f"{domain}_score"].to_numpy(float)
         row[f"{prefix}set"] = next(iter(done[f"{domain}_set"].dropna()), None) if done is not None else None
         row |= {f"{prefix}n": len(scores), f"{prefix}mean": float(scores.mean()) if len(scores) else math.nan}
         row[f"{prefix}half_width"] = shown_half_width(scores)
         sides.append(done)
-    metrics = [next(iter(each["metric"].dropna()), None) for each in sides if each is not None and len(each)]
+    known = [side for side in sides if side is not None]
+    metrics = [next(iter(side["metric"].dropna()), None) for side in known if len(side)]
     row["metric"] = metrics[0] if metrics else None
-    row["is_oracle"] = any(bool(each["is_oracle"].any()) for each in sides if each is not None)
+    row["is_oracle"] = any(bool(side["is_oracle"].any()) for side in known)
     row["status"], difference = _status(row, mine, other, metrics), Difference(math.nan, math.nan, math.nan, math.nan, 0, "")
     if row["status"] == "both":
-        difference = _difference(sides[0], sides[1], f"{domain}_score")
-    row |= {
-        "difference": difference.mean,
-        "low": difference.low,
-        "high": difference.high,
-        "p": difference.p,
-        "test": difference.test,
-        "n_compared": difference.n,
-    }
+        difference = _difference(known[0], known[1], f"{domain}_score")
+    mean, low, high, p, n, test = difference
+    row |= {"difference": mean, "low": low, "high": high, "p": p, "test": test, "n_compared": n}
     differing = _differing(mine, other) if mine is not None and other is not None else []
-    if row["status"] == "both" and len({frozenset(_sizes(side, row["set"])) for side in sides} - {frozenset()}) > 1:
+    if row["status"] == "both" and len({frozenset(_sizes(side, row["set"])) for side in known} - {frozenset()}) > 1:
         differing.append("n_test")
     row["differs"] = ", ".join(differing)
     return row
@@ -202,7 +205,7 @@ def _sizes(trials: pd.DataFrame, name: str) -> set[int]:
     return {shape["n"] for shape in shapes if "n" in shape}
 
 
-def _common(row: dict[str, Any]) -> str:
+def _common(row: Mapping[Hashable, Any]) -> str:
     """'on 3 common seeds' where a difference is taken over fewer trials than one of its means."""
     fewer = row["test"] == "paired" and row["n_compared"] < max(row["n"], row["other_n"])
     return f"on {row['n_compared']} common seeds" if fewer else ""
@@ -220,6 +223,6 @@ def _count(n: int) -> str:
     return f"{n} cell{'' if n == 1 else 's'}"
 
 
-def _what(cells: dict[tuple, pd.DataFrame]) -> str:
+def _describe(cells: Cells) -> str:
     names = sorted({f"{method} on {task} with {model}" for model, task, method, *_ in cells})
     return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}" if names else "no report trials"

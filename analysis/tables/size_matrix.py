@@ -1,9 +1,12 @@
-"""Size matrices as something to read. A cell says how much better the column is, and whether that is significant: ▲ the column is
-better, ◀ the row is; the colours (blue and orange, which the colour-blind can tell apart) say the same."""
+"""Render size matrices: how much better the column's model is, and whether that is significant.
+
+▲ marks cells where the column is better, ◀ where the row is; blue and orange, which the color-blind can tell apart, say the same.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analysis.stats import size_name
 from analysis.tables.render import tex
@@ -28,28 +31,28 @@ class MatrixCell(NamedTuple):
 
 
 def matrix_cells(matrix: pd.DataFrame) -> tuple[list[str], list[tuple[str, list[MatrixCell]]]]:
-    """The column names, and each row's name and cells, from `analysis.size_matrix`."""
+    """Return the column names, and each row's name and cells, from `analysis.size_matrix`."""
     columns = list(dict.fromkeys(matrix["column_model"]))
     rows = []
     for row_model, cells in matrix.groupby("row_model", sort=False):
         by_column = {cell["column_model"]: cell for cell in cells.to_dict("records")}
-        rows.append((size_name(row_model), [_cell(by_column[column]) for column in columns]))
+        rows.append((size_name(str(row_model)), [_matrix_cell(by_column[column]) for column in columns]))
     return [size_name(column) for column in columns], rows
 
 
-def _cell(cell: dict) -> MatrixCell:
+def _matrix_cell(cell: Mapping[Hashable, Any]) -> MatrixCell:
     means = f"{cell['column_mean']:.3f} (n {cell['n_column']}) against {cell['row_mean']:.3f} (n {cell['n_row']})"
     p = f"p column better {cell['p_column']:.2g}, row better {cell['p_row']:.2g}"
     return MatrixCell(f"{round(cell['difference'], 2) + 0.0:.2f}".replace("-", "−"), cell["better"], f"{means}; {p}")
 
 
 def matrix_to_markdown(matrix: pd.DataFrame, row_name: str = "row", column_name: str = "column") -> str:
-    """The matrix as a pipe table with marks."""
-    return table_to_markdown(_sheet(matrix, row_name, column_name)) + "\n" + _legend(row_name, column_name) + "\n"
+    """Render the matrix as a Markdown pipe table with marks."""
+    return table_to_markdown(_text_table(matrix, row_name, column_name)) + "\n" + _legend(row_name, column_name) + "\n"
 
 
 def matrix_to_terminal(matrix: pd.DataFrame, row_name: str = "row", column_name: str = "column") -> RenderableType:
-    """The matrix for `rich.print`, with marks and colours."""
+    """Render the matrix for `rich.print`, with marks and colors."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
@@ -66,7 +69,7 @@ def matrix_to_terminal(matrix: pd.DataFrame, row_name: str = "row", column_name:
 
 
 def matrix_to_latex(matrix: pd.DataFrame, row_name: str = "row", column_name: str = "column") -> str:
-    """The matrix as a LaTeX tabular with coloured cells; needs booktabs, and xcolor with its option `table`."""
+    """Render the matrix as a LaTeX tabular with colored cells; needs booktabs, and xcolor with its option `table`."""
     columns, rows = matrix_cells(matrix)
     lines = [
         "% needs \\usepackage{booktabs} and \\usepackage[table]{xcolor}",
@@ -78,7 +81,7 @@ def matrix_to_latex(matrix: pd.DataFrame, row_name: str = "row", column_name: st
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", f"% blue: {column_name} is better; orange: {row_name} is"]) + "\n"
 
 
-def _sheet(matrix: pd.DataFrame, row_name: str, column_name: str) -> TextTable:
+def _text_table(matrix: pd.DataFrame, row_name: str, column_name: str) -> TextTable:
     columns, rows = matrix_cells(matrix)
     texts = [[name, *(cell.text + MARKS[cell.better] for cell in cells)] for name, cells in rows]
     return TextTable([_corner(row_name, column_name), *columns], texts, numeric=tuple(range(1, len(columns) + 1)))

@@ -105,8 +105,8 @@ def test_every_figure_is_deterministic_and_takes_the_colour_of_the_page(own, dra
 def test_a_method_has_the_same_colour_in_every_figure(own, drawn):
     look = Look(own)
     for name in ("shots", "sizes", "curves", "rates", "budget"):
-        assert look.colour("lora").lower() in drawn[name].lower(), name
-    assert look.colour("in_context").lower() not in drawn["curves"].lower()
+        assert look.color("lora").lower() in drawn[name].lower(), name
+    assert look.color("in_context").lower() not in drawn["curves"].lower()
 
 
 def test_patterns_of_one_method_and_many_methods_stay_distinct():
@@ -114,7 +114,7 @@ def test_patterns_of_one_method_and_many_methods_stay_distinct():
     frame = pd.DataFrame({"method": [*names, "method0"], "pattern": [*["a"] * 15, "b"]})
     look = Look(frame)
     assert {"method0 (a)", "method0 (b)", "method1"} <= set(look.names)
-    styles = {(look.colour(name), look.line(name), look.marker(name), look.face(name)) for name in look.names}
+    styles = {(look.color(name), look.line(name), look.marker(name), look.face(name)) for name in look.names}
     assert len(styles) == 16 > len(COLORS)
 
 

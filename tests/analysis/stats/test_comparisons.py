@@ -11,7 +11,7 @@ from statsmodels.stats.multitest import multipletests
 import analysis
 from analysis.frames.columns import COLUMNS
 from analysis.report.verdict import Verdict, write_verdicts
-from analysis.stats.comparisons import families
+from analysis.stats.comparisons import build_families
 from analysis.tables.ranking import build_ranking
 from analysis.tables.render import to_markdown
 from llmft.errors import Cause, UserError
@@ -87,10 +87,10 @@ def test_bold_are_those_that_nothing_beats():
 
 
 def test_the_ranking_shows_what_cannot_be_told_apart():
-    (family,) = families(own(random_scores()))
+    (family,) = build_families(own(random_scores()))
     assert [[sample.method for sample in group] for group in family.groups] == [["c"], ["b", "a"]]
-    sheet = build_ranking(family).sheet
-    assert [row[0] for row in sheet.rows] == ["c", "b", "a"] and [row[-1] for row in sheet.rows] == ["A·", "·B", "·B"]
+    table = build_ranking(family).table
+    assert [row[0] for row in table.rows] == ["c", "b", "a"] and [row[-1] for row in table.rows] == ["A·", "·B", "·B"]
 
 
 def answer(frame) -> Verdict:

@@ -96,8 +96,8 @@ def test_fewer_than_three_seeds_have_no_interval(store, n_seeds):
             add(store, seed, name, {"best_dev": rate}, random)
     table, _ = analysis.example_contrasts(store.root, analysis.load(store.root))
     row = table.query("domain == 'out_of_domain'").iloc[0]
-    sheet = example_table(table[table["domain"] == "out_of_domain"])
-    (shown,) = (dict(zip(sheet.headers, cells, strict=True))["difference (95 %)"] for cells in sheet.rows)
+    table = example_table(table[table["domain"] == "out_of_domain"])
+    (shown,) = (dict(zip(table.headers, cells, strict=True))["difference (95 %)"] for cells in table.rows)
     assert row["difference"] > 0 and shown.startswith(f"{100 * row['difference']:.1f}")
     assert math.isnan(row["low"]) == math.isnan(row["high"]) == ("(" not in shown) == (n_seeds < 3)
 

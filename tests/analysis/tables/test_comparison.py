@@ -13,7 +13,7 @@ from support.synthetic import set_metrics
 
 import analysis
 from analysis.tables.comparison import compare_groups
-from analysis.tables.formatting import lay_out
+from analysis.tables.formatting import build_blocks
 from analysis.tables.render import to_csv, to_latex, to_markdown
 from llmft.errors import Cause, UserError
 from llmft.records.record import Finding
@@ -124,7 +124,7 @@ def test_footnotes_are_lettered_as_they_are_read(store):
     ]
     store.add(findings=findings, sets={"rte": set_metrics(0.6), "toy_hans": set_metrics(0.5, "out")})
     comparison = analysis.compare(analysis.load(store.root))
-    (block,), footnotes = lay_out(comparison)
+    (block,), footnotes = build_blocks(comparison)
     assert [entry.marks for entry in block.rows[-1] if entry.marks] == ["a", "b", "c"] and "".join(footnotes) == "abc"
     assert list(footnotes.values()) == [f"{text} in 1 of 1 trials" for text in ("c code", "b code on rte", "a code on toy_hans")]
 
@@ -159,7 +159,7 @@ def latex_rows(latex: str) -> list[list[list[str]]]:
 
 def test_latex_holds_the_table_and_its_narrow_form_a_part_of_it(full_store):
     comparison = analysis.compare(analysis.load(full_store.root))
-    blocks, _ = lay_out(comparison)
+    blocks, _ = build_blocks(comparison)
     wide, narrow = to_latex(comparison), to_latex(comparison, narrow=True)
     assert latex_rows(wide) == [[block.headers, *([entry.text for entry in row] for row in block.rows)] for block in blocks]
     failed = [any(row[4].text not in ("0", "–") for row in block.rows) for block in blocks]

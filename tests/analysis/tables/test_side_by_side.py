@@ -101,8 +101,8 @@ def test_differences_on_common_seeds_say_so(store, tmp_path):
     table = analysis.compare_runs(analysis.load(store.root), analysis.load(other.root))
     row = table.query("domain == 'in_domain'").iloc[0]
     assert (row["n"], row["other_n"], row["n_compared"], row["difference"]) == (3, 6, 3, 0.0)
-    sheet = comparison_table(table, "A", "B")
-    assert [each[-1] for each in sheet.rows] == ["on 3 common seeds"] * 2
+    shown = comparison_table(table, "A", "B")
+    assert [row[-1] for row in shown.rows] == ["on 3 common seeds"] * 2
     assert any("over the common seeds" in note for note in comparison_notes(table, "A", "B"))
     assert "on 3 common seeds)" in next(comparison_sentences(table, "A", "B"))
     same = analysis.compare_runs(analysis.load(other.root), analysis.load(other.root))

@@ -7,7 +7,7 @@ import re
 
 import analysis
 from analysis.report.verdict import verdict_lines, write_verdicts
-from analysis.stats.comparisons import families
+from analysis.stats.comparisons import build_families
 from analysis.tables.ranking import build_ranking, difference_table
 from analysis.tables.render import to_markdown
 from llmft.errors import Cause
@@ -90,15 +90,16 @@ def test_two_seeds_allow_no_interval_and_no_answer(store):
     assert analysis.contrast_table(frame).query("b == 'fine_tuning'")["p"].item() < 0.001  # exact, but not believed
     assert not only.in_domain_sure and "2 seeds are too few to tell" in only.in_domain and "(90" not in only.in_domain
     assert "would be missed" not in only.in_domain and "±" not in re.sub(r"\(± 95 % interval\)", "", comparison)
-    family = families(frame)[0]
-    assert [row[3:5] for row in build_ranking(family).sheet.rows] == [["–", "–"], ["20.0", "–"], ["37.4", "–"]]
+    family = build_families(frame)[0]
+    assert [row[3:5] for row in build_ranking(family).table.rows] == [["–", "–"], ["20.0", "–"], ["37.4", "–"]]
     assert not any("to" in text.split() for row in difference_table([family]).rows for text in row)
 
 
 def test_equal_scores_have_no_interval(store):
     frame, only, comparison = numbers_of(store, ("lora", [0.8] * 9), ("fine_tuning", [0.6] * 9))
     assert only.in_domain.startswith(
-        "In domain (rte), lora is best at 16 shots: 80.0 % in each of 9 trials, ahead of fine_tuning by 20.0 points (the same with every seed"
+        "In domain (rte), lora is best at 16 shots: 80.0 % in each of 9 trials, ahead of fine_tuning by 20.0 points "
+        "(the same with every seed"
     )
     assert "| 80.0 |" in comparison.replace("*", "") and "± 0.0" not in comparison
 

@@ -59,7 +59,8 @@ def test_the_report_holds_everything(full_store):
     path = analysis.write_report(full_store.root)
     assert path == full_store.root / "report" / "report.html"
     page = Text(path.read_text())
-    for text in ("RTE and HANS", "In domain (rte)", "majority class", "Lexical overlap", "loss became NaN at step 12", "learning_rate = 3e-05",
+    for text in ("RTE and HANS", "In domain (rte)", "majority class", "Lexical overlap", "loss became NaN at step 12",
+                 "learning_rate = 3e-05",
                  "packages.torch", "2.9.0", "constant prediction on hans", "64.0", "zero_shot", "task: rte  # <the plan>",
                  "llmft trial --task rte --method bitfit", "Behind the best", "hans, by label"):  # fmt: skip
         assert text in page.text, text
@@ -85,8 +86,8 @@ def test_the_report_holds_everything(full_store):
 
 def test_each_cell_names_its_first_trial_and_the_command_for_it(store):
     digests = {(name, seed): store.add(seed, name).digest for name in ("lora", "fine_tuning") for seed in (1, 0)}
-    sheet = command_table(analysis.load(store.root))
-    rows = {row["method"]: row for row in (dict(zip(sheet.headers, cells, strict=True)) for cells in sheet.rows)}
+    table = command_table(analysis.load(store.root))
+    rows = {row["method"]: row for row in (dict(zip(table.headers, cells, strict=True)) for cells in table.rows)}
     assert {name: row["digest of the first"] for name, row in rows.items()} == {name: digests[name, 0] for name in rows}
     assert rows["lora"]["its command"].startswith("llmft trial --task rte --method lora")
     assert rows["fine_tuning"]["its command"] == "–"  # no method of this llmft

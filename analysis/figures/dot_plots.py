@@ -1,11 +1,13 @@
-"""The small drawings beside the rows of the report's table: each mean as a dot, its interval as a line."""
+"""Lay out the dot plots beside the rows of the report's table: each mean a dot, its interval a line."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from analysis.frames import group_by
 from analysis.stats import MAJORITY
 
 if TYPE_CHECKING:
@@ -38,31 +40,35 @@ class DotPlots:
 
 
 def draw_dot_plots(comparison: pd.DataFrame) -> list[DotPlots]:
-    """The drawings of each block, in the order of `analysis.tables.formatting.lay_out`; all rows of a block share a scale."""
-    strips = []
-    for _, of_block in comparison.groupby(["model", "task"], sort=False):
+    """Lay out the dot plots of each block, in the order of `analysis.tables.build_blocks`; all rows of a block share a scale."""
+    plots = []
+    for _, of_block in group_by(comparison, ["model", "task"], sort=False):
         rows = of_block.to_dict("records")
         ends = [end for row in rows for prefix in _HEIGHTS for end in _interval(row, prefix)[1:] if not math.isnan(end)]
         if not ends:  # nothing finished
-            strips.append(DotPlots(rows=[[] for _ in rows]))
+            plots.append(DotPlots(rows=[[] for _ in rows]))
             continue
         low = max(0.0, math.floor(min(ends) / _STEP) * _STEP)
         high = min(1.0, math.ceil(max(ends) / _STEP) * _STEP)
         drawn = [_marks(row, low, max(high, low + _STEP)) for row in rows]
         majority = next((marks for row, marks in zip(rows, drawn, strict=True) if row["method"] == MAJORITY), [])
-        strips.append(DotPlots(f"{100 * low:.0f} to {100 * high:.0f} %", majority, drawn))
-    return strips
+        plots.append(DotPlots(f"{100 * low:.0f} to {100 * high:.0f} %", majority, drawn))
+    return plots
 
 
-def _interval(row: dict, prefix: str) -> tuple[float, float, float]:
+def _interval(row: Mapping[Hashable, Any], prefix: str) -> tuple[float, float, float]:
     mean, half_width = row[f"{prefix}_mean"], row[f"{prefix}_half_width"]
     half_width = 0.0 if math.isnan(half_width) else half_width
     return mean, mean - half_width, mean + half_width
 
 
-def _marks(row: dict, low: float, high: float) -> list[Mark]:
+def _marks(row: Mapping[Hashable, Any], low: float, high: float) -> list[Mark]:
     def x(share: float) -> float:
         return round(_MARGIN + (min(max(share, low), high) - low) / (high - low) * (WIDTH - 2 * _MARGIN), 1)
 
-    places = [(prefix, y, _interval(row, prefix)) for prefix, y in _HEIGHTS.items()]
-    return [Mark(prefix, *map(x, shares), y) for prefix, y, shares in places if not math.isnan(shares[0])]
+    intervals = {prefix: _interval(row, prefix) for prefix in _HEIGHTS}
+    return [
+        Mark(prefix, x(mean), x(start), x(end), _HEIGHTS[prefix])
+        for prefix, (mean, start, end) in intervals.items()
+        if not math.isnan(mean)
+    ]
