@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from llmft.config import ORACLES, STREAMS, CustomTask, Selection, StrictModel, TaskEntry
+from llmft.config import ORACLES, CustomTask, Selection, StrictModel, TaskEntry
 from llmft.tasks import TASKS
 
 
@@ -150,7 +150,7 @@ class ReportPlan(StrictModel):
     """
 
     seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4, 5), min_length=1)
-    vary: tuple[Literal["data", "order", "init", "dropout"], ...] = Field(STREAMS, min_length=1)
+    vary: tuple[Literal["data", "order", "init", "dropout"], ...] = Field(("data", "order", "init", "dropout"), min_length=1)
 
 
 class ForgettingPlan(StrictModel):
