@@ -158,7 +158,8 @@ class Search:
         """Draw the points of a round, from the grid as far as it goes."""
         first = index * self.plan.round_size
         n_points = min(self.plan.round_size, self.n_points - first)
-        points, trials = self._grid[first : first + n_points], []
+        points = self._grid[first : first + n_points]
+        trials: list[optuna.Trial] = []
         self._asked.append(points)
         self._trials.append(trials)
         if len(points) == n_points:

@@ -1,4 +1,4 @@
-"""The pure core of a sweep: which trials can run now, given what is known. Ray, the serial loop and `llmft plan` all ask it."""
+"""Which trials of a plan can run now, given the records that there are. Running on Ray, serial running and `llmft plan` use it."""
 
 from __future__ import annotations
 
@@ -52,12 +52,13 @@ class Schedule:
         if isinstance(records, RecordBook) and records is self._book:
             if self._n_read == len(records.written):
                 return self._states
-            written = set(records.written[self._n_read :])
-            cells = {cell for digest in written for cell in self._asking.get(digest, ())}
+            news = set(records.written[self._n_read :])
+            written: set[str] | None = news
+            cells = {cell for digest in news for cell in self._asking.get(digest, ())}
         else:
             self._book = records if isinstance(records, RecordBook) else None
-            written, cells = None, range(len(self._cells))
-            self._states = [None] * len(self._cells)
+            written, cells = None, set(range(len(self._cells)))
+            self._states = [CellState(cell) for cell in self.cells]
         if self._book is not None:
             self._n_read = len(self._book.written)
             records = self._book.data
@@ -75,7 +76,8 @@ class Schedule:
 
         Cells of one model stand together, since a worker keeps its base model; within them, early rounds come first.
         """
-        states, trials = self.states(records), {}
+        states = self.states(records)
+        trials: dict[str, PlannedTrial] = {}
         for index in sorted(range(len(states)), key=lambda index: (self._models[index], states[index].stage)):
             for trial in states[index].open:
                 trials.setdefault(trial.digest, trial)

@@ -16,7 +16,6 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-import psutil
 from filelock import FileLock, Timeout
 
 from llmft.errors import UserError
@@ -62,4 +61,10 @@ def _read(marker: StoragePath) -> str:
 def _has_ended(holder: str) -> bool:
     """Whether the process of a marker is known to have ended; nothing is known of one on another host."""
     process, _, host = holder.partition(" on ")
-    return host.split(" ")[0] == socket.gethostname() and process.isdigit() and not psutil.pid_exists(int(process))
+    if host.split(" ")[0] != socket.gethostname() or not process.isdigit():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
+    return False
