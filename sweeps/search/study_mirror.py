@@ -52,7 +52,7 @@ class StudyExporter:
             return
         try:
             if self._storage is None and (self._journal or self._url):
-                self._storage = _open_journal(self._journal, self._say) if self._journal else _open_database(self._url)
+                self._storage = _open_journal(self._journal, self._say) if self._journal else _open_database(self._url or "")
             if self._storage is None:
                 self._off = True
                 self._say("Results at a URL have no journal of Optuna studies; to have the searches shown, name a database.")
@@ -92,7 +92,7 @@ def check_url(url: str) -> str:
     return url
 
 
-def _open_database(url: str | None) -> optuna.storages.BaseStorage:
+def _open_database(url: str) -> optuna.storages.BaseStorage:
     from optuna.storages import RDBStorage
 
     return RDBStorage(url)

@@ -206,7 +206,8 @@ def test_killed_at_any_moment_nothing_is_lost_doubled_or_left_running(tmp_path):
         process = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path], stdout=subprocess.PIPE, text=True)
         assert process.stdout.readline() == "ready\n"
         path = tmp_path / JOURNAL_FILE
-        while not path.exists() or path.stat().st_size <= size:
+        deadline = time.monotonic() + 20  # on a busy machine the process before may have written everything
+        while (not path.exists() or path.stat().st_size <= size) and time.monotonic() < deadline:
             time.sleep(0.001)
         time.sleep(after * rng.uniform(0.5, 1.5))
         process.send_signal(signal.SIGKILL)
@@ -300,4 +301,4 @@ def test_the_journal_is_plain_lines_of_json(small_cells, tmp_path):
     _, cells = small_cells()
     StudyExporter(tmp_path).update(Schedule(cells).states(finish(Schedule(cells), {}, random.Random(0))))
     lines = [json.loads(line) for line in Path(tmp_path / JOURNAL_FILE).read_text().splitlines()]
-    assert len(lines) == 2 * (1 + 2 + 4) and sorted(tmp_path.glob(f"{JOURNAL_FILE}*")) == [tmp_path / JOURNAL_FILE]
+    assert len(lines) == 2 * (1 + 1 + 4) and sorted(tmp_path.glob(f"{JOURNAL_FILE}*")) == [tmp_path / JOURNAL_FILE]
