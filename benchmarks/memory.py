@@ -121,10 +121,12 @@ def measure(content: dict) -> dict[str, int]:
     from sweeps.planning.expand import build_cells
     from sweeps.planning.loader import parse_plan
     from sweeps.resources.memory import estimate_memory
-    from sweeps.resources.workload import heaviest
+    from sweeps.resources.network_sizes import count_networks
+    from sweeps.resources.workload import largest_workload
 
     (cell,) = build_cells(parse_plan(content, "benchmark"))
-    memory = estimate_memory(heaviest([cell]), on_gpu=False)
+    work = largest_workload([cell])
+    memory = estimate_memory(work, count_networks(work), on_gpu=False)
     first = {**content, "methods": {"zero_shot": None}, "n_test": 2, "n_dev": 2, "selections": ("last",)}
     (warm_up,) = build_cells(parse_plan(first, "benchmark"))
     run_trial(warm_up.base, Runtime(device="cpu"))

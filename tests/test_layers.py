@@ -213,7 +213,10 @@ def test_methods_and_tasks_are_known_without_torch():
     assert known.keys() == searched.keys() == names
 
 
-@pytest.mark.parametrize("room", ["llmft.config", "llmft.records", "llmft.data", "llmft.tasks", "llmft.prompting", "sweeps.planning"])
+@pytest.mark.parametrize(
+    "room",
+    ["llmft.config", "llmft.records", "llmft.data", "llmft.tasks", "llmft.prompting", "sweeps.planning", "sweeps.display"],
+)
 def test_a_room_of_plain_data_needs_no_torch(room):
     run_without(("torch", "ray", "pandas", "transformers", "sklearn"), f"import {room}")
 

@@ -21,7 +21,7 @@ from sweeps.ray_backend.prefetch import fetch_on_every_node
 from sweeps.ray_backend.scratch import scratch_folder
 from sweeps.ray_backend.searcher import ScheduleSearcher, SweepCallback
 from sweeps.ray_backend.worker import TrialTrainable, read_job, slot_in
-from sweeps.resources import Machine, ResourceRequest, cluster_machine, local_machine, place, trials_to_start
+from sweeps.resources import Machine, ResourceRequest, cluster_machine, local_machine, measured_costs, place, trials_to_start
 from sweeps.search import PlannedTrial
 
 CHECK_EVERY_S = 2.0
@@ -130,7 +130,8 @@ def _tuner(searcher: ScheduleSearcher, requests: set[ResourceRequest], scratch: 
 
 def _requests(state: SweepState, machine: Machine, gpus_per_trial: float | None, workers: int | None) -> dict[str, ResourceRequest]:
     """Place every cell's trials, by the cell's key; say what does not fit."""
-    placements = place(state.schedule.cells, machine, gpus_per_trial, workers)
+    costs = measured_costs(state.schedule.states(state.records), state.records)
+    placements = place(state.schedule.cells, machine, gpus_per_trial, workers, costs)
     for problem in dict.fromkeys(placement.problem for placement in placements.values() if placement.problem):
         state.progress.say(f"memory: {problem}")
     return {key: placement.slot for key, placement in placements.items()}

@@ -1,5 +1,7 @@
-"""What a plan will take: time from trials that have ended, else from arithmetic; disk from what is written. Nothing is invented
-where nothing is known."""
+"""Forecast what is left of a plan: time from trials that have ended, else from counted operations; disk from what is written.
+
+Nothing is guessed where nothing is known. What a GPU's hour costs would be multiplied with `Time.device_s`.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmft.config import TrialSpec
-from sweeps.resources.machine import Machine
+from sweeps.resources.machine import GPU_TYPES, Machine
 from sweeps.resources.placement import Placement, place
 from sweeps.search import CellState, FailurePolicy, Records, Schedule
 
 if TYPE_CHECKING:
-    from sweeps.resources.machine import Machine
+    from llmft.records import Cost
     from sweeps.resources.memory import Memory
-    from sweeps.resources.placement import Placement
     from sweeps.resources.workload import Workload
-
 
 UTILISATION = 0.3
 """The share of a GPU's peak that its arithmetic is taken to reach, where no trial has ended yet."""
@@ -47,8 +47,8 @@ def n_left(state: CellState, records: Records) -> dict[Stage, int]:
 class _Durations:
     """Mean seconds of trials that have ended, of the trials most like the one in question.
 
-    Like it means: same model, task, method, shots and stage; else all but the stage; else same model, task and method; else same
-    model.
+    Those have the same model, task, method, shots and stage; else all but the stage; else the same model, task and method; else the
+    same model.
     """
 
     def __init__(self, records: Records):
@@ -59,8 +59,7 @@ class _Durations:
                     self._seconds[key].append(record.cost.wall_s + record.cost.forgetting_s)
 
     def like(self, spec: TrialSpec, stage: Stage) -> float | None:
-        found = (self._seconds[key] for key in self._keys(spec, stage) if key in self._seconds)
-        return next((statistics.fmean(seconds) for seconds in found), None)
+        return next((statistics.fmean(self._seconds[key]) for key in self._keys(spec, stage) if key in self._seconds), None)
 
     @staticmethod
     def _keys(spec: TrialSpec, stage: Stage) -> list[tuple]:
@@ -73,9 +72,10 @@ def remaining_s(states: Iterable[CellState], records: Records, concurrency: int)
     durations, seconds = _Durations(records), 0.0
     for state in states:
         for stage, n in n_left(state, records).items():
-            if n and (each := durations.like(state.cell.base, stage)) is None:
-                return None
-            seconds += n * each if n else 0.0
+            if n:
+                if (duration := durations.like(state.cell.base, stage)) is None:
+                    return None
+                seconds += n * duration
     return seconds / max(1, concurrency)
 
 
@@ -101,7 +101,7 @@ def remaining_time(
         placements: by the cells' keys (`sweeps.resources.placement.place`).
         limit: trials at a time at the most.
     """
-    durations, wall, device, source = _Durations(records), 0.0, 0.0, "records"
+    durations, wall, device, from_records = _Durations(records), 0.0, 0.0, True
     for state in states:
         placement = placements[state.cell.key]
         slot = placement.slot
@@ -110,42 +110,36 @@ def remaining_time(
         for stage, n in n_left(state, records).items():
             if not n:
                 continue
-            each = durations.like(state.cell.base, stage)
-            if each is None:
-                source, seconds = "arithmetic", _device_s(state, stage, placement, machine)
-                if seconds is None:
+            duration = durations.like(state.cell.base, stage)
+            if duration is None:
+                if (seconds := _device_s(state.cell.base, stage, placement, machine)) is None:
                     return None
-                each = seconds / n_devices
-            wall += n * each / n_at_a_time
-            device += n * each * n_devices
-    return Time(wall, device, machine.n_gpus > 0, source)
+                duration, from_records = seconds / n_devices, False
+            wall += n * duration / n_at_a_time
+            device += n * duration * n_devices
+    return Time(wall, device, machine.n_gpus > 0, "records" if from_records else "arithmetic")
 
 
-def _device_s(state: CellState, stage: Stage, placement: Placement, machine: Machine) -> float | None:
-    """Seconds of one GPU at `UTILISATION` of its peak, for one trial."""
-    from sweeps.resources.machine import GPU_TYPES
-
+def _device_s(spec: TrialSpec, stage: Stage, placement: Placement, machine: Machine) -> float | None:
+    """Seconds of one GPU at `UTILISATION` of its peak, for one trial; None where the GPU or the trial is not known."""
     node = machine.gpu_node
     if placement.memory is None or placement.work is None or not placement.slot.gpus or node is None or node.gpu_type not in GPU_TYPES:
         return None
     gpu = GPU_TYPES[node.gpu_type]
-    peak = 1e12 * (gpu.fp32_tflops if state.cell.base.precision == "fp32" else gpu.half_tflops)
-    seconds = flops(state.cell.base.n_shots, stage, placement.work, placement.memory) / (UTILISATION * peak)
+    peak = 1e12 * (gpu.fp32_tflops if spec.precision == "fp32" else gpu.half_tflops)
+    seconds = flops(spec.n_shots, stage, placement.work, placement.memory) / (UTILISATION * peak)
     return None if math.isnan(seconds) else seconds
 
 
 def flops(n_shots: int, stage: Stage, work: Workload, memory: Memory) -> float:
-    """Operations of one trial: per weight and token 2 forward, 2 backward and, where it is trained, 2 for its gradient (Kaplan et
-    al. 2020), 2 more forward with gradient checkpointing. Attention is left out. NaN where `Workload.tokens_measured` is."""
-    n, backward = memory.n_parameters, 2 * (memory.n_parameters + memory.n_trainable)
-    forward = 2 * n * (2 if work.spec.train.gradient_checkpointing else 1)
+    """Count the operations of one trial: per weight and token 2 forward, 2 backward and, where it is trained, 2 for its gradient (Kaplan
+    et al. 2020), 2 more forward with gradient checkpointing. Attention is left out. NaN where `Workload.tokens_measured` is."""
+    forward, backward = 2 * memory.n_parameters, 2 * (memory.n_parameters + memory.n_trainable)
+    trained = backward + forward * (2 if work.spec.train.gradient_checkpointing else 1)
     n_inputs = work.n_unlabelled + (len(work.shots) - work.n_unlabelled) * n_shots / max(1, work.spec.n_shots)
     n_trained = work.tokens_trained * n_inputs / max(1, len(work.shots))
-    weighed = (2 * n + backward) * work.tokens_weighed
-    taught = 2 * memory.n_teacher_parameters * work.tokens_taught
-    is_report = stage == "report"
-    evaluated = work.tokens_evaluated(with_tests=is_report) + (work.tokens_measured if is_report else 0)
-    return (forward + backward) * n_trained + 2 * n * evaluated + taught + weighed
+    evaluated = work.tokens_evaluated(stage == "report") + (work.tokens_measured if stage == "report" else 0)
+    return trained * n_trained + forward * evaluated + 2 * memory.n_teacher_parameters * work.tokens_taught
 
 
 @dataclass(frozen=True)
@@ -164,10 +158,10 @@ def remaining_disk(states: Iterable[CellState], records: Records, placements: Ma
         n_points = -(-spec.train.epochs // spec.train.eval_every_epochs) if state.cell.trains else 0
         if (work := placement.work) is not None:
             n_points *= work.n_rounds
-            n_rows = sum(lengths.n for lengths in work.tests.values())
-            answer = LABEL_BYTES * len(work.words.words) if work.words else TEXT_BYTES + TOKEN_BYTES * work.n_new_tokens
-            each = len(work.tests) * SET_BYTES + n_rows * (ROW_BYTES + answer)
-            results += left["report"] * len(spec.selections) * each
+            sets = work.tests.sets
+            answer = LABEL_BYTES * work.n_words or TEXT_BYTES + TOKEN_BYTES * work.tests.n_new_tokens
+            predictions = len(sets) * SET_BYTES + sum(prompts.n for prompts in sets) * (ROW_BYTES + answer)
+            results += left["report"] * len(spec.selections) * predictions
         results += sum(left.values()) * (RECORD_BYTES + n_points * POINT_BYTES)
         if (memory := placement.memory) is not None:
             weights += left["report"] * 4 * memory.n_trainable
@@ -183,6 +177,20 @@ class Need:
     method: str
     shots: tuple[int, ...]
     placement: Placement
+
+    def as_json(self) -> dict[str, Any]:
+        """The need as plain data."""
+        placement, memory = self.placement, self.placement.memory
+        totals: dict[str, int] = {}
+        if memory:
+            on_gpu = placement.slot.gpus > 0
+            totals = {"device_bytes": memory.device_bytes * on_gpu, "host_bytes": memory.host_bytes if on_gpu else memory.cpu_bytes}
+        return {
+            "model": self.model, "task": self.task, "method": self.method, "shots": self.shots,
+            "slot": dataclasses.asdict(placement.slot), "memory": dataclasses.asdict(memory) | totals if memory else None,
+            "same_shots": placement.work is not None and placement.work.same_shots,
+            "unknown": placement.unknown, "problem": placement.problem,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -206,38 +214,24 @@ class PlanPreview:
     disk: Disk
 
     def as_json(self) -> dict[str, Any]:
-        """The outlook as plain data; sizes in bytes, times in seconds."""
-        needs = [
-            {
-                "model": need.model, "task": need.task, "method": need.method, "shots": need.shots,
-                "slot": dataclasses.asdict(need.placement.slot),
-                "memory": dataclasses.asdict(memory) | _totals(need.placement) if (memory := need.placement.memory) else None,
-                "same_shots": need.placement.work is not None and need.placement.work.same_shots,
-                "unknown": need.placement.unknown, "problem": need.placement.problem,
-            }
-            for need in self.needs
-        ]  # fmt: skip
-        return {
-            "machine": dataclasses.asdict(self.machine),
-            "needs": needs,
-            "n_again": self.n_again,
-            "leftover": dataclasses.asdict(self.leftover),
-            "time": dataclasses.asdict(self.time) if self.time else None,
-            "disk": dataclasses.asdict(self.disk),
-        }
+        """The preview as plain data; sizes in bytes, times in seconds."""
+        plain = {name: dataclasses.asdict(value) for name in ("machine", "leftover", "time", "disk") if (value := getattr(self, name))}
+        return {"time": None, **plain, "n_again": self.n_again, "needs": [need.as_json() for need in self.needs]}
 
 
-def _totals(placement: Placement) -> dict[str, int]:
-    memory = placement.memory
-    if placement.slot.gpus:
-        return {"device_bytes": memory.device_bytes, "host_bytes": memory.host_bytes}
-    return {"device_bytes": 0, "host_bytes": memory.cpu_bytes}
+def measured_costs(states: Iterable[CellState], records: Records) -> dict[str, list[Cost]]:
+    """What the trials that have finished took, by their cells' keys."""
+    costs: dict[str, list[Cost]] = {}
+    for state in states:
+        ended = [records[trial.digest] for trial in (*state.search, *state.report) if trial.digest in records]
+        costs[state.cell.key] = [record.cost for record in ended if record.finished and record.cost]
+    return costs
 
 
 def preview_plan(
     schedule: Schedule, records: Records, machine: Machine, gpus_per_trial: float | None = None, limit: int | None = None
 ) -> PlanPreview:
-    """The outlook of a plan whose `records` lie in the folder of results.
+    """Preview a plan whose `records` lie in the folder of results.
 
     Args:
         gpus_per_trial, limit: as for `sweeps.resources.placement.place`.
@@ -246,7 +240,7 @@ def preview_plan(
         UserError: as `sweeps.resources.placement.place`.
     """
     states = schedule.states(records)
-    placements = place([state.cell for state in states], machine, gpus_per_trial, limit)
+    placements = place([state.cell for state in states], machine, gpus_per_trial, limit, measured_costs(states, records))
     known, policy = {trial.digest for trial in schedule.known(records)}, FailurePolicy()
     others = [record for digest, record in records.items() if digest not in known]
     n_outdated = sum(record.digest != record.spec.digest for record in others)

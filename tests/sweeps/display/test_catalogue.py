@@ -143,7 +143,7 @@ def test_the_plan_with_a_task_of_ones_own(tmp_path):
 def test_the_plan_with_tasks_of_texts(tmp_path):
     from sweeps.planning.expand import build_cells
     from sweeps.planning.loader import load_plan
-    from sweeps.resources.workload import heaviest
+    from sweeps.resources.workload import largest_workload
 
     (tmp_path / "data").mkdir()
     files = {
@@ -160,7 +160,7 @@ def test_the_plan_with_tasks_of_texts(tmp_path):
         ("my_instructions", "alpaca", 16), ("my_pairs", "plain", 64)
     ]  # fmt: skip
     assert {cell.base.method for cell in cells} == {"zero_shot", "pattern"}
-    assert heaviest(cells[1:2]).completions and heaviest(cells[3:4]).completions
+    assert largest_workload(cells[1:2]).completions and largest_workload(cells[3:4]).completions
     assert parse_plan(plan.model_dump(mode="json"), "copy") == plan
 
 

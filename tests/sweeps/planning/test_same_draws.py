@@ -9,7 +9,7 @@ import pytest
 from llmft.tasks._toy_language import toy_data
 from sweeps.planning.expand import build_cells
 from sweeps.planning.loader import parse_plan
-from sweeps.resources.workload import heaviest
+from sweeps.resources.workload import largest_workload
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def same_shots(tmp_path, tiny_model):
 
     def find(n_shots: int, **changed) -> bool:
         content = {"models": [tiny_model], "tasks": [task], "methods": {"pattern": {"n_shots": [n_shots]}}, "n_dev": 8, **changed}
-        return heaviest(build_cells(parse_plan(content, "plan"))).same_shots
+        return largest_workload(build_cells(parse_plan(content, "plan"))).same_shots
 
     return find
 

@@ -6,9 +6,9 @@ import math
 import pytest
 from support.fakes import fake_record
 
+from llmft.methods._registry import build_method
 from llmft.models.adapted import AdaptedModel
 from llmft.models.batches import QueryBatch
-from llmft.prompting.label_words import LabelWords
 from llmft.runtime import Runtime
 from llmft.tasks._registry import load_task
 from llmft.trial.forgetting import measure
@@ -20,7 +20,7 @@ from sweeps.resources.machine import GIB, Machine, Node
 from sweeps.resources.memory import Memory
 from sweeps.resources.placement import Placement, place
 from sweeps.resources.slots import ResourceRequest
-from sweeps.resources.workload import Lengths, Workload, heaviest
+from sweeps.resources.workload import PromptSet, ScoredPrompts, Workload, largest_workload
 from sweeps.run import SweepOptions, run_sweep
 from sweeps.search.schedule import Schedule
 
@@ -74,10 +74,11 @@ def test_trials_take_as_long_as_those_most_like_them(lora_cell):
 def test_arithmetic_where_the_gpu_is_known(lora_cell):
     spec = lora_cell.base
     work = Workload(
-        spec, LabelWords(("Yes", "No"), ((1,), (2,))), prefix=1, n_virtual_tokens=0, shares_prefix=False, shots=(1 + 9, 1 + 11),
-        dev=Lengths(4, (5, 7)), tests={"toy": Lengths(100, (9,)), "ood": Lengths(50, (19,))},
+        spec, build_method("lora", {}), n_words=2, n_word_tokens=2, shots=(1 + 9, 1 + 11),
+        dev=ScoredPrompts(1, (PromptSet(4, (5, 7)),), shared=False),
+        tests=ScoredPrompts(1, (PromptSet(100, (9,)), PromptSet(50, (19,))), shared=False),
     )  # fmt: skip
-    memory = Memory(10**9, 10**6, *[0] * 11)
+    memory = Memory(10**9, 10**6)
     trained = 3 * (1 + 9 + 1 + 11)
     dev = 3 * 4 * (1 + 6)
     tests = 2 * (100 * 10 + 50 * 20)  # for the last and the best on dev
@@ -88,8 +89,6 @@ def test_arithmetic_where_the_gpu_is_known(lora_cell):
         work, spec=spec.model_copy(update={"train": spec.train.model_copy(update={"gradient_checkpointing": True})})
     )
     assert flops(2, "search", checkpointing, memory) == pytest.approx(search + trained * 2e9)
-    weighed = dataclasses.replace(work, n_fisher_samples=8)
-    assert flops(2, "search", weighed, memory) == pytest.approx(search + 8 * 11 * (4e9 + 2e6))  # 11 tokens in the mean
 
     measured = dataclasses.replace(work, tokens_measured=1000)  # by reported trials alone
     assert flops(2, "search", measured, memory) == pytest.approx(search)
@@ -120,7 +119,7 @@ def test_what_forgetting_is_measured_on_is_counted(tmp_path, tiny_model, monkeyp
         "train": {"epochs": 1}, "n_test": 4, "forgetting": {"tasks": ["toy", "toy_text"], "text": f"{tmp_path}/some.txt", "limit": 12},
     }  # fmt: skip
     (cell,) = build_cells(parse_plan(content, "test"))
-    counted = heaviest([cell]).tokens_measured
+    counted = largest_workload([cell]).tokens_measured
     read = []
 
     def forward(self, compute, *arguments):
@@ -142,14 +141,17 @@ def test_what_forgetting_is_measured_on_is_counted(tmp_path, tiny_model, monkeyp
     assert run_trial(spec, Runtime(device="cpu")).record.finished
     n_virtual = spec.settings.get("n_virtual_tokens", 0)
     n_prompts = 0 if method == "vanilla" else 12 + 12
-    assert counted == sum(read) + n_virtual * n_prompts + (12 * load_task("toy_text").generation.max_new_tokens if n_prompts else 0)
+    expected = sum(read) + n_virtual * n_prompts + (12 * load_task("toy_text").generation.max_new_tokens if n_prompts else 0)
+    assert counted == pytest.approx(
+        expected, rel=0.02
+    )  # where the prompts of a test set begin alike, in a sample and in all of it, may differ
     assert (counted > 0) == (method != "vanilla")
 
 
 def test_what_the_harness_reads_is_not_known(tiny_model):
     content = {"models": [tiny_model], "tasks": ["toy"], "methods": {"lora": {"n_shots": [2]}}, "forgetting": {"harness": ["boolq"]}}
     (cell,) = build_cells(parse_plan(content, "test"))
-    assert math.isnan(heaviest([cell]).tokens_measured)
+    assert math.isnan(largest_workload([cell]).tokens_measured)
 
 
 def test_disk_is_about_what_is_written(tmp_path, tiny_model):

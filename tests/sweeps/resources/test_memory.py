@@ -1,35 +1,30 @@
-"""Estimates without weights or data, against the same trials run in truth."""
+"""Estimates from counted weights and a formula, against the same trials run in truth."""
 
 import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
-from support.memory import peak_of_trial
-from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GraniteConfig, OPTConfig
+from support.memory import estimate_of, one_thread, peak_of_trial, tiny_flan  # noqa: F401
+from transformers import GPT2Config, OPTConfig
 
 from llmft.config.spec import ModelRef
-from llmft.evaluation.evaluator import Evaluator
-from llmft.methods._registry import METHODS, build_method, method_class
-from llmft.models.adapted import AdaptedModel
+from llmft.methods._registry import METHODS, method_class
 from llmft.models.batch_planning import DEFAULT_PASS_OVERHEAD_TOKENS, PASS_OVERHEAD_TOKENS
-from llmft.models.loading import LoadedModel, _has_plain_head
+from llmft.models.loading import borrow_model
 from llmft.runtime import Runtime
-from llmft.training.weight_anchor import sum_of_squares
-from llmft.trial.preparation import encode_prompts, prepare_trial
+from llmft.training.optimizers import build_optimizer
+from llmft.trial.preparation import prepare_trial
 from llmft.trial.run import run_trial
 from sweeps.planning.expand import build_cells
 from sweeps.planning.loader import parse_plan
-from sweeps.resources import dry_run as rehearsal
 from sweeps.resources.memory import estimate_memory
-from sweeps.resources.tensor_meter import Meter
-from sweeps.resources.workload import heaviest
+from sweeps.resources.network_sizes import count_networks
+from sweeps.resources.workload import SAMPLE, largest_workload
 
-CPU = torch.device("cpu")
-DISTILLED = {"over": "vocabulary", "n_unlabelled": 300, "student": "lora"}  # the targets and the teacher weigh more than the training
-RECURSIVE = {"rounds": 2, "n_unlabelled": 64, "student": "prompt_tuning"}  # which reads its lessons without a shared prefix
-EWC = {"penalty": "ewc", "n_fisher_samples": 20}
+DISTILLED = {"over": "vocabulary", "n_unlabelled": 300, "student": "lora"}  # the targets weigh more than the training
+RECURSIVE = {"rounds": 2, "n_unlabelled": 64, "student": "prompt_tuning"}
+CLASSIFIERS = [name for name in METHODS if "classification" in method_class(name).kinds]
 
 
 def cells_of(model, method, resolve_model=None, train=None, **changes):
@@ -43,121 +38,74 @@ def cells_of(model, method, resolve_model=None, train=None, **changes):
     return build_cells(parse_plan(content | changes, "test"), resolve_model=resolve_model)
 
 
+def own_bytes(tensors):
+    return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors}.values())
+
+
+@pytest.mark.parametrize(
+    ("method", "train"),
+    [(name, {}) for name in CLASSIFIERS if method_class(name).base_weights == "fp32"]
+    + [("pattern", {"optimizer": "adafactor"}), ("lora", {"optimizer": "sgd"})],
+)
+def test_parameters_gradients_and_states_are_those_of_a_real_model(tiny_model, method, train):
+    (cell,) = cells_of(tiny_model, method, train=train)
+    estimated, prepared = estimate_of([cell], on_gpu=True), prepare_trial(cell.base)
+    with borrow_model(cell.base.model, "fp32", torch.device("cpu")) as model:
+        assert estimated.n_parameters == sum(p.numel() for p in model.network.parameters())
+        assert estimated.base_bytes == own_bytes([*model.network.parameters(), *model.network.buffers()])
+        if prepared.method.trains:
+            prepared.method.prepare(model, len(prepared.task.labels), torch.Generator().manual_seed(0))
+        assert estimated.weight_bytes == own_bytes([*model.network.parameters(), *model.network.buffers()])
+        trained = [p for p in model.network.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    assert (estimated.n_trainable, estimated.gradient_bytes) == (sum(p.numel() for p in trained), own_bytes(p.grad for p in trained))
+    states = []
+    if trained:
+        optimizer = build_optimizer(cell.base.train, trained, {})
+        optimizer.step()
+        states = [s for state in optimizer.state.values() for name, s in state.items() if torch.is_tensor(s) and name != "step"]
+    assert estimated.optimizer_bytes == own_bytes(states)
+    assert estimated.checkpoint_bytes == (estimated.gradient_bytes if "best_dev" in cell.base.selections else 0)
+    assert bool(trained) == (method_class(method).trains)
+
+
+def test_weights_in_4_bits_are_those_of_bitsandbytes():
+    pytest.importorskip("bitsandbytes")
+    (cell,) = cells_of("toy", "qlora", selections=["last"])  # the tiny model is too narrow
+    estimated = estimate_of([cell], on_gpu=False)
+    with borrow_model(cell.base.model, "fp32", torch.device("cpu"), base_weights="nf4") as model:
+        stored = own_bytes([*model.network.parameters(), *model.network.buffers()])
+        layers = [module.weight for module in model.network.modules() if type(module).__name__ == "Linear4bit"]
+    stored += sum(weight.quant_state.absmax.nbytes for weight in layers)
+    assert estimated.base_bytes == pytest.approx(stored, rel=0.01)
+    full = estimate_of(cells_of("toy", "lora"), on_gpu=False)
+    assert estimated.base_bytes < 0.4 * full.base_bytes and estimated.n_parameters == full.n_parameters
+
+
 @pytest.mark.parametrize(
     ("method", "changes"),
-    [(name, {}) for name in METHODS if method_class(name).base_weights == "fp32" and "classification" in method_class(name).kinds]
+    [(name, {}) for name in CLASSIFIERS if method_class(name).base_weights == "fp32"]
     + [("pattern", {"train": {"gradient_checkpointing": True}}), ("pattern", {"selections": ["last"]})]
-    + [(name, {"precision": "bf16"}) for name in ("zero_shot", "in_context", "pattern", "lora", "context_distillation")]
-    + [("lora", {"train": {"batch_size": 4}}), ("prompt_tuning", {"precision": "bf16"})]
-    + [("regularised", {"methods": {"regularised": {"settings": EWC}}})]
+    + [(name, {"precision": "bf16"}) for name in ("zero_shot", "in_context", "pattern", "lora")]
+    + [("lora", {"train": {"batch_size": 4}})]
     + [("pattern", {"methods": {"pattern": {"settings": {"untie_embeddings": True}}}})]
     + [("context_distillation", {"methods": {"context_distillation": {"settings": DISTILLED}}})]
     + [("context_distillation", {"methods": {"context_distillation": {"settings": RECURSIVE, "n_shots": [4]}}})],
 )
-def test_an_estimate_is_what_a_real_trial_takes(tiny_model, method, changes):
+def test_an_estimate_is_within_30_percent_of_a_real_trial(tiny_model, method, changes):
     (cell,) = cells_of(tiny_model, method, **changes)
-    estimated = estimate_memory(heaviest([cell]), on_gpu=False)
-    peaks, cost = zip(*(peak_of_trial(cell.report_spec({}, seed)) for seed in cell.report_seeds), strict=True)
+    estimated = estimate_of([cell], on_gpu=False)
+    peak = max(peak_of_trial(cell.report_spec({}, seed))[0] for seed in cell.report_seeds)
     beside_base = estimated.cpu_bytes - estimated.base_bytes
-    slack = 1.08 if method == "rationale_tuning" else 1.01  # how long its rationales become is not known beforehand
-    assert max(peaks) <= slack * beside_base
-    assert beside_base <= 1.03 * max(peaks) + estimated.checkpoint_bytes  # which is not there where the last epoch is the best
-    assert (estimated.n_parameters, estimated.n_trainable) == (cost[0].n_parameters, cost[0].n_trainable_parameters)
-    assert estimated.checkpoint_bytes in (0, 4 * cost[0].n_trainable_parameters)
-
-
-def test_a_fisher_information_takes_what_is_said(tiny_model):
-    """Of itself; the training after it takes more, unless its passes are small and the vocabulary is large."""
-    (cell,) = cells_of(tiny_model, "regularised", methods={"regularised": {"settings": EWC}}, report={"seeds": [0]})
-    estimated, setting = estimate_memory(heaviest([cell]), on_gpu=False), prepare_trial(cell.base)
-    network = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    adapted = AdaptedModel(setting.method, LoadedModel(network, CPU, "fp32", plain_head=True))
-    evaluator = Evaluator(adapted, encode_prompts(cell.base, setting), setting.words, Runtime(device="cpu"))
-    with Meter() as meter:
-        for tensor in [*network.parameters(), *network.buffers()]:
-            tensor.detach()  # so that the meter knows it
-        before = meter.peak = meter.now
-        sum_of_squares(evaluator, list(network.parameters()), len(setting.draw.shots), 0)
-    assert estimated.fisher_bytes == pytest.approx(meter.peak - before, rel=0.01)
-    assert estimated.fisher_bytes > 1.2 * 2 * estimated.gradient_bytes and estimated.importance_bytes == estimated.start_bytes
-    before_states = dataclasses.replace(estimated, optimizer_bytes=0, training_bytes=0, scoring_bytes=0, gradient_bytes=0)
-    assert before_states.device_bytes == estimated.weight_bytes + estimated.fisher_bytes
-    assert before_states.host_bytes == estimated.host_bytes >= estimated.base_bytes + 2 * estimated.start_bytes
-
-
-def test_every_round_is_counted(tiny_model):
-    work, cost = {}, {}
-    for rounds in (1, 3):
-        methods = {"context_distillation": {"settings": RECURSIVE | {"rounds": rounds}, "n_shots": [4]}}
-        (cell,) = cells_of(tiny_model, "context_distillation", methods=methods, report={"seeds": [0]})
-        work[rounds], cost[rounds] = heaviest([cell]), run_trial(cell.report_spec({}, 0), Runtime(device="cpu")).record.cost
-    for rounds, found in work.items():
-        assert (found.tokens_trained, found.tokens_taught) == (cost[rounds].tokens_trained, cost[rounds].tokens_teacher)
-    assert work[3].tokens_evaluated(with_tests=False) == 3 * work[1].tokens_evaluated(with_tests=False)
-    assert work[3].tokens_trained == 3 * work[1].tokens_trained and work[3].tokens_taught > 3 * work[1].tokens_taught
-    first, third = (estimate_memory(work[rounds], on_gpu=False) for rounds in (1, 3))
-    assert third.scoring_bytes > first.scoring_bytes and third.training_bytes == first.training_bytes
-
-
-def test_a_switch_that_is_searched_counts_as_on(tiny_model):
-    entry = {"n_shots": [16], "search": {"untie_embeddings": {"choices": [False, True]}}}
-    search = {"n_trials": 2, "seeds": [100]}
-    (searched,) = cells_of(tiny_model, "pattern", methods={"pattern": entry}, search=search)
-    (fixed,) = cells_of(tiny_model, "pattern", methods={"pattern": {"n_shots": [16], "settings": {"untie_embeddings": True}}})
-    (plain,) = cells_of(tiny_model, "pattern")
-    searched, fixed, plain = (estimate_memory(heaviest([cell]), on_gpu=False) for cell in (searched, fixed, plain))
-    assert searched == fixed and fixed.n_trainable > plain.n_trainable == plain.n_parameters == fixed.n_parameters
-    assert fixed.start_bytes == 4 * fixed.n_trainable
+    assert peak / 1.3 <= beside_base <= 1.3 * peak + estimated.checkpoint_bytes  # not there where the last epoch is the best
 
 
 @pytest.mark.parametrize(
     ("method", "changes"), [("in_context", {}), ("lora", {}), ("pattern", {"train": {"gradient_checkpointing": True}})]
 )
-def test_an_encoder_and_its_decoder_take_what_is_estimated(tiny_flan, method, changes):
-    test_an_estimate_is_what_a_real_trial_takes(tiny_flan, method, changes)
-
-
-def test_a_base_in_4_bits_takes_what_is_said():
-    """Within a tenth: what bitsandbytes makes in between is its own affair. The tiny model is too narrow for it."""
-    pytest.importorskip("bitsandbytes")
-    (cell,) = cells_of("toy", "qlora", selections=["last"])
-    estimated = estimate_memory(heaviest([cell]), on_gpu=False)
-    peak, cost = peak_of_trial(cell.report_spec({}, 0))
-    assert peak == pytest.approx(estimated.cpu_bytes - estimated.base_bytes, rel=0.1)
-    assert (estimated.n_parameters, estimated.n_trainable) == (cost.n_parameters, cost.n_trainable_parameters)
-    full = estimate_memory(heaviest(cells_of("toy", "lora")), on_gpu=False)
-    assert estimated.base_bytes < 0.4 * full.base_bytes  # embeddings and head are not held in 4 bits
-
-
-def test_activations_are_what_autograd_saves(tiny_model):
-    """Autograd's own hooks see every tensor that it keeps for the backward pass."""
-    (cell,) = cells_of(tiny_model, "pattern")
-    work, method, kept = heaviest([cell]), build_method("pattern", {}), {}
-
-    def prepared(network):
-        model = LoadedModel(network.requires_grad_(True).train(), torch.device("cpu"), "fp32", plain_head=True)
-        return model, rehearsal.batch_of(work, model, [31, 31, 30, 25, 12])
-
-    real, batch = prepared(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32))
-    given = [*real.network.parameters(), batch.input_ids, batch.answer_at, batch.labels]
-    known = {tensor.untyped_storage().data_ptr() for tensor in given}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor  # which keeps it, so that no other tensor takes its address
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = method.loss(real, batch)
-    with FakeTensorMode(allow_non_fake_inputs=True), Meter() as meter:
-        network = rehearsal.build(cell.base, on_gpu=False)
-        rehearsal.fake(network)
-        fake, fake_batch = prepared(network)
-        before = meter.now
-        fake_loss = method.loss(fake, fake_batch)
-        assert meter.now - before == sum(kept.values()) + fake_loss.element_size()
-    assert loss.isfinite() and len(kept) > 20
+def test_an_encoder_and_its_decoder_take_what_is_estimated(tiny_flan, method, changes):  # noqa: F811
+    test_an_estimate_is_within_30_percent_of_a_real_trial(tiny_flan, method, changes)
 
 
 def from_config(config, tokenizer, folder):
@@ -168,55 +116,65 @@ def from_config(config, tokenizer, folder):
     return lambda name, revision: ModelRef(name=name, revision=revision, fingerprint="shape", path=str(folder))
 
 
-def test_sizes_of_a_large_model_follow_from_its_configuration(tiny_model, tmp_path):
-    """OPT-6.7b with fewer blocks, by hand: 12 d^2 + 13 d weights in a block, embeddings of words and places, a last layer norm."""
-    width, depth, n_words, n_places = 4096, 4, 50272, 2050
-    config = OPTConfig(hidden_size=width, word_embed_proj_dim=width, ffn_dim=4 * width, num_hidden_layers=depth, num_attention_heads=32)
-    resolve = from_config(config, tiny_model, tmp_path)
-    (cell,), (tuned,) = cells_of("big", "lora", resolve), cells_of("big", "pattern", resolve)
-    work = heaviest([cell])
-    alone = estimate_memory(work, on_gpu=True)
-    block, outside = 12 * width**2 + 13 * width, (n_words + n_places) * width + 2 * width
+@pytest.fixture
+def large(tiny_model, tmp_path):
+    """The shape of OPT-6.7b with fewer blocks."""
+    config = OPTConfig(hidden_size=4096, word_embed_proj_dim=4096, ffn_dim=4 * 4096, num_hidden_layers=4, num_attention_heads=32)
+    return from_config(config, tiny_model, tmp_path)
+
+
+def test_sizes_of_a_large_model_follow_from_its_configuration(large):
+    """By hand: 12 d^2 + 13 d weights in a block, embeddings of words and positions, a last layer norm."""
+    width, depth, n_words, n_positions = 4096, 4, 50272, 2050
+    (cell,), (tuned,) = cells_of("big", "lora", large), cells_of("big", "pattern", large)
+    alone = estimate_of([cell], on_gpu=True)
+    block, outside = 12 * width**2 + 13 * width, (n_words + n_positions) * width + 2 * width
     lora = depth * 2 * 8 * 2 * width  # on query and value, of rank 8
     assert (alone.n_parameters, alone.n_trainable) == (depth * block + outside, lora)
     assert alone.weight_bytes == 4 * (depth * block + outside + lora) and alone.base_bytes == 4 * (depth * block + outside)
     assert (alone.gradient_bytes, alone.optimizer_bytes, alone.checkpoint_bytes) == (4 * lora, 8 * lora, 4 * lora)
-    sharded = estimate_memory(work, on_gpu=True, n_workers=4, strategy="fsdp")
+    sharded = estimate_of([cell], on_gpu=True, n_workers=4, strategy="fsdp")
     assert sharded.weight_bytes * 4 == alone.weight_bytes and sharded.optimizer_bytes * 4 == alone.optimizer_bytes
     adapters = lora // depth
     assert sharded.gathered_bytes == 4 * (outside + 2 * (block + adapters) + adapters)
     assert sharded.training_bytes < alone.training_bytes  # a quarter of the batch in each
-    in_half = dataclasses.replace(work, spec=work.spec.model_copy(update={"precision": "bf16"}))
-    half = estimate_memory(in_half, on_gpu=True, n_workers=4, strategy="fsdp")
+    (in_half,) = cells_of("big", "lora", large, precision="bf16")
+    half = estimate_of([in_half], on_gpu=True, n_workers=4, strategy="fsdp")
     assert half.gathered_bytes == 4 * outside + 2 * 2 * (block + adapters) + 4 * adapters
-    assert half.weight_bytes == sharded.weight_bytes and half.training_bytes < sharded.training_bytes
-    replicated, sharded = (estimate_memory(heaviest([tuned]), on_gpu=True, n_workers=4, strategy=how) for how in ("ddp", "fsdp"))
+    assert half.weight_bytes == sharded.weight_bytes
+    replicated, sharded = (estimate_of([tuned], on_gpu=True, n_workers=4, strategy=how) for how in ("ddp", "fsdp"))
     assert sharded.weight_bytes * 4 == replicated.weight_bytes == 4 * (depth * block + outside)
     assert 16 * replicated.n_parameters < replicated.device_bytes and sharded.device_bytes < replicated.device_bytes
 
 
-def test_a_prefix_is_kept_as_keys_and_values(tiny_model):
-    (cell,) = cells_of(tiny_model, "in_context")
-    work = heaviest([cell])
-    assert work.shares_prefix and work.prefix > 100
-    full, half = (
-        estimate_memory(dataclasses.replace(work, spec=work.spec.model_copy(update={"precision": name})), on_gpu=True)
-        for name in ("fp32", "bf16")
-    )
-    assert full.prefix_bytes == 2 * 2 * work.prefix * 32 * 4  # keys and values, two layers, 32 wide
-    assert half.prefix_bytes * 2 == full.prefix_bytes and half.weight_bytes * 2 == full.weight_bytes
+def test_methods_are_in_the_order_of_what_they_train(large):
+    order = ["zero_shot", "head_only", "bitfit", "lora", "adapter_houlsby", "last_layers", "pattern"]
+    device = [estimate_of(cells_of("big", name, large), on_gpu=True).device_bytes for name in order]
+    assert device == sorted(device) and device[-1] > 3 * device[0]
+    quantized = estimate_of(cells_of("big", "qlora", large), on_gpu=True)
+    assert quantized.weight_bytes < 0.6 * estimate_of(cells_of("big", "lora", large), on_gpu=True).weight_bytes
+
+
+def test_a_prefix_is_kept_as_keys_and_values(large):
+    (cell,) = cells_of("big", "in_context", large)
+    work = largest_workload([cell])
+    assert work.tests.shared and work.tests.prefix > 100
+    networks = count_networks(work)
+    whole = estimate_memory(work, networks, on_gpu=True)
+    without = dataclasses.replace(work, dev=dataclasses.replace(work.dev, prefix=0), tests=dataclasses.replace(work.tests, prefix=0))
+    keys_and_values = 2 * 4 * work.tests.prefix * 4096 * 4  # of four layers
+    assert whole.scoring_bytes - estimate_memory(without, networks, on_gpu=True).scoring_bytes >= keys_and_values
+    (half,) = cells_of("big", "in_context", large, precision="bf16")
+    half = estimate_of([half], on_gpu=True)
+    assert half.weight_bytes * 2 == whole.weight_bytes and half.scoring_bytes < whole.scoring_bytes
 
 
 def test_what_takes_less(tiny_model):
     def of(on_gpu=True, strategy="none", tokens=None, **changes):
-        (cell,) = cells_of(tiny_model, "pattern", **changes)
-        return estimate_memory(
-            heaviest([cell]),
-            on_gpu=on_gpu,
-            n_workers=1 if strategy == "none" else 2,
-            strategy=strategy,
+        return estimate_of(
+            cells_of(tiny_model, "pattern", **changes), on_gpu=on_gpu, n_workers=1 if strategy == "none" else 2, strategy=strategy,
             micro_batch_tokens=tokens,
-        )
+        )  # fmt: skip
 
     whole, half = of(), of(precision="bf16")
     assert of(train={"gradient_checkpointing": True}).training_bytes < whole.training_bytes
@@ -229,28 +187,40 @@ def test_what_takes_less(tiny_model):
 def test_attention_dropout_costs_its_matrix_on_a_cpu_alone(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setitem(PASS_OVERHEAD_TOKENS, "cpu", DEFAULT_PASS_OVERHEAD_TOKENS)  # the same passes
     shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256, "vocab_size": 500}
-    (cell,) = cells_of("shape", "pattern", from_config(GPT2Config(**shape), tiny_model, tmp_path))
-    work = heaviest([cell])
-    assert estimate_memory(work, on_gpu=True).training_bytes < estimate_memory(work, on_gpu=False).training_bytes
+    cells = cells_of("shape", "pattern", from_config(GPT2Config(**shape), tiny_model, tmp_path))
+    assert estimate_of(cells, on_gpu=True).training_bytes < estimate_of(cells, on_gpu=False).training_bytes
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        OPTConfig(hidden_size=32, word_embed_proj_dim=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=99),
-        GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=99),
-        GraniteConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=99, logits_scaling=4.0),
-        Gemma2Config(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=16, vocab_size=99,
-            final_logit_softcapping=0.1,
-        ),
-    ],
-    ids=lambda config: config.model_type,
-)  # fmt: skip
-def test_whether_all_logits_are_computed_is_told_without_weights(config):
-    torch.manual_seed(0)
-    network = AutoModelForCausalLM.from_config(config).eval()
-    expected = _has_plain_head(network)
-    assert expected == (config.model_type in ("opt", "gpt2"))
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        assert rehearsal.has_plain_head(AutoModelForCausalLM.from_config(config).eval()) == expected
+def test_every_round_is_counted(tiny_model):
+    work, cost = {}, {}
+    for rounds in (1, 3):
+        methods = {"context_distillation": {"settings": RECURSIVE | {"rounds": rounds}, "n_shots": [4]}}
+        (cell,) = cells_of(tiny_model, "context_distillation", methods=methods, report={"seeds": [0]})
+        work[rounds], cost[rounds] = largest_workload([cell]), run_trial(cell.report_spec({}, 0), Runtime(device="cpu")).record.cost
+    for rounds, counted in work.items():
+        assert counted.tokens_trained == cost[rounds].tokens_trained
+        assert counted.tokens_taught == pytest.approx(cost[rounds].tokens_teacher, rel=0.4)  # every round is taken to read dev
+    assert work[3].tokens_evaluated(with_tests=False) == 3 * work[1].tokens_evaluated(with_tests=False)
+
+
+def test_a_switch_that_is_searched_counts_as_on(tiny_model):
+    entry = {"n_shots": [16], "search": {"untie_embeddings": {"choices": [False, True]}}}
+    searched = cells_of(tiny_model, "pattern", methods={"pattern": entry}, search={"n_trials": 2, "seeds": [100]})
+    fixed = cells_of(tiny_model, "pattern", methods={"pattern": {"n_shots": [16], "settings": {"untie_embeddings": True}}})
+    searched, fixed, plain = (estimate_of(cells, on_gpu=False) for cells in (searched, fixed, cells_of(tiny_model, "pattern")))
+    assert searched == fixed and fixed.n_trainable > plain.n_trainable == plain.n_parameters == fixed.n_parameters
+    assert fixed.start_bytes == 4 * fixed.n_trainable
+
+
+def test_a_sample_of_a_test_set_is_tokenized_with_its_longest_prompt(tiny_model, monkeypatch):
+    (cell,) = cells_of(tiny_model, "zero_shot", n_test=512)
+    n_read = []
+    monkeypatch.setattr("sweeps.resources.workload.encode_prompts", lambda spec, prepared: n_read.append(prepared) or real(spec, prepared))
+    from llmft.trial.preparation import encode_prompts as real
+
+    work, prepared = largest_workload([cell]), prepare_trial(cell.base)
+    assert all(len(test.examples) <= SAMPLE for trial in n_read for test in trial.tests) and n_read
+    lengths = {name: queries.lengths for name, queries in real(cell.base, prepared).sets.items() if name != "dev"}
+    for prompts, whole in zip(work.tests.sets, lengths.values(), strict=True):
+        assert prompts.n == len(whole) > SAMPLE and max(prompts.sample) >= 0.75 * max(whole)  # it is the longest in characters
+        assert prompts.n_tokens == pytest.approx(sum(whole), rel=0.05)

@@ -6,6 +6,7 @@ import pytest
 from support.fakes import fake_data, fake_model
 
 from llmft.errors import UserError
+from llmft.records.record import Cost
 from sweeps.planning.expand import build_cells
 from sweeps.planning.loader import load_plan
 from sweeps.resources.machine import GIB, Machine, Node, cluster_machine
@@ -190,6 +191,19 @@ def test_nothing_known_is_said_and_takes_a_whole_gpu(unknown_cells):
     for placement in place(unknown_cells(), gpus()).values():
         assert placement.slot == ResourceRequest(gpus=1.0, cpus=16) and placement.memory is None and "model" in placement.unknown
     assert {p.slot for p in place(unknown_cells(), cpus()).values()} == {ResourceRequest()}
+
+
+def test_a_measured_peak_above_the_estimate_replaces_it(small_cells_of):
+    cells = small_cells_of()
+    estimated = place(cells, gpus()).values()
+    lower, higher, on_cpu = (
+        place(cells, gpus(), costs={cells[0].key: [Cost(wall_s=1, device=device, peak_memory_bytes=n_bytes)]}).values()
+        for device, n_bytes in (("cuda", 1024), ("cuda", 6 * GIB), ("cpu", 6 * GIB))
+    )
+    whole = {placement.slot for placement in estimated}
+    assert {placement.slot for placement in lower} == whole == {placement.slot for placement in on_cpu}
+    assert {placement.memory.device_bytes for placement in higher} == {6 * GIB}
+    assert {placement.slot.n_fitting(None, 1) for placement in higher} == {3}  # of 7.7 GiB with head-room, in 24
 
 
 def test_a_gpu_of_unknown_size_is_not_shared(small_cells_of):
