@@ -179,16 +179,19 @@ class _Activations:
         from llmft.models import query_budget
 
         sizes, n_new = self.sizes, prompts.n_new_tokens
-        prefix, kv_bytes = prompts.prefix if prompts.shared else 0, 2 * sizes.kv_width * sizes.depth * sizes.number_bytes
+        prefix, kv_bytes = (
+            prompts.prefix if prompts.shared else 0,
+            2 * sizes.kv_width * (sizes.n_decoder_blocks or sizes.depth) * sizes.number_bytes,
+        )
         copied = prefix if n_new or not sizes.shares_prefix else 0
         budget = self.budget if n_new or copied else query_budget(self.budget, prefix)
         longest = max((max(each.sample) for each in prompts.sets), default=0) + prompts.n_before
         n_queries = max((min(each.n, max(1, budget // (longest + copied))) for each in prompts.sets), default=0)
         n_rows = n_queries * self.work.rows_per_query
-        queries = self.at_work(n_rows * (longest - n_new), longest, training=False) + 2 * 4 * sizes.n_words * n_queries
-        if copied or n_new:
-            queries += n_rows * (longest + copied) * kv_bytes
-        return self.cast_bytes(training=False) + prefix * kv_bytes + max(self.at_work(prefix, prefix, training=False), queries)
+        queries, logits = self.at_work(n_rows * (longest - n_new), longest, training=False), 2 * 4 * sizes.n_words * n_queries
+        if copied or n_new:  # keys and values of every row: of the prompts in their pass, and of all when the last token is generated
+            queries = max(queries + n_rows * (longest - n_new + copied) * kv_bytes, n_rows * (longest + copied) * kv_bytes)
+        return self.cast_bytes(training=False) + prefix * kv_bytes + max(self.at_work(prefix, prefix, training=False), queries + logits)
 
 
 def estimate_memory(
