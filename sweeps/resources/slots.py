@@ -41,7 +41,7 @@ class ResourceRequest:
         """GPUs as they are shared out: with 0.4 of one, two trials fit, so that each takes a half."""
         return Fraction(1, int(1 / self.gpus)) if 0 < self.gpus < 1 else Fraction(round(self.total_gpus))
 
-    def n_fitting(self, n_cpus: float | None, n_gpus: float | Fraction) -> int:
+    def n_fitting(self, n_cpus: float | Fraction | None, n_gpus: float | Fraction) -> int:
         """How many trials with this slot fit at a time; with `n_cpus` None as far as the GPUs are concerned."""
         room = [math.floor(n_gpus / self.whole_gpus)] if self.gpus else []
         room += [math.floor(n_cpus / self.total_cpus)] if n_cpus is not None else []
