@@ -30,7 +30,8 @@ def compare(epochs: int, n_unlabelled: int, repeats: int) -> None:
     from llmft.methods._registry import complete_settings
     from llmft.methods.context_distillation import ContextDistillation
     from llmft.models.batches import make_batch
-    from llmft.models.loading import borrow_model, resolve_model
+    from llmft.models.info import resolve_model
+    from llmft.models.loading import borrow_model
     from llmft.prompting.encoding import INPUTS
     from llmft.runtime import Runtime
     from llmft.trial.preparation import encode_teacher_prompts, prepare_trial
@@ -59,7 +60,7 @@ def compare(epochs: int, n_unlabelled: int, repeats: int) -> None:
             def loss_with_teacher(method, model, batch):
                 rows = batch.indices.tolist()
                 with torch.no_grad():
-                    prompts = make_batch(lesson.sets[INPUTS], rows, setting.words, teacher, opening=lesson.prefix)
+                    prompts = make_batch(lesson.sets[INPUTS], rows, setting.words, teacher, prefix_ids=lesson.prefix)
                     for name, said in method.targets(teacher, prompts).items():
                         method.teacher_targets[name][rows] = said
                 return loss(method, model, batch)

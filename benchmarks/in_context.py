@@ -26,7 +26,7 @@ def rendered(spec) -> tuple[list[str], tuple[str, ...]]:
     from llmft.trial.preparation import encode_prompts, prepare_trial
 
     setting = prepare_trial(spec)
-    encoded, pattern, words = encode_prompts(spec, setting), setting.task.patterns[spec.pattern], setting.words.words
+    encoded, pattern, words = encode_prompts(spec, setting), setting.task.patterns[spec.pattern], setting.words.texts
     shown = [(example.fields, words[example.label]) for example in encoded.demonstrations]
     texts = [render_prompt(pattern, shown, example.fields, spec.separator) for example in setting.tests[0].examples]
     return texts, tuple(pattern.label_prefix + word for word in words)

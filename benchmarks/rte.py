@@ -48,7 +48,7 @@ def save_opt(folder: Path, data_dir: str) -> None:
 def spec_of(folder: Path, data_dir: str, **fields):
     """A trial on RTE alone, with nothing held out for dev."""
     from llmft.config.spec import TrialSpec
-    from llmft.models.loading import resolve_model
+    from llmft.models.info import resolve_model
     from llmft.tasks._registry import load_task
 
     usual = {"task": "rte", "pattern": "gpt-3", "n_dev": 0, "test_sets": ("rte",), "selections": ("last",)}

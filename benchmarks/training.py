@@ -56,7 +56,7 @@ def compare(folder: Path, data_dir: str, n_shots: int, epochs: int, repeats: int
     spec = spec_of(folder, data_dir, method="pattern", n_shots=n_shots, train=train, n_test=2)
     setting = prepare_trial(spec)
     encoded = encode_prompts(spec, setting)
-    shots, opening = encoded.sets[SHOTS], encoded.opening(SHOTS)
+    shots, opening = encoded.sets[SHOTS], encoded.prefix_of(SHOTS)
     words = torch.tensor([ids[0] for ids in setting.words.ids])
     order = stream(spec.order_seed, "batches")
     rows = [int(i) for _ in range(epochs) for i in order.permutation(len(shots))]

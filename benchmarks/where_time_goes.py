@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--n-test", type=int, default=2000)
     arguments = parser.parse_args()
     from llmft.config.spec import DataRef, TrainSpec
-    from llmft.models.loading import resolve_model
+    from llmft.models.info import resolve_model
 
     with tempfile.TemporaryDirectory() as scratch:
         save_opt(folder := Path(scratch) / "opt", arguments.data_dir)

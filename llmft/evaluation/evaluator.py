@@ -81,17 +81,17 @@ class Evaluator:
         """The set `name` in batches, all of it in every process."""
         encoded, model = self.encoded, self.adapted.model
         for group in batch_by_tokens(encoded.lengths(name), self.runtime.micro_batch_tokens):
-            yield make_batch(encoded.sets[name], group, self.words, model, opening=encoded.opening(name))
+            yield make_batch(encoded.sets[name], group, self.words, model, prefix_ids=encoded.prefix_of(name))
 
     def _predict(self, queries: EncodedQueries) -> Predictions:
-        labels, free = torch.zeros(len(queries), len(self.words.words)), torch.zeros(len(queries), dtype=torch.int64)
+        labels, free = torch.zeros(len(queries), len(self.words.texts)), torch.zeros(len(queries), dtype=torch.int64)
         is_free = True
         for group, counts, scores in self._each(self.adapted.method.scores, queries):
-            is_free = scores.free is not None
+            is_free = scores.full_vocab is not None
             if counts:
                 labels[group] = scores.labels.float().log_softmax(-1).cpu()
                 if is_free:
-                    free[group] = scores.free.cpu()
+                    free[group] = scores.full_vocab.cpu()
         labels, free = self._gathered(labels), self._gathered(free)
         return Predictions(np.asarray(queries.labels), labels.numpy(), free.numpy() if is_free else None)
 

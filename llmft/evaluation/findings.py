@@ -137,10 +137,10 @@ def word_findings(words: LabelWords) -> list[Finding]:
     for i, first in enumerate(words.ids):
         for j, second in enumerate(words.ids):
             if i != j and first == second[: len(first)]:
-                message = f"the label word {words.words[i]!r} is the beginning of {words.words[j]!r}, which can never be more probable"
+                message = f"the label word {words.texts[i]!r} is the beginning of {words.texts[j]!r}, which can never be more probable"
                 found.append(Finding(code="label_word_prefixes_another", severity="warning", message=message))
             elif i < j and first[0] == second[0]:
-                message = f"the label words {words.words[i]!r} and {words.words[j]!r} begin with the same token; they are told apart by the later ones"
+                message = f"the label words {words.texts[i]!r} and {words.texts[j]!r} begin with the same token; they are told apart by the later ones"
                 found.append(Finding(code="label_words_share_first_token", severity="note", message=message))
     return found
 

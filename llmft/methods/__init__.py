@@ -1,10 +1,10 @@
 """One file a method; the folder is the registry. Importing it needs no torch."""
 
 from llmft.methods._base import Method, SearchRange
-from llmft.methods._recipe import AnchorPenalty, Distillation, Rationales, Recipe, TaskMixture, TrialContext
+from llmft.methods._recipe import Distillation, Rationales, Recipe, TaskMixture, TrialContext
 from llmft.methods._registry import METHODS, build_method, check_kinds, complete_settings, method_class
 
 __all__ = [
-    "METHODS", "AnchorPenalty", "Distillation", "Method", "Rationales", "Recipe", "SearchRange", "TaskMixture", "TrialContext",
-    "build_method", "check_kinds", "complete_settings", "method_class",
+    "Distillation", "METHODS", "Method", "Rationales", "Recipe", "SearchRange", "TaskMixture", "TrialContext", "build_method",
+    "check_kinds", "complete_settings", "method_class",
 ]  # fmt: skip

@@ -157,7 +157,7 @@ class ContextDistillation(ByStudent):
         from llmft.methods.modules.divergence import keep_and_sum_rest
         from llmft.models import answer_logits, label_word_scores, word_log_probabilities
 
-        settings, label_words, labels = self.settings, batch.words, batch.labels
+        settings, label_words, labels = self.settings, batch.label_words, batch.labels
         assert label_words is not None and labels is not None
         if settings.over == "label_words" or settings.distance == "pseudo_labels":
             scores = label_word_scores(model, batch).labels.float()[:, None]  # [queries, 1, labels]
@@ -204,7 +204,7 @@ class ContextDistillation(ByStudent):
         from llmft.methods.modules.divergence import divergence, keep_and_sum_rest
         from llmft.models import answer_logits, word_log_probabilities
 
-        settings, rows, label_words, gold = self.settings, batch.indices.cpu(), batch.words, batch.labels
+        settings, rows, label_words, gold = self.settings, batch.indices.cpu(), batch.label_words, batch.labels
         assert label_words is not None and gold is not None
         teacher = {name: values[rows].to(gold.device) for name, values in self.teacher_targets.items()}
         if settings.over == "label_words":
@@ -237,19 +237,19 @@ def mislabel(group: tuple[Example, ...], n_labels: int, generator: np.random.Gen
 
 
 def probability_of_beginnings(log_probabilities: Tensor, words: LabelWords) -> Tensor:
-    """Compute how probable it is that an answer reaches each of `words.beginnings`, [queries, positions].
+    """Compute how probable it is that an answer reaches each of `words.continuation_prefixes`, [queries, positions].
 
     Args:
         log_probabilities: of all tokens at these positions, [queries, positions, vocabulary].
     """
     import torch
 
-    position = {beginning: i for i, beginning in enumerate(words.beginnings)}
+    position = {beginning: i for i, beginning in enumerate(words.continuation_prefixes)}
     first = torch.zeros_like(log_probabilities[:, 0, 0])
     return torch.stack(
         [
             sum((log_probabilities[:, position[beginning[:i]], token] for i, token in enumerate(beginning)), first)
-            for beginning in words.beginnings
+            for beginning in words.continuation_prefixes
         ],
         1,
     ).exp()

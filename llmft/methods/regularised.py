@@ -62,11 +62,11 @@ class Regularised(WholeModel):
         import torch
         import torch.nn.functional as F
 
-        assert batch.words is not None and batch.labels is not None
+        assert batch.label_words is not None and batch.labels is not None
         ours = self.targets(model, batch)["next_token"]  # [queries, vocabulary]
         base = self.teacher_targets["next_token"][batch.indices.cpu()].to(ours.device)
-        if batch.words.single:
-            scores = ours[:, torch.tensor([word[0] for word in batch.words.ids], device=ours.device)]
+        if batch.label_words.single:
+            scores = ours[:, torch.tensor([word[0] for word in batch.label_words.ids], device=ours.device)]
         else:
             scores = self.scores(model, batch).labels
         divergence = F.kl_div(ours, base, reduction="batchmean", log_target=True)

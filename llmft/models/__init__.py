@@ -1,18 +1,7 @@
 """Load, batch, shard and run language models: scores of label words, and generated text."""
 
 from llmft.models.adapted import AdaptedModel
-from llmft.models.architectures import (
-    DROPOUT,
-    decoder_start_token,
-    find_blocks,
-    find_sublayers,
-    is_norm,
-    language_model,
-    last_states,
-    names_in,
-    own_logits,
-    shares_prefix,
-)
+from llmft.models.architectures import DROPOUT, find_blocks, find_sublayers, is_norm, language_model, last_states, names_in, own_logits
 from llmft.models.batch_planning import (
     batch_by_tokens,
     largest_training_step,
@@ -23,20 +12,10 @@ from llmft.models.batch_planning import (
 )
 from llmft.models.batches import Prefix, QueryBatch, encode_prefix, make_batch, scoring_budget, with_prefix, with_soft_prompt
 from llmft.models.generation import end_tokens, generate
-from llmft.models.loading import (
-    HALF,
-    LoadedModel,
-    borrow_model,
-    context_length,
-    load_config,
-    load_tokenizer,
-    n_parameters,
-    resolve_model,
-    tuned_from,
-)
+from llmft.models.info import ModelInfo, read_model_info, resolve_model
+from llmft.models.loading import HALF, LoadedModel, borrow_model, check_bitsandbytes, load_config, load_tokenizer, n_parameters
 from llmft.models.parallel import distributed_runtime, is_lost_peer, is_sharded, shard_of, whole
 from llmft.models.prefix_attention import encode_shared, read_shared
-from llmft.models.quantization import check_bitsandbytes
 from llmft.models.scoring import (
     Scores,
     all_logits,
@@ -51,11 +30,11 @@ from llmft.models.scoring import (
 )
 
 __all__ = [
-    "AdaptedModel", "DROPOUT", "HALF", "LoadedModel", "Prefix", "QueryBatch", "Scores", "all_logits", "answer_hidden", "answer_logits",
-    "batch_by_tokens", "borrow_model", "check_bitsandbytes", "completion_loss", "context_length", "decoder_start_token",
-    "distributed_runtime", "encode_prefix", "encode_shared", "encoder_outputs", "end_tokens", "find_blocks", "find_sublayers",
-    "generate", "is_lost_peer", "is_norm", "is_sharded", "label_word_scores", "language_model", "largest_training_step", "last_states",
-    "load_config", "load_tokenizer", "make_batch", "n_parameters", "names_in", "next_token_log_probabilities", "own_logits",
-    "query_budget", "read_shared", "resolve_model", "scoring_budget", "shard_batches", "shard_of", "shares_prefix", "smaller_budget",
-    "split_for_training", "text_inputs", "tuned_from", "whole", "with_prefix", "with_soft_prompt", "word_log_probabilities",
+    "AdaptedModel", "DROPOUT", "HALF", "LoadedModel", "ModelInfo", "Prefix", "QueryBatch", "Scores", "all_logits", "answer_hidden",
+    "answer_logits", "batch_by_tokens", "borrow_model", "check_bitsandbytes", "completion_loss", "distributed_runtime", "encode_prefix",
+    "encode_shared", "encoder_outputs", "end_tokens", "find_blocks", "find_sublayers", "generate", "is_lost_peer", "is_norm",
+    "is_sharded", "label_word_scores", "language_model", "largest_training_step", "last_states", "load_config", "load_tokenizer",
+    "make_batch", "n_parameters", "names_in", "next_token_log_probabilities", "own_logits", "query_budget", "read_model_info",
+    "read_shared", "resolve_model", "scoring_budget", "shard_batches", "shard_of", "smaller_budget", "split_for_training",
+    "text_inputs", "whole", "with_prefix", "with_soft_prompt", "word_log_probabilities",
 ]  # fmt: skip

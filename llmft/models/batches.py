@@ -61,7 +61,7 @@ class QueryBatch:
             label word.
         labels: [queries], gold labels; None where text is generated.
         indices: [queries], their places in the set.
-        words: the label words; None where text is generated.
+        label_words: None where text is generated.
         prefix: what precedes every row, already encoded; None where the rows hold everything.
         completions: [tokens], the tokens that shall follow each query, all queries' one after the other; `input_ids` hold all but
             the last of each. None where nothing but label words is trained.
@@ -76,7 +76,7 @@ class QueryBatch:
     answer_at: torch.Tensor
     labels: torch.Tensor | None
     indices: torch.Tensor
-    words: LabelWords | None
+    label_words: LabelWords | None
     prefix: Prefix | None = None
     completions: torch.Tensor | None = None
     completion_lengths: tuple[int, ...] = ()
@@ -122,26 +122,26 @@ def _opened(mask: torch.Tensor, n: int) -> torch.Tensor:
 def make_batch(
     queries: EncodedQueries,
     indices: Sequence[int],
-    words: LabelWords | None,
+    label_words: LabelWords | None,
     model: LoadedModel,
     prefix: Prefix | None = None,
-    opening: tuple[int, ...] = (),
+    prefix_ids: tuple[int, ...] = (),
 ) -> QueryBatch:
     """The batch of the queries at `indices`.
 
     Args:
-        prefix: the encoded opening; or
-        opening: its tokens, to be put in front of every row instead.
+        prefix: what precedes every query, encoded; or
+        prefix_ids: its token ids, to be put in front of every row instead.
     """
-    endings = [()] if words is None or words.single else [ids[:-1] for ids in words.ids]
-    read = [(*opening, *queries.suffixes[i]) for i in indices]
-    before = [queries.start] * len(read) if queries.start else read  # what a word follows
+    endings = [()] if label_words is None or label_words.single else [ids[:-1] for ids in label_words.ids]
+    read = [(*prefix_ids, *queries.suffixes[i]) for i in indices]
+    before = [queries.decoder_prefix] * len(read) if queries.decoder_prefix else read  # what a word follows
     answer_at = [len(row) - 1 for row in before for _ in endings]
     full = [row + ending for row in before for ending in endings]
     completions = [queries.completions[i] for i in indices] if queries.completions else []
     if completions:
         full = [row + ids[:-1] for row, ids in zip(before, completions, strict=True)]
-    ids, mask = _pad(read if queries.start else full)
+    ids, mask = _pad(read if queries.decoder_prefix else full)
     if prefix:
         mask = np.concatenate([np.ones((len(full), prefix.length), dtype=np.int64), mask], axis=1)
 
@@ -154,11 +154,11 @@ def make_batch(
         answer_at=tensor(answer_at),
         labels=tensor([queries.labels[i] for i in indices]) if queries.labels else None,
         indices=tensor(list(indices)),
-        words=words,
+        label_words=label_words,
         prefix=prefix,
         completions=tensor([token for ids in completions for token in ids]) if completions else None,
         completion_lengths=tuple(map(len, completions)),
-        decoder_input_ids=tensor(_pad(full)[0]) if queries.start else None,
+        decoder_input_ids=tensor(_pad(full)[0]) if queries.decoder_prefix else None,
     )
 
 

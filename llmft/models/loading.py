@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -23,61 +22,11 @@ import torch
 
 from llmft.config import ModelRef
 from llmft.errors import UserError
-from llmft.hub import fetch_model, hub_access, pin
+from llmft.hub import fetch_model, hub_access
 from llmft.models.architectures import DROPOUT, language_model, last_states, own_logits
-from llmft.models.quantization import check_quantized, nf4
 
-TOY = Path(__file__).parents[1] / "toy" / "model"
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-SAMPLE = 1 << 20  # bytes from either end of a weights file that its fingerprint reads
-
-
-def resolve_model(name: str, revision: str = "main") -> ModelRef:
-    """The model that `name` means: "toy", a local folder in hub format, or a hub name.
-
-    A hub model is known by its commit, which becomes its `revision`: under the name of a branch, one digest would stand for
-    whatever the branch held at the time. A commit that changes nothing but a description is another model all the same; one
-    would have to ask the hub for every file's hash to know better, and `llmft.hub.pin` follows no branch unasked.
-
-    Raises:
-        UserError: a folder without configuration, weights or tokenizer, a path that is not there, or a hub name or revision that
-            the hub does not know.
-    """
-    if name == "toy":
-        return ModelRef(name="toy", revision=revision, fingerprint=folder_fingerprint(TOY), path=str(TOY))
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        folder = folder.resolve()
-        for what, patterns in (
-            ("config.json", ("config.json",)),
-            ("weights", WEIGHTS),
-            ("tokenizer", ("tokenizer*", "vocab.*", "*.model")),
-        ):
-            if not any(found for pattern in patterns for found in folder.glob(pattern)):
-                raise UserError(
-                    f"model: the folder {folder} holds no {what}. It must be in hub format: config.json, *.safetensors, tokenizer files."
-                )
-        return ModelRef(name=folder.name, revision=revision, fingerprint=folder_fingerprint(folder), path=str(folder))
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"model: there is no folder {folder}. Give a folder in hub format, a hub name such as facebook/opt-125m, or 'toy'.")
-    commit = pin(name, revision)
-    return ModelRef(name=name, revision=commit, fingerprint=f"hub:{name}@{commit}")
-
-
-@lru_cache(maxsize=64)
-def folder_fingerprint(folder: Path) -> str:
-    """16 hexadecimal digits for a folder's contents: names, sizes, small files whole, weights from both ends."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".bin", ".txt", ".model")):
-        size = path.stat().st_size
-        digest.update(f"{path.name}/{size}/".encode())
-        with open(path, "rb") as file:
-            digest.update(file.read(SAMPLE))
-            if size > SAMPLE:
-                file.seek(max(SAMPLE, size - SAMPLE))
-                digest.update(file.read())
-    return digest.hexdigest()[:16]
+BLOCK = 64  # numbers that share a scale; bitsandbytes' default and the paper's (Dettmers et al. 2023)
 
 
 def _load_from_folder(ref: ModelRef, load, what: str, **arguments) -> Any:
@@ -120,23 +69,6 @@ def load_config(ref: ModelRef):
     from transformers import AutoConfig
 
     return _load_from_folder(ref, AutoConfig.from_pretrained, "configuration")
-
-
-def tuned_from(ref: ModelRef) -> str | None:
-    """The model that this one was tuned from, where its config.json says so (transformers before 5 wrote it there)."""
-    folder = Path(ref.path or fetch_model(ref.name, ref.revision, weights=False))
-    return json.loads((folder / "config.json").read_text()).get("_name_or_path")
-
-
-def context_length(config) -> int:
-    """The longest text, in tokens, that the model's positions reach (an encoder's, where there is one); a large number where there
-    is no bound. T5's relative positions have none, although its configuration may say how long it was trained."""
-    names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_encoder_position_embeddings")
-    if not hasattr(config, "relative_attention_num_buckets"):
-        for name in names:
-            if isinstance(value := getattr(config, name, None), int):
-                return value
-    return 1 << 30
 
 
 @dataclass
@@ -274,6 +206,43 @@ def borrow_model(
         del network
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def check_bitsandbytes(what: str) -> None:
+    """Find out early whether bitsandbytes is there.
+
+    Raises:
+        UserError: it is not; the line begins with `what` needs it.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"{what} needs bitsandbytes, which is not installed here: pip install 'llmft[qlora]'.")
+
+
+def check_quantized(network) -> None:
+    """Make sure of layers that bitsandbytes holds in 4 bits, where there are any, before their first forward pass.
+
+    They keep the order in which they were packed: on some CPUs bitsandbytes would change it in a pass without gradients, and a GPU
+    could not read them then.
+
+    Raises:
+        UserError: a layer reads a width that is no multiple of a block's 64 numbers; on CPUs bitsandbytes unpacks it wrongly.
+    """
+    for name, module in network.named_modules():
+        if type(module).__name__ == "Linear4bit":
+            if module.in_features % BLOCK:
+                raise UserError(
+                    f"model: {name} reads {module.in_features} numbers, and in 4 bits that must be a multiple of {BLOCK}. Use lora."
+                )
+            module.support_avx512bf16_for_cpu = False
+
+
+def nf4():
+    """What transformers shall do with the linear layers: NF4 in blocks of 64, scales quantised again, products in bf16."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+    )
 
 
 def n_parameters(network: torch.nn.Module) -> int:

@@ -21,11 +21,12 @@ class Scores:
     Attributes:
         labels: [queries, labels]; the log-probability of each label word among all words (summed over its tokens), or the logits of
             a classification head. A softmax over them is the restricted rule.
-        free: [queries], the label whose word is the best of all words, NO_LABEL where another word is; None with a classification head.
+        full_vocab: [queries], the label whose word is the most probable of the whole vocabulary, NO_LABEL where another token is;
+            None with a classification head.
     """
 
     labels: torch.Tensor
-    free: torch.Tensor | None = None
+    full_vocab: torch.Tensor | None = None
 
 
 def _run(model: LoadedModel, module: torch.nn.Module, batch: QueryBatch) -> Any:
@@ -100,10 +101,10 @@ def _logits_at(model: LoadedModel, batch: QueryBatch):
 
 
 def answer_logits(model: LoadedModel, batch: QueryBatch) -> torch.Tensor:
-    """The logits of all words wherever an answer may go on, [queries, places, vocabulary]; the places are `LabelWords.beginnings`."""
-    logits_at, words = _logits_at(model, batch), batch.words
+    """The logits of all words wherever an answer may go on, [queries, places, vocabulary]; the places are `LabelWords.continuation_prefixes`."""
+    logits_at, words = _logits_at(model, batch), batch.label_words
     rows, places = torch.arange(batch.n_rows, device=model.device).view(len(batch), -1), []
-    for beginning in words.beginnings:
+    for beginning in words.continuation_prefixes:
         longer = (i for i, ids in enumerate(words.ids) if len(ids) > len(beginning) and ids[: len(beginning)] == beginning)
         mine = rows[:, 0 if words.single else next(longer)]
         places.append(logits_at(mine, batch.answer_at[mine] + len(beginning)))
@@ -116,7 +117,7 @@ def word_log_probabilities(log_probabilities: torch.Tensor, words: LabelWords) -
     Args:
         log_probabilities: of all words at the places of `answer_logits`, [queries, places, vocabulary].
     """
-    place = {beginning: i for i, beginning in enumerate(words.beginnings)}
+    place = {beginning: i for i, beginning in enumerate(words.continuation_prefixes)}
     return torch.stack([sum(log_probabilities[:, place[ids[:step]], ids[step]] for step in range(len(ids))) for ids in words.ids], 1)
 
 
@@ -129,7 +130,7 @@ def all_logits(model: LoadedModel, batch: QueryBatch) -> torch.Tensor:
 
 def label_word_scores(model: LoadedModel, batch: QueryBatch) -> Scores:
     """The log-probability of every label word after every query, and which word is the best of all."""
-    logits_at, words, n = _logits_at(model, batch), batch.words, len(batch)
+    logits_at, words, n = _logits_at(model, batch), batch.label_words, len(batch)
     rows = torch.arange(batch.n_rows, device=model.device)
     if words.single:
         logits = logits_at(rows, batch.answer_at).float()  # [queries, vocabulary]

@@ -12,18 +12,21 @@ from llmft.prompting.tokenization import encode
 
 @dataclass(frozen=True)
 class LabelWords:
-    """The label words of a trial: their texts and, for each, the token ids that follow the prompt (or a decoder's start).
+    """The label words of a trial.
 
-    `n_known`: how many words of the vocabulary the model and its teacher both have (some pad theirs); None without a teacher.
+    Attributes:
+        texts: by label.
+        ids: for each, the token ids that follow the prompt (or the decoder's prefix).
+        n_known: how many tokens of the vocabulary the model and its teacher both have (some pad theirs); None without a teacher.
     """
 
-    words: tuple[str, ...]
+    texts: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
     n_known: int | None = None
 
     @property
-    def beginnings(self) -> tuple[tuple[int, ...], ...]:
-        """After which token ids an answer goes on: nothing, and the beginnings of words of several tokens; each once."""
+    def continuation_prefixes(self) -> tuple[tuple[int, ...], ...]:
+        """The token ids after which another token of a label word follows: none, and all proper prefixes of the words; each once."""
         return tuple(dict.fromkeys(ids[:step] for ids in self.ids for step in range(len(ids))))
 
     @property

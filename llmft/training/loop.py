@@ -209,7 +209,7 @@ def _add_gradients(
         passes += [(name, [positions[i] for i in group], counts) for group, counts in groups]
     for number, (name, group, counts) in enumerate(passes, 1):
         queries = encoded.sets[name]
-        batch = make_batch(queries, group, queries.words, evaluator.adapted.model, opening=encoded.opening(name))
+        batch = make_batch(queries, group, queries.label_words, evaluator.adapted.model, prefix_ids=encoded.prefix_of(name))
         share = len(group) / len(rows) * runtime.world_size if counts else 0.0  # gradients are averaged over the processes
         with nullcontext() if number == len(passes) else module.no_sync():
             part = module(evaluator.adapted.method.loss, batch) * share

@@ -96,7 +96,7 @@ def sum_of_squares(
         number = first if together else first + runtime.rank
         if number >= n_samples:
             continue
-        batch = make_batch(queries, [samples[number]], None, adapted.model, opening=evaluator.encoded.opening(SHOTS))
+        batch = make_batch(queries, [samples[number]], None, adapted.model, prefix_ids=evaluator.encoded.prefix_of(SHOTS))
         logits = adapted(all_logits, batch)[0].float()  # [positions, vocabulary]
         draws = torch.Generator(logits.device).manual_seed(derive(seed, f"words/{number}"))
         tokens = torch.multinomial(logits.detach().softmax(-1), 1, generator=draws)[:, 0]

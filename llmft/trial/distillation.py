@@ -18,7 +18,7 @@ from llmft.config import TrialSpec
 from llmft.errors import UserError
 from llmft.evaluation import Evaluator, Generated
 from llmft.methods import Distillation, build_method
-from llmft.models import AdaptedModel, borrow_model, load_tokenizer
+from llmft.models import AdaptedModel, borrow_model
 from llmft.prompting import DEV, INPUTS, Decoding, EncodedTrial
 from llmft.records import Teacher, TeacherRound
 from llmft.runtime import Runtime, choose_device
@@ -70,7 +70,7 @@ def run_teacher(
         runtime.wrap(adapted)
         decoding = trial.decoding
         if decoding:  # in the teacher's own tokens; sampled with other noise than the student's answers
-            decoding = replace(decoding, tokenizer=load_tokenizer(ref), seed=derive(spec.dropout_seed, "responses"))
+            decoding = replace(decoding, tokenizer=trial.teacher_info.tokenizer, seed=derive(spec.dropout_seed, "responses"))
         zero_shot, n_alone = _score_alone(spec, trial, adapted, encoded, runtime, decoding)
         unprepended = [replace(encoded_prompt, n_virtual_tokens=0) for encoded_prompt in prompts]
         dev_score, generated, n_tokens = _read_prompts(adapted, trial, distillation, unprepended, runtime, decoding)

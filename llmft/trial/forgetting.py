@@ -19,7 +19,7 @@ from llmft.config import DataRef, FileRef, ForgettingSpec, ModelRef, TrialSpec
 from llmft.errors import UserError
 from llmft.evaluation import UNBOUNDED, Evaluator, check_lm_eval, measures, resolve_folder, run_lm_eval, set_metrics, text_likelihood
 from llmft.methods import build_method
-from llmft.models import AdaptedModel, borrow_model, context_length, load_config, load_tokenizer
+from llmft.models import AdaptedModel, borrow_model, read_model_info
 from llmft.records import Change, Measure
 from llmft.runtime import Runtime
 from llmft.tasks import load_task
@@ -89,7 +89,7 @@ def check_forgetting(spec: TrialSpec) -> None:
         check_lm_eval(wanted.harness, wanted.harness_dir.path if wanted.harness_dir else None)
     if wanted.text:
         read_text(Path(wanted.text.path))
-        if getattr(load_config(spec.model), "is_encoder_decoder", False):
+        if read_model_info(spec.model).is_encoder_decoder:
             raise UserError("forgetting.text: only a decoder model has a perplexity; this one is an encoder-decoder.")
     for name, data in wanted.tasks.items():
         prepare_trial(zero_shot_spec(spec.model, name, data, wanted.limit))
@@ -122,9 +122,8 @@ def measure(adapted: AdaptedModel, ref: ModelRef, wanted: ForgettingSpec, runtim
     """
     if adapted.method.has_own_head:
         return []
-    measured, tokenizer = [], load_tokenizer(ref)
-    bound = context_length(load_config(ref))
-    length = bound if bound < 1 << 30 else UNBOUNDED
+    measured, info = [], read_model_info(ref)
+    length = info.context_length if info.is_bounded else UNBOUNDED
     for name, data in wanted.tasks.items():
         spec = zero_shot_spec(ref, name, data, wanted.limit)
         trial = prepare_trial(spec)
@@ -139,13 +138,13 @@ def measure(adapted: AdaptedModel, ref: ModelRef, wanted: ForgettingSpec, runtim
         folder = wanted.harness_dir.path if wanted.harness_dir else None
         batch_size = min(64, max(1, runtime.micro_batch_tokens // length))
         results = run_lm_eval(
-            adapted, tokenizer, wanted.harness, folder=folder, limit=wanted.limit, length=length, batch_size=batch_size,
+            adapted, info.tokenizer, wanted.harness, folder=folder, limit=wanted.limit, length=length, batch_size=batch_size,
             progress=progress,
         )  # fmt: skip
         measured += measures(results)
     if wanted.text:
         file = Path(wanted.text.path)
-        likelihood = text_likelihood(adapted, tokenizer, read_text(file), length, budget=runtime.micro_batch_tokens // 8)
+        likelihood = text_likelihood(adapted, info.tokenizer, read_text(file), length, budget=runtime.micro_batch_tokens // 8)
         for metric in ("token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"):
             measured.append(
                 Measure(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from llmft.config import Pattern, TrialSpec, pattern_of
 from llmft.data import Example, TaskData
 from llmft.errors import UserError
 from llmft.methods import TaskMixture
-from llmft.prompting import EncodedTrial, LabelWords, encode_trial, resolve_label_words
+from llmft.models import ModelInfo
+from llmft.prompting import EncodedTrial, LabelWords, PromptEncoder, resolve_label_words
 from llmft.seeds import stream
 from llmft.tasks import load_task
 
@@ -48,9 +48,7 @@ def shares(rates: Sequence[float], n: int) -> list[int]:
     return counts
 
 
-def draw_mixture(
-    spec: TrialSpec, mixture: TaskMixture, pools: Mapping[str, TaskData], tokenizer: Any, in_decoder: bool
-) -> tuple[Part, ...]:
+def draw_mixture(spec: TrialSpec, mixture: TaskMixture, pools: Mapping[str, TaskData], info: ModelInfo) -> tuple[Part, ...]:
     """Draw the examples of every task of the spec's mixture, none twice.
 
     A task's pool is put in a random order that depends on `data_seed` alone, and its examples are the first of it: the same for every
@@ -58,7 +56,7 @@ def draw_mixture(
 
     Args:
         pools: the tasks' rows.
-        in_decoder: whether a decoder of its own says the label words.
+        info: of the model that is trained.
 
     Raises:
         UserError: a task's share is more than its pool holds, or nothing; or one has no words or no texts that this model can say.
@@ -79,8 +77,8 @@ def draw_mixture(
         pattern = task.patterns[pattern_name]
         if task.kind == "classification":
             texts, sample = task.verbalizers[pattern.verbalizer], data.pool[0].fields
-            words = resolve_label_words(tokenizer, pattern, texts, sample, in_decoder)
-        elif in_decoder:
+            words = resolve_label_words(info.tokenizer, pattern, texts, sample, info.is_encoder_decoder)
+        elif info.is_encoder_decoder:
             raise UserError(f"mixture: '{name}' generates text, for which causal models alone are trained. Leave it out.")
         order = stream(spec.data_seed, f"mixture/{name}").permutation(len(data.pool))
         examples = tuple(data.pool[i] for i in order[:n])
@@ -88,21 +86,19 @@ def draw_mixture(
     return tuple(parts)
 
 
-def with_mixture(
-    encoded: EncodedTrial, parts: Iterable[Part], tokenizer: Any, separator: str, max_length: int, start: tuple[int, ...]
-) -> EncodedTrial:
-    """`encoded` with the prompts of every part as a further set that is trained on; the arguments are those of `encode_trial`.
+def with_mixture(encoded: EncodedTrial, parts: Sequence[Part], encoder: PromptEncoder) -> EncodedTrial:
+    """Add the prompts of every part to `encoded`, each as a further set that is trained on.
 
     The trial's instruction and demonstrations are of its own task, and do not stand in these prompts.
 
+    Args:
+        encoder: the one that gave `encoded`.
+
     Raises:
-        TrialFailure, UserError: as `encode_trial`.
+        TrialFailure, UserError: as `PromptEncoder.encode`.
     """
-    sets = dict(encoded.sets)
-    for part in parts:
-        alone = encode_trial(
-            tokenizer, part.pattern, part.words, separator, (), {part.set_name: part.examples}, max_length, start=start,
-            bare=(part.set_name,), n_virtual_tokens=encoded.n_virtual_tokens, n_new_tokens=1, trained=(part.set_name,),
-        )  # fmt: skip
-        sets |= alone.sets
-    return replace(encoded, sets=sets, trained=(*encoded.trained, *(part.set_name for part in parts)))
+    sets, names = dict(encoded.sets), tuple(part.set_name for part in parts)
+    for part, name in zip(parts, names, strict=True):
+        of_part = replace(encoder, pattern=part.pattern, label_words=part.words, instruction="", marker="", n_new_tokens=1, trained=(name,))
+        sets |= of_part.encode((), {name: part.examples}, without_demonstrations=(name,)).sets
+    return replace(encoded, sets=sets, trained=(*encoded.trained, *names))

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
-from llmft.config import GenerationSpec, ModelRef, Pattern, TrialSpec
+from llmft.config import GenerationSpec, Pattern, TrialSpec
 from llmft.data import Draw, Example, Task, TaskData, TestSet, draw_examples, draw_unlabelled, subsample
 from llmft.errors import UserError, unknown_name
 from llmft.methods import Method, Rationales, Recipe, TrialContext, build_method, check_kinds
-from llmft.models import context_length, decoder_start_token, load_config, load_tokenizer, shares_prefix, tuned_from
+from llmft.models import ModelInfo, read_model_info
 from llmft.prompting import (
     CONTENT_FREE,
     DEV,
@@ -20,10 +19,9 @@ from llmft.prompting import (
     Decoding,
     EncodedTrial,
     LabelWords,
+    PromptEncoder,
     RationaleDecoding,
-    decoder_start,
     encode,
-    encode_trial,
     resolve_label_words,
 )
 from llmft.seeds import derive, stream
@@ -36,9 +34,8 @@ from llmft.trial.mixture import Part, draw_mixture, with_mixture
 class PreparedTrial:
     """What a spec names; nothing of it depends on the weights.
 
-    A task has either label words, `words`, or generates text by `decoding`. `recipe` is what the method asks of the trial; `start` is
-    what a decoder of its own reads before an answer; `tuned_from` the model that this one began as, where it says so; `mixture` what
-    is trained on of other tasks; `reasoning` how rationales are generated, where the method has some.
+    A task has either label words, `words`, or generates text by `decoding`. `recipe` is what the method asks of the trial;
+    `teacher_info` is of the model itself where no other is named; `mixture` what is trained on of other tasks; `reasoning` how rationales are generated, where the method has some.
     """
 
     task: Task
@@ -48,8 +45,8 @@ class PreparedTrial:
     tests: tuple[TestSet, ...]
     draw: Draw
     words: LabelWords | None
-    start: tuple[int, ...] = ()
-    tuned_from: str | None = None
+    model_info: ModelInfo
+    teacher_info: ModelInfo
     decoding: Decoding | None = None
     mixture: tuple[Part, ...] = ()
     reasoning: RationaleDecoding | None = None
@@ -71,25 +68,27 @@ def prepare_trial(spec: TrialSpec) -> PreparedTrial:
     data = load_data(spec.task, spec.data, spec.definition)
     tests = select_tests(spec, data, method)
     draw = draw_for_trial(spec, task, data, method)
-    tokenizer, start = load_tokenizer(spec.model), _start(spec.model)
-    _check_lengths(spec, start)
-    words_behind = partial(_label_words, spec, task, data, tokenizer, bool(start))
-    recipe = method.recipe(TrialContext(spec, draw, tokenizer, words_behind))
+    info = read_model_info(spec.model)
+    teacher_info = info if spec.teacher is None else read_model_info(spec.teacher)
+    _check_lengths(spec, info)
+    words_behind = partial(_label_words, spec, task, data, info)
+    recipe = method.recipe(TrialContext(spec, draw, info.tokenizer, words_behind))
     if recipe.teacher:
         draw = draw_unlabelled(data, draw, recipe.teacher.n_unlabelled, spec.data_seed)
     rationales = recipe.prompting.rationales
     words = words_behind(rationales.marker if rationales else "")
     if words and spec.teacher:
-        words = replace(words, n_known=_n_shared_tokens(spec, [task.patterns[spec.pattern].render(shot.fields) for shot in draw.shots]))
+        prompts = [task.patterns[spec.pattern].render(shot.fields) for shot in draw.shots]
+        words = replace(words, n_known=_n_shared_tokens(info, teacher_info, prompts))
     decoding = reasoning = None
     if spec.generation:
         stop = (spec.separator,) if spec.generation.stop is None else spec.generation.stop
-        decoding = Decoding(spec.generation, tokenizer, stop, derive(spec.dropout_seed, "generation"), task.metric)
+        decoding = Decoding(spec.generation, info.tokenizer, stop, derive(spec.dropout_seed, "generation"), task.metric)
     if words and rationales:
-        reasoning = _rationale_decoding(spec, rationales, task.patterns[spec.pattern], draw, tokenizer, words, bool(start))
-    mixture = _mixture(spec, recipe, tokenizer, bool(start))
+        reasoning = _rationale_decoding(spec, rationales, task.patterns[spec.pattern], draw, info, words)
+    mixture = _mixture(spec, recipe, info)
     return PreparedTrial(
-        task, data, method, recipe, tests, draw, words, start, tuned_from(spec.model), decoding, mixture, reasoning
+        task, data, method, recipe, tests, draw, words, info, teacher_info, decoding, mixture, reasoning
     )  # fmt: skip
 
 
@@ -146,28 +145,28 @@ def draw_for_trial(spec: TrialSpec, task: Task, data: TaskData, method: Method) 
     return draw_examples(data, len(task.labels), n_shots, spec.shots_unit, spec.n_dev, spec.data_seed, spec.draw, fixed, task.labels)
 
 
-def _check_lengths(spec: TrialSpec, start: tuple[int, ...]) -> None:
-    context = context_length(load_config(spec.model))
-    if spec.max_length is not None and spec.max_length > context:
-        raise UserError(f"max_length: {spec.max_length} is more than this model's context of {context} tokens.")
-    if spec.generation and start and len(start) + spec.generation.max_new_tokens - 1 > (most := spec.max_length or context):
-        raise UserError(f"generation.max_new_tokens: at most {most + 1 - len(start)} fit this model's decoder or max_length.")
+def _check_lengths(spec: TrialSpec, info: ModelInfo) -> None:
+    if spec.max_length is not None and spec.max_length > info.context_length:
+        raise UserError(f"max_length: {spec.max_length} is more than this model's context of {info.context_length} tokens.")
+    n_start, most = len(info.decoder_prefix), info.max_length(spec.max_length)
+    if spec.generation and n_start and n_start + spec.generation.max_new_tokens - 1 > most:
+        raise UserError(f"generation.max_new_tokens: at most {most + 1 - n_start} fit this model's decoder or max_length.")
 
 
-def _label_words(spec: TrialSpec, task: Task, data: TaskData, tokenizer: Any, in_decoder: bool, marker: str) -> LabelWords | None:
+def _label_words(spec: TrialSpec, task: Task, data: TaskData, info: ModelInfo, marker: str) -> LabelWords | None:
     """The task's label words behind the pattern and a rationale's `marker`; None where text is generated."""
     if spec.generation:
         return None
     pattern = task.patterns[spec.pattern]
     texts = task.verbalizers[pattern.verbalizer if spec.verbalizer == "default" else spec.verbalizer]
     before = replace(pattern, template=pattern.template + marker)
-    return resolve_label_words(tokenizer, before, texts, data.pool[0].fields, in_decoder=in_decoder)
+    return resolve_label_words(info.tokenizer, before, texts, data.pool[0].fields, info.is_encoder_decoder)
 
 
 def _rationale_decoding(
-    spec: TrialSpec, rationales: Rationales, pattern: Pattern, draw: Draw, tokenizer: Any, words: LabelWords, in_decoder: bool
+    spec: TrialSpec, rationales: Rationales, pattern: Pattern, draw: Draw, info: ModelInfo, words: LabelWords
 ) -> RationaleDecoding:
-    if in_decoder:
+    if info.is_encoder_decoder:
         raise UserError(
             f"model: {spec.model.name} has an encoder; rationales are said by causal models alone. Use one, or rationales: false."
         )
@@ -177,34 +176,26 @@ def _rationale_decoding(
                 f"rationales: the example {example.id} of '{spec.task}' has none. Use rationales: false, or a task of your own whose "
                 "definition names the column, as in rationale: why."
             )
-    context = context_length(load_config(spec.model))
     stop = tuple(dict.fromkeys(filter(None, [rationales.marker, spec.separator])))
-    decoding = Decoding(GenerationSpec(max_new_tokens=rationales.n_tokens), tokenizer, stop, 0, "")
-    return RationaleDecoding(rationales.marker, pattern, decoding, min(spec.max_length or context, context) - words.longest + 1)
+    decoding = Decoding(GenerationSpec(max_new_tokens=rationales.n_tokens), info.tokenizer, stop, 0, "")
+    return RationaleDecoding(rationales.marker, pattern, decoding, info.max_length(spec.max_length) - words.longest + 1)
 
 
-def _mixture(spec: TrialSpec, recipe: Recipe, tokenizer: Any, in_decoder: bool) -> tuple[Part, ...]:
+def _mixture(spec: TrialSpec, recipe: Recipe, info: ModelInfo) -> tuple[Part, ...]:
     if recipe.mixture is None:
         return ()
     pools = {name: load_data(name, other.data, other.definition) for name, other in sorted(spec.mixture.items())}
-    return draw_mixture(spec, recipe.mixture, pools, tokenizer, in_decoder)
+    return draw_mixture(spec, recipe.mixture, pools, info)
 
 
-def _start(ref: ModelRef) -> tuple[int, ...]:
-    """What the model's decoder reads before an answer; empty for a causal model."""
-    token = decoder_start_token(load_config(ref), ref.name)
-    return () if token is None else decoder_start(load_tokenizer(ref), token)
-
-
-def _n_shared_tokens(spec: TrialSpec, prompts: Sequence[str]) -> int:
+def _n_shared_tokens(ours: ModelInfo, theirs: ModelInfo, prompts: Sequence[str]) -> int:
     """How many tokens of the vocabulary the model and its teacher both have; they must split a text into the same ones."""
-    ours, theirs = load_tokenizer(spec.model), load_tokenizer(spec.teacher)
-    if ours.get_vocab() != theirs.get_vocab() or encode(ours, prompts) != encode(theirs, prompts):
+    if ours.tokenizer.get_vocab() != theirs.tokenizer.get_vocab() or encode(ours.tokenizer, prompts) != encode(theirs.tokenizer, prompts):
         raise UserError(
-            f"teacher: the tokenizers of {spec.teacher.name} and {spec.model.name} differ, so what one says is not in the other's "
+            f"teacher: the tokenizers of {theirs.ref.name} and {ours.ref.name} differ, so what one says is not in the other's "
             "words. Choose two models of one family."
         )
-    return min(load_config(ref).vocab_size for ref in (spec.model, spec.teacher))
+    return min(ours.vocab_size, theirs.vocab_size)
 
 
 def _check_selections(spec: TrialSpec, domains: set[str]) -> None:
@@ -236,12 +227,10 @@ def encode_prompts(spec: TrialSpec, trial: PreparedTrial, teacher_texts: Mapping
             Example(f"{CONTENT_FREE}/{number}", dict.fromkeys(fields, text), label=0)
             for number, text in enumerate(prompting.calibration_texts)
         )
-    bare = [SHOTS] if prompting.train_without_demonstrations else []
-    encoded = _encode(spec, trial, spec.model, prompting.demonstrations, sets, bare, prompting.n_virtual_tokens)
-    context = context_length(load_config(spec.model))
-    return with_mixture(
-        encoded, trial.mixture, load_tokenizer(spec.model), spec.separator, min(spec.max_length or context, context), trial.start
-    )
+    encoder = _prompt_encoder(spec, trial, trial.model_info, n_virtual_tokens=prompting.n_virtual_tokens)
+    alone = (SHOTS,) if prompting.train_without_demonstrations else ()
+    encoded = encoder.encode(prompting.demonstrations, sets, stream(spec.order_seed, "demonstrations"), alone)
+    return with_mixture(encoded, trial.mixture, encoder)
 
 
 def _with_texts(examples: tuple[Example, ...], texts: Mapping[str, str]) -> tuple[Example, ...]:
@@ -261,7 +250,7 @@ def encode_teacher_prompts(spec: TrialSpec, trial: PreparedTrial) -> list[Encode
     Raises:
         TrialFailure: as `encode_prompts`.
     """
-    teacher, examples, ref = trial.recipe.teacher, trial.training_examples, spec.teacher or spec.model
+    teacher, examples = trial.recipe.teacher, trial.training_examples
     if teacher is None:
         return []
     n_virtual_tokens, encoded = trial.recipe.prompting.n_virtual_tokens if teacher.n_rounds > 1 else 0, []
@@ -269,45 +258,31 @@ def encode_teacher_prompts(spec: TrialSpec, trial: PreparedTrial) -> list[Encode
         dev = () if number or teacher.teacher_is_model else trial.draw.dev
         sets = {INPUTS: tuple(examples[i] for i in prompt.examples), DEV: dev}
         sets = {name: members for name, members in sets.items() if members}
-        encoded.append(_encode(spec, trial, ref, prompt.demonstrations, sets, (), n_virtual_tokens, prompt.instruction))
+        encoder = _prompt_encoder(spec, trial, trial.teacher_info, prompt.instruction, n_virtual_tokens)
+        encoded.append(encoder.encode(prompt.demonstrations, sets, stream(spec.order_seed, "demonstrations")))
     return encoded
 
 
 def encode_dev_alone(spec: TrialSpec, trial: PreparedTrial) -> EncodedTrial:
     """Encode the dev examples for the teacher, without demonstrations and instruction of a teacher prompt."""
-    return _encode(spec, trial, spec.teacher or spec.model, (), {DEV: trial.draw.dev})
+    return _prompt_encoder(spec, trial, trial.teacher_info).encode((), {DEV: trial.draw.dev})
 
 
-def _encode(
-    spec: TrialSpec,
-    trial: PreparedTrial,
-    model: ModelRef,
-    demonstrations: Sequence[Example],
-    sets: Mapping[str, Sequence[Example]],
-    bare: Sequence[str] = (),
-    n_virtual_tokens: int = 0,
-    instruction: str = "",
-) -> EncodedTrial:
-    config = load_config(model)
-    context = context_length(config)
+def _prompt_encoder(
+    spec: TrialSpec, trial: PreparedTrial, info: ModelInfo, instruction: str = "", n_virtual_tokens: int = 0
+) -> PromptEncoder:
     n_new_tokens = spec.generation.max_new_tokens if spec.generation else 0
-    if trial.reasoning:
-        n_new_tokens = trial.reasoning.n_new_tokens
-    return encode_trial(
-        load_tokenizer(model),
-        trial.task.patterns[spec.pattern],
-        trial.words,
-        spec.separator,
-        demonstrations,
-        sets,
-        min(spec.max_length or context, context),
-        stream(spec.order_seed, "demonstrations"),
-        spec.separator.join(filter(None, [spec.instruction, instruction])),
-        _start(model),
-        shares_prefix(config),
-        bare,
-        n_virtual_tokens,
-        n_new_tokens=n_new_tokens,
-        trained=(SHOTS,),
+    return PromptEncoder(
+        tokenizer=info.tokenizer,
+        pattern=trial.task.patterns[spec.pattern],
+        label_words=trial.words,
+        separator=spec.separator,
+        max_length=info.max_length(spec.max_length),
+        instruction=spec.separator.join(filter(None, [spec.instruction, instruction])),
+        decoder_prefix=info.decoder_prefix,
+        share_prefix=info.can_share_prefix,
+        n_virtual_tokens=n_virtual_tokens,
+        n_new_tokens=trial.reasoning.n_new_tokens if trial.reasoning else n_new_tokens,
         marker=trial.reasoning.marker if trial.reasoning else "",
+        trained=(SHOTS,),
     )

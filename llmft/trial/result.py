@@ -106,7 +106,7 @@ def _prompt_findings(spec: TrialSpec, trial: PreparedTrial, encoded: EncodedTria
     return [
         *(word_findings(trial.words) if trial.words else []),
         *prompt_findings(encoded, len(trial.recipe.prompting.demonstrations)),
-        *contamination_findings([spec.model.name, trial.tuned_from], [spec.task, *(test.name for test in trial.tests)]),
+        *contamination_findings([spec.model.name, trial.model_info.tuned_from], [spec.task, *(test.name for test in trial.tests)]),
         *overlap_findings(draw.shots + draw.dev + draw.unlabelled, trial.data),
         *(finding for part in trial.mixture for finding in mixture_findings(part.task, part.examples, trial.data)),
     ]

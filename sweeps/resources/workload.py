@@ -138,7 +138,7 @@ def largest_workload(cells: Sequence[Cell]) -> Workload:
     return Workload(
         spec=spec,
         method=prepared.method,
-        n_words=len(words.words) if words else 0,
+        n_words=len(words.texts) if words else 0,
         n_word_tokens=sum(map(len, words.ids)) if words else 0,
         shots=tuple(length for length, _ in trained),
         completions=tuple(n for _, n in trained) if any(n for _, n in trained) else (),

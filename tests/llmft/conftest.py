@@ -7,7 +7,7 @@ from support.small_models import ENCODER_DECODERS, byte_level_tokenizer, save_mo
 
 from llmft.config.spec import DataRef, GenerationSpec, ModelRef, TaskRef, TrainSpec, TrialSpec
 from llmft.methods._registry import complete_settings, method_class
-from llmft.models.loading import resolve_model
+from llmft.models.info import resolve_model
 from llmft.tasks._registry import load_task
 
 torch.set_num_threads(1)

@@ -22,7 +22,8 @@ from llmft import hub
 from llmft.config.spec import DataRef, TrialSpec
 from llmft.data.sources import Source, resolve_sources
 from llmft.errors import UserError
-from llmft.models.loading import _BASE, borrow_model, checksum, load_config, load_tokenizer, resolve_model
+from llmft.models.info import resolve_model
+from llmft.models.loading import _BASE, borrow_model, checksum, load_config, load_tokenizer
 from llmft.tasks._registry import load_task
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -50,9 +50,9 @@ def losses(spec: TrialSpec):
             generator = torch.Generator().manual_seed(1)
             for parameter in model.network.parameters():
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-            whole = float(method.loss(model, make_batch(queries, range(len(queries)), setting.words, model, opening=encoded.prefix)))
+            whole = float(method.loss(model, make_batch(queries, range(len(queries)), setting.words, model, prefix_ids=encoded.prefix)))
             each = [
-                float(method.loss(model, make_batch(queries, [i], setting.words, model, opening=encoded.prefix)))
+                float(method.loss(model, make_batch(queries, [i], setting.words, model, prefix_ids=encoded.prefix)))
                 for i in range(len(queries))
             ]
             student = np.stack(

@@ -214,6 +214,6 @@ def test_a_trial_with_fixed_demonstrations_and_an_instruction(spec_of):
     encoded = encode_prompts(spec, setting)
     assert tuple(ids(setting.draw.shots)) == fixed and sorted(ids(encoded.demonstrations)) == sorted(fixed)
     text = load_tokenizer(spec.model).decode(encoded.prefix, skip_special_tokens=True)
-    pattern, words = setting.task.patterns["minimal"], setting.words.words
+    pattern, words = setting.task.patterns["minimal"], setting.words.texts
     shown = [pattern.render_labelled(example.fields, words[example.label]) for example in encoded.demonstrations]
     assert text.startswith(" ## ".join(["Read {this} first.", *shown, ""]).rstrip())

@@ -7,7 +7,7 @@ import pytest
 from support.small_models import CPU
 
 from llmft.evaluation.contamination import contamination_findings
-from llmft.models.loading import resolve_model, tuned_from
+from llmft.models.info import read_model_info, resolve_model
 from llmft.trial.run import run_trial
 
 FLAN, T5, T0 = "google/flan-t5-xl", "google-t5/t5-large", "bigscience/T0_3B"
@@ -33,11 +33,11 @@ def test_what_a_mixture_is_known_to_hold(model, sets, held):
 
 def test_the_model_that_another_was_tuned_from_counts_too(tmp_path, small_opt, spec_of, rte):
     folder = shutil.copytree(small_opt.path, tmp_path / "mine")
-    assert tuned_from(small_opt) is None
+    assert read_model_info(small_opt).tuned_from is None
     config = json.loads((folder / "config.json").read_text()) | {"_name_or_path": "google/flan-t5-base"}
     (folder / "config.json").write_text(json.dumps(config))
     ref = resolve_model(str(folder))
-    assert tuned_from(ref) == "google/flan-t5-base"
+    assert read_model_info(ref).tuned_from == "google/flan-t5-base"
     spec = {"task": "rte", "data": rte, "n_test": 4, "test_sets": ("rte",), "n_dev": 2}
     codes = [[each.code for each in run_trial(spec_of(model=model, **spec), CPU).record.findings] for model in (ref, small_opt)]
     assert "known_training_task" in codes[0] and "known_training_task" not in codes[1]

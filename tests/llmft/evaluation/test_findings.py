@@ -27,7 +27,7 @@ from llmft.evaluation.findings import (
 )
 from llmft.evaluation.metrics import text_metrics
 from llmft.evaluation.predictions import Generated, Predictions
-from llmft.prompting.encoding import encode_trial
+from llmft.prompting.encoding import PromptEncoder
 from llmft.prompting.label_words import LabelWords, resolve_label_words
 from llmft.records.record import CurvePoint, Finding, Teacher, TeacherRound
 from llmft.tasks._registry import load_task
@@ -150,7 +150,7 @@ def squeezed(max_length: int):
     tokenizer, pattern = small_tokenizer(), load_task("toy").patterns["minimal"]
     shown = [Example(str(i), {"premise": "Today doctors saw lawyers.", "hypothesis": "x"}, i % 2) for i in range(8)]
     words = resolve_label_words(tokenizer, pattern, ("Yes", "No"), shown[0].fields)
-    return encode_trial(tokenizer, pattern, words, "\n\n", shown, {"t": shown[:1]}, max_length)
+    return PromptEncoder(tokenizer, pattern, words, "\n\n", max_length).encode(shown, {"t": shown[:1]})
 
 
 def test_prompt_findings_say_how_many():

@@ -133,7 +133,7 @@ def test_scores_before_the_restriction_are_the_harness_log_likelihoods(folder, b
     spec = TrialSpec(model=small_opt, task="toy", method="zero_shot", test_sets=("toy",), n_dev=0, selections=("none",))
     setting = prepare_trial(spec)
     encoded = encode_prompts(spec, setting)
-    batch = make_batch(encoded.sets["toy"], range(12), setting.words, base.model, opening=encoded.prefix)
+    batch = make_batch(encoded.sets["toy"], range(12), setting.words, base.model, prefix_ids=encoded.prefix)
     with torch.no_grad():
         ours = base(base.method.scores, batch).labels
     results = run_lm_eval(base, load_tokenizer(small_opt), ["toy_nli"], folder=folder, length=512, log_samples=True)

@@ -12,7 +12,7 @@ from support.small_models import CPU
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmft.evaluation.predictions import Predictions
-from llmft.models.loading import TOY, resolve_model
+from llmft.models.info import TOY, resolve_model
 from llmft.tasks._registry import load_task
 from llmft.trial.run import run_trial
 

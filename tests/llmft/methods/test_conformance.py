@@ -13,7 +13,8 @@ from llmft.evaluation.evaluator import Evaluator
 from llmft.methods._base import Method, SearchRange
 from llmft.methods._registry import METHODS, build_method, complete_settings, method_class
 from llmft.models.adapted import AdaptedModel
-from llmft.models.loading import LoadedModel, borrow_model, checksum, resolve_model
+from llmft.models.info import resolve_model
+from llmft.models.loading import LoadedModel, borrow_model, checksum
 from llmft.seeds import derive
 from llmft.training.checkpoints import TrainingResult
 from llmft.training.loop import train

@@ -27,7 +27,8 @@ from llmft.methods.context_distillation import probability_of_beginnings
 from llmft.models import loading as models
 from llmft.models.adapted import AdaptedModel
 from llmft.models.batches import make_batch
-from llmft.models.loading import borrow_model, resolve_model
+from llmft.models.info import resolve_model
+from llmft.models.loading import borrow_model
 from llmft.prompting.encoding import DEV, INPUTS, SHOTS
 from llmft.prompting.label_words import LabelWords
 from llmft.tasks._registry import load_task
@@ -179,7 +180,7 @@ def test_the_weighted_cross_entropy_reads_the_labels_of_shots_alone(spec_of):
 def test_words_of_several_tokens_are_weighed_by_how_the_teacher_comes_to_them():
     """KL of the distributions over whole words and all else that may begin like one, by the chain rule."""
     words = LabelWords(("a", "b", "c"), ((7, 9, 12), (8,), (7, 5)))
-    assert words.beginnings == ((), (7,), (7, 9))
+    assert words.continuation_prefixes == ((), (7,), (7, 9))
     log_p = torch.randn(4, 3, 20, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     reached = probability_of_beginnings(log_p, words)
     torch.testing.assert_close(reached[:, 0], torch.ones(4))

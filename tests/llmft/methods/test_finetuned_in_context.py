@@ -21,7 +21,7 @@ def prompts(spec) -> dict[str, list[str]]:
     """Set -> the whole texts of its prompts."""
     encoded, tokenizer = encode_prompts(spec, prepare_trial(spec)), load_tokenizer(spec.model)
     return {
-        name: [tokenizer.decode([*encoded.opening(name), *ids], skip_special_tokens=True) for ids in queries.suffixes]
+        name: [tokenizer.decode([*encoded.prefix_of(name), *ids], skip_special_tokens=True) for ids in queries.suffixes]
         for name, queries in encoded.sets.items()
     }
 

@@ -18,7 +18,8 @@ from llmft.evaluation.findings import CODES
 from llmft.methods._registry import build_method
 from llmft.methods.multi_task import mixing_rates
 from llmft.models.adapted import AdaptedModel
-from llmft.models.loading import borrow_model, resolve_model
+from llmft.models.info import resolve_model
+from llmft.models.loading import borrow_model
 from llmft.runtime import Runtime
 from llmft.tasks._registry import load_task
 from llmft.tasks._toy_language import in_domain_set, toy_data

@@ -18,7 +18,8 @@ from llmft.config.spec import TrainSpec, TrialSpec
 from llmft.errors import Cause, UserError
 from llmft.evaluation.evaluator import Evaluator
 from llmft.methods._registry import METHODS, build_method, complete_settings, method_class
-from llmft.models.loading import load_tokenizer, resolve_model
+from llmft.models.info import resolve_model
+from llmft.models.loading import load_tokenizer
 from llmft.prompting.encoding import DEV
 from llmft.tasks._registry import load_task
 from llmft.trial import run as trials

@@ -29,7 +29,7 @@ def test_kl_to_base_by_hand(spec_of):
         method.prepare(model, 2, torch.Generator().manual_seed(0))
         encoded = encode_prompts(spec, setting)
         adapted = AdaptedModel(method, model)
-        batch = make_batch(encoded.sets[SHOTS], [4, 1, 5], setting.words, model, opening=encoded.prefix)
+        batch = make_batch(encoded.sets[SHOTS], [4, 1, 5], setting.words, model, prefix_ids=encoded.prefix)
         pattern = build_method("pattern", {"loss": "restricted"})
         torch.testing.assert_close(adapted(adapted.method.loss, batch), pattern.loss(model, batch), atol=1e-5, rtol=0)  # nothing has moved
         with torch.no_grad():

@@ -18,7 +18,7 @@ from llmft.errors import UserError
 from llmft.evaluation import evaluator
 from llmft.methods._registry import build_method
 from llmft.models import loading as models
-from llmft.models.loading import resolve_model
+from llmft.models.info import resolve_model
 from llmft.prompting.encoding import INPUTS, SHOTS
 from llmft.prompting.tokenization import encode
 from llmft.records.record_files import RESPONSES_FILE, read_record, write_record

@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from llmft.errors import UserError
 from llmft.evaluation.evaluator import Evaluator
 from llmft.methods.modules.untied_embeddings import untie_embeddings
-from llmft.models.loading import LoadedModel, _load_base, borrow_model, checksum, resolve_model
+from llmft.models.info import resolve_model
+from llmft.models.loading import LoadedModel, _load_base, borrow_model, checksum
 from llmft.trial.export import export_model
 from llmft.trial.preparation import encode_prompts, prepare_trial
 from llmft.trial.run import run_trial

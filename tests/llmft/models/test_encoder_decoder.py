@@ -18,7 +18,8 @@ from llmft.evaluation.evaluator import Evaluator
 from llmft.methods._registry import build_method
 from llmft.models.adapted import AdaptedModel
 from llmft.models.batches import make_batch
-from llmft.models.loading import borrow_model, context_length, load_config, load_tokenizer, resolve_model
+from llmft.models.info import context_length, resolve_model
+from llmft.models.loading import borrow_model, load_config, load_tokenizer
 from llmft.models.scoring import label_word_scores
 from llmft.prompting.encoding import EncodedQueries
 from llmft.prompting.label_words import LabelWords, decoder_start, resolve_label_words
@@ -89,7 +90,7 @@ def test_a_trial_equals_one_prompt_at_a_time(spec, method):
     assert result.record.finished, result.record.message
     network = AutoModelForSeq2SeqLM.from_pretrained(given.model.path).eval()
     tokenizer, setting = AutoTokenizer.from_pretrained(given.model.path), prepare_trial(given)
-    pattern, words = setting.task.patterns[given.pattern], setting.words.words
+    pattern, words = setting.task.patterns[given.pattern], setting.words.texts
     examples = {example.id: example for examples in (setting.draw.shots, *(t.examples for t in setting.tests)) for example in examples}
     shown = [(examples[id].fields, words[examples[id].label]) for id in result.record.draws.demonstrations]
     assert len(shown) == (16 if method == "in_context" else 0)
@@ -184,7 +185,7 @@ def test_the_vanilla_head_reads_the_decoders_first_state(spec):
         method = build_method("vanilla", given.settings)
         method.prepare(model, 2, torch.Generator().manual_seed(0))
         predictions = Evaluator(AdaptedModel(method, model), encoded, setting.words, CPU).predict("toy")
-        start = torch.tensor([setting.start])
+        start = torch.tensor([setting.model_info.decoder_prefix])
         for row, ids in zip(predictions.log_probabilities, encoded.sets["toy"].suffixes, strict=True):
             states = model.network.get_encoder()(torch.tensor([ids])).last_hidden_state
             last = model.network.get_decoder()(input_ids=start, encoder_hidden_states=states).last_hidden_state[0, -1]
@@ -209,4 +210,4 @@ def test_it_generates_from_what_the_encoder_reads(refs):
             alone = model.network.generate(**ids, max_new_tokens=4, do_sample=False)[0]
             assert together[place, : len(alone)].tolist() == alone.tolist()
             expected = next((label for label, word in enumerate(words.ids) if word == (int(alone[1]),)), NO_LABEL)
-            assert int(first.free[place]) == expected
+            assert int(first.full_vocab[place]) == expected

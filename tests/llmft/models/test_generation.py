@@ -22,7 +22,8 @@ from llmft.methods._registry import METHODS, build_method, method_class
 from llmft.models.adapted import AdaptedModel
 from llmft.models.batches import make_batch
 from llmft.models.generation import _Gumbel
-from llmft.models.loading import borrow_model, resolve_model
+from llmft.models.info import resolve_model
+from llmft.models.loading import borrow_model
 from llmft.runtime import Runtime
 from llmft.tasks._registry import load_task
 from llmft.trial.forgetting import measure, resolve_forgetting
@@ -146,7 +147,7 @@ def test_the_loss_is_the_mean_over_tokens_then_examples_by_hand(text_spec, name)
     encoded = encode_prompts(spec, setting)
     with borrow_model(spec.model, "fp32", torch.device("cpu")) as model, torch.no_grad():
         build_method(name, spec.settings).prepare(model, 0, torch.Generator().manual_seed(0))
-        batch = make_batch(encoded.sets["shots"], range(6), None, model, opening=encoded.prefix)
+        batch = make_batch(encoded.sets["shots"], range(6), None, model, prefix_ids=encoded.prefix)
         loss = AdaptedModel(setting.method, model)(setting.method.loss, batch)
         losses = []
         for example in setting.draw.shots:

@@ -15,15 +15,8 @@ from llmft import hub
 from llmft.config.spec import ModelRef
 from llmft.errors import UserError
 from llmft.models.architectures import DROPOUT, own_logits
-from llmft.models.loading import (
-    borrow_model,
-    checksum,
-    context_length,
-    folder_fingerprint,
-    load_config,
-    load_tokenizer,
-    resolve_model,
-)
+from llmft.models.info import context_length, folder_fingerprint, resolve_model
+from llmft.models.loading import borrow_model, checksum, load_config, load_tokenizer
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,7 @@ from support.small_models import CPU, save_model, t5_tokenizer, toy_text
 
 from llmft.config.spec import GenerationSpec
 from llmft.errors import Cause
-from llmft.models.loading import resolve_model
+from llmft.models.info import resolve_model
 from llmft.seeds import derive
 from llmft.trial.preparation import encode_prompts, prepare_trial
 from llmft.trial.run import run_trial

@@ -67,7 +67,7 @@ def test_logits_of_all_words_wherever_an_answer_may_go_on(architecture, words):
     torch.testing.assert_close(ours, expected, atol=5e-5, rtol=1e-5)
     words_of_ours = word_log_probabilities(ours.log_softmax(-1), words)
     torch.testing.assert_close(words_of_ours, label_word_scores(model, batch).labels, atol=5e-5, rtol=0)
-    known = answer_logits(model, dataclasses.replace(batch, words=dataclasses.replace(words, n_known=80)))
+    known = answer_logits(model, dataclasses.replace(batch, label_words=dataclasses.replace(words, n_known=80)))
     assert torch.equal(known, ours[..., :80])
 
 
@@ -112,7 +112,7 @@ def test_the_best_of_all_words_is_told_from_the_best_label_word(shift):
     words = LabelWords(("a", "b"), ((best[0] + shift,), (best[1] + shift,)))
     expected = [next((label for label, ids in enumerate(words.ids) if ids == (token,)), NO_LABEL) for token in best]
     batch = make_batch(EncodedQueries(QUERIES, (0,) * len(QUERIES)), range(len(QUERIES)), words, model, None, PREFIX)
-    assert label_word_scores(model, batch).free.tolist() == expected
+    assert label_word_scores(model, batch).full_vocab.tolist() == expected
     assert (NO_LABEL in expected) and (shift or {0, 1} <= set(expected))
 
 
@@ -128,7 +128,7 @@ def test_a_word_of_several_tokens_is_the_best_only_if_each_is():
     queries = EncodedQueries(QUERIES[:1], (0,))
     for word, expected in ((greedy, 1), ((greedy[0], greedy[1] + 1), NO_LABEL), ((other, after_other), NO_LABEL)):
         words = LabelWords(("a", "b"), ((greedy[0] + 2, 3), word))
-        assert label_word_scores(model, make_batch(queries, [0], words, model, None, PREFIX)).free.tolist() == [expected]
+        assert label_word_scores(model, make_batch(queries, [0], words, model, None, PREFIX)).full_vocab.tolist() == [expected]
 
 
 @pytest.mark.parametrize(("budget", "overhead"), [(50, 0), (50, 10), (1, 0), (10_000, 0)])

@@ -17,7 +17,8 @@ from llmft.errors import UserError
 from llmft.methods._registry import build_method, complete_settings
 from llmft.models.adapted import AdaptedModel
 from llmft.models.batches import make_batch
-from llmft.models.loading import borrow_model, resolve_model
+from llmft.models.info import resolve_model
+from llmft.models.loading import borrow_model
 from llmft.runtime import Runtime
 from llmft.tasks._registry import load_task
 from llmft.tasks._toy_language import shared_words, toy_data
@@ -160,7 +161,7 @@ def test_a_rationale_and_its_label_word_are_trained_token_by_token(spec_of):
     with borrow_model(spec.model, "fp32", torch.device("cpu")) as model, torch.no_grad():
         model.network.eval()
         queries = encoded.sets["shots"]
-        batch = make_batch(queries, [0, 3, 5], queries.words, model, opening=encoded.opening("shots"))
+        batch = make_batch(queries, [0, 3, 5], queries.label_words, model, prefix_ids=encoded.prefix_of("shots"))
         loss = AdaptedModel(setting.method, model)(setting.method.loss, batch).item()
     network, tokenizer = (cls.from_pretrained(spec.model.path) for cls in (AutoModelForCausalLM, AutoTokenizer))
     network.eval()

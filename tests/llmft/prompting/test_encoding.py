@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from llmft.config.patterns import Pattern, render_prompt
 from llmft.data.task import Example
 from llmft.errors import Cause, TrialFailure, UserError
 from llmft.prompting import encoding as tokens
-from llmft.prompting.encoding import encode_trial
+from llmft.prompting.encoding import PromptEncoder
 from llmft.prompting.label_words import LabelWords, resolve_label_words
 from llmft.prompting.tokenization import encode
 from llmft.tasks._nli import NLI_PATTERNS
@@ -27,6 +29,10 @@ def example(number: int, premise: str = "doctors saw lawyers.", hypothesis: str 
 
 def words_of(tokenizer, pattern: str = "minimal") -> LabelWords:
     return resolve_label_words(tokenizer, NLI_PATTERNS[pattern], YES_NO, FIELDS)
+
+
+def encoder_of(tokenizer, separator: str, max_length: int) -> PromptEncoder:
+    return PromptEncoder(tokenizer, NLI_PATTERNS["minimal"], words_of(tokenizer), separator, max_length)
 
 
 def direct(tokenizer, encoded, examples, pattern: str = "minimal", separator: str = "\n\n") -> list[list[int]]:
@@ -52,16 +58,8 @@ def test_prefix_and_rest_are_the_tokens_of_the_whole_prompt(kind, shown, queries
         "dev": [example(i, *pair) for i, pair in enumerate(queries[:2])],
         "test": [example(i, *pair) for i, pair in enumerate(queries)],
     }
-    encoded = encode_trial(
-        tokenizer,
-        NLI_PATTERNS[pattern],
-        words_of(tokenizer, pattern),
-        separator,
-        demonstrations,
-        sets,
-        10_000,
-        np.random.default_rng(0),
-    )
+    encoder = PromptEncoder(tokenizer, NLI_PATTERNS[pattern], words_of(tokenizer, pattern), separator, 10_000)
+    encoded = encoder.encode(demonstrations, sets, np.random.default_rng(0))
     assert sorted(d.id for d in encoded.demonstrations) == sorted(d.id for d in demonstrations) and encoded.n_dropped == 0
     for name, examples in sets.items():
         assert encoded.sets[name].labels == tuple(query.label for query in examples)
@@ -72,9 +70,7 @@ def test_prefix_and_rest_are_the_tokens_of_the_whole_prompt(kind, shown, queries
 
 def test_a_prompt_that_another_one_begins_with_keeps_its_last_token():
     queries = [example(0, "b c ?", "c"), example(1, "b", "c")]
-    encoded = encode_trial(
-        TOKENIZERS["byte-level"], NLI_PATTERNS["minimal"], words_of(TOKENIZERS["byte-level"]), "\n", [], {"t": queries}, 99
-    )
+    encoded = encoder_of(TOKENIZERS["byte-level"], "\n", 99).encode([], {"t": queries})
     long, short = direct(TOKENIZERS["byte-level"], encoded, queries)
     assert long[: len(short)] == short
     assert [*encoded.prefix, *encoded.sets["t"].suffixes[1]] == short and len(encoded.sets["t"].suffixes[1]) == 1
@@ -82,24 +78,14 @@ def test_a_prompt_that_another_one_begins_with_keeps_its_last_token():
 
 def test_more_prompts_than_are_tokenised_at_once_keep_their_order():
     queries = [example(i, f"{'Soon' if i > 700 else 'Today'} doctors saw {i}.") for i in range(1100)]
-    encoded = encode_trial(
-        TOKENIZERS["byte-level"], NLI_PATTERNS["minimal"], words_of(TOKENIZERS["byte-level"]), "\n", [], {"t": queries}, 99
-    )
+    encoded = encoder_of(TOKENIZERS["byte-level"], "\n", 99).encode([], {"t": queries})
     assert [[*encoded.prefix, *rest] for rest in encoded.sets["t"].suffixes] == direct(TOKENIZERS["byte-level"], encoded, queries)
 
 
 @each_tokenizer
 def test_the_prefix_covers_the_demonstrations(kind):
     tokenizer, shown = TOKENIZERS[kind], [example(i) for i in range(4)]
-    encoded = encode_trial(
-        tokenizer,
-        NLI_PATTERNS["minimal"],
-        words_of(tokenizer),
-        "\n\n",
-        shown,
-        {"t": [example(0, "Soon a."), example(1, "Today b.")]},
-        512,
-    )
+    encoded = encoder_of(tokenizer, "\n\n", 512).encode(shown, {"t": [example(0, "Soon a."), example(1, "Today b.")]})
     text = "\n\n".join(NLI_PATTERNS["minimal"].render_labelled(d.fields, YES_NO[d.label]) for d in shown)
     assert len(encoded.prefix) >= len(tokenizer(text)["input_ids"])
 
@@ -108,8 +94,8 @@ def test_the_order_of_the_demonstrations_comes_from_its_seed():
     tokenizer, shown = TOKENIZERS["byte-level"], [example(i) for i in range(16)]
 
     def order(seed):
-        arguments = (tokenizer, NLI_PATTERNS["minimal"], words_of(tokenizer), "\n", shown, {"t": [example(0)]}, 512)
-        return [d.id for d in encode_trial(*arguments, None if seed is None else np.random.default_rng(seed)).demonstrations]
+        generator = None if seed is None else np.random.default_rng(seed)
+        return [d.id for d in encoder_of(tokenizer, "\n", 512).encode(shown, {"t": [example(0)]}, generator).demonstrations]
 
     assert order(None) == [d.id for d in shown]
     assert order(1) == order(1) != order(2)
@@ -121,8 +107,7 @@ def test_what_does_not_fit_is_dropped_evenly_and_counted(limit, n_pairs, lengths
     tokenizer = TOKENIZERS["byte-level"]
     shown = [example(i, "doctors saw lawyers " * (1 + i % 3)) for i in range(2 * n_pairs)]
     queries = [example(i, " saw" * n) for i, n in enumerate(lengths)]
-    words = words_of(tokenizer)
-    encoded = encode_trial(tokenizer, NLI_PATTERNS["minimal"], words, "\n\n", shown, {"t": queries}, limit, np.random.default_rng(0))
+    encoded = encoder_of(tokenizer, "\n\n", limit).encode(shown, {"t": queries}, np.random.default_rng(0))
     whole = [[*encoded.prefix, *rest] for rest in encoded.sets["t"].suffixes]
     assert max(map(len, whole)) <= limit
     assert whole == direct(tokenizer, encoded, queries), "a query was cut"
@@ -138,15 +123,15 @@ def test_hundreds_too_many_are_dropped_in_a_few_looks(monkeypatch):
     """Reading 256 demonstrations again for each pair that is dropped takes a minute, and distillation does so for every lesson."""
     tokenizer, looks = TOKENIZERS["byte-level"], []
     monkeypatch.setattr(tokens, "encode", lambda *given: looks.append(given) or encode(*given))
-    arguments = (tokenizer, NLI_PATTERNS["minimal"], words_of(tokenizer), "\n", [example(i) for i in range(256)], {"t": [example(0)]}, 200)
-    assert 0 < encode_trial(*arguments, None).n_dropped < 256
+    encoder, shown = encoder_of(tokenizer, "\n", 200), [example(i) for i in range(256)]
+    assert 0 < encoder.encode(shown, {"t": [example(0)]}).n_dropped < 256
     assert len(looks) < 12
 
 
 def test_a_query_that_does_not_fit_alone_is_named():
     tokenizer, queries = TOKENIZERS["byte-level"], [example(0), example(7, "saw " * 50)]
     with pytest.raises(TrialFailure, match="row/7") as raised:
-        encode_trial(tokenizer, NLI_PATTERNS["minimal"], words_of(tokenizer), "\n", [], {"t": queries}, 30)
+        encoder_of(tokenizer, "\n", 30).encode([], {"t": queries})
     assert raised.value.cause is Cause.QUERY_TOO_LONG
 
 
@@ -155,9 +140,10 @@ def test_the_limit_is_exact_and_leaves_room_for_the_label_word():
     length = len(tokenizer(NLI_PATTERNS["minimal"].render(query.fields))["input_ids"])
     for word_length in (1, 3):  # all but the word's last token are fed to the model
         words = LabelWords(YES_NO, ((5,) * word_length, (6,)))
-        encode_trial(tokenizer, NLI_PATTERNS["minimal"], words, "\n", [], {"t": [query]}, length + word_length - 1)
+        encoder = PromptEncoder(tokenizer, NLI_PATTERNS["minimal"], words, "\n", length + word_length - 1)
+        encoder.encode([], {"t": [query]})
         with pytest.raises(TrialFailure):
-            encode_trial(tokenizer, NLI_PATTERNS["minimal"], words, "\n", [], {"t": [query]}, length + word_length - 2)
+            replace(encoder, max_length=encoder.max_length - 1).encode([], {"t": [query]})
 
 
 @each_tokenizer
@@ -222,6 +208,6 @@ def test_a_closing_token_is_not_left_between_prompt_and_label_word():
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
     words = words_of(tokenizer)
-    encoded = encode_trial(tokenizer, Pattern("{premise} ?"), words, "\n", [], {"t": [example(0, "doctors saw")]}, 99)
+    encoded = PromptEncoder(tokenizer, Pattern("{premise} ?"), words, "\n", 99).encode([], {"t": [example(0, "doctors saw")]})
     assert [*encoded.prefix, *encoded.sets["t"].suffixes[0]] == [0, *plain[1:]]
     assert words.ids == words_of(TOKENIZERS["byte-level"]).ids

@@ -13,7 +13,8 @@ from support.small_models import CPU
 
 from llmft.config.spec import TrainSpec, TrialSpec
 from llmft.methods._registry import METHODS, complete_settings, method_class
-from llmft.models.loading import TOY, load_tokenizer, resolve_model
+from llmft.models.info import TOY, resolve_model
+from llmft.models.loading import load_tokenizer
 from llmft.tasks._registry import load_task
 from llmft.tasks._toy_language import ENTAILMENT, NOT_ENTAILMENT, NOUNS, PREPOSITIONS, VERBS, Pair, toy_data
 from llmft.toy import pretrain

@@ -9,7 +9,7 @@ from support.small_models import CPU, OPT_350M, save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmft.config.spec import TrialSpec
-from llmft.models.loading import resolve_model
+from llmft.models.info import resolve_model
 from llmft.trial.run import run_trial
 
 IN_CONTEXT = {"task": "rte", "method": "in_context", "n_dev": 0, "selections": ("last",)}

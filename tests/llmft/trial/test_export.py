@@ -15,7 +15,8 @@ from llmft.errors import UserError
 from llmft.methods._registry import build_method
 from llmft.models.adapted import AdaptedModel
 from llmft.models.batches import make_batch
-from llmft.models.loading import borrow_model, resolve_model
+from llmft.models.info import resolve_model
+from llmft.models.loading import borrow_model
 from llmft.models.scoring import all_logits
 from llmft.prompting.encoding import EncodedQueries
 from llmft.prompting.label_words import LabelWords

@@ -16,7 +16,7 @@ import ray.train
 from llmft.config.spec import TrainSpec, TrialSpec
 from llmft.errors import Cause, OutOfMemory, TrialFailure
 from llmft.methods._registry import complete_settings
-from llmft.models.loading import resolve_model
+from llmft.models.info import resolve_model
 from llmft.runtime import Runtime
 from llmft.trial.run import run_trial
 from sweeps.ray_backend.worker_group import _failure, run_group, train_loop

@@ -16,7 +16,8 @@ from llmft.methods._registry import build_method
 from llmft.methods.modules.soft_prompt import sample_tokens
 from llmft.models.adapted import AdaptedModel
 from llmft.models.batches import make_batch
-from llmft.models.loading import LoadedModel, _has_plain_head, borrow_model, load_tokenizer, resolve_model
+from llmft.models.info import resolve_model
+from llmft.models.loading import LoadedModel, _has_plain_head, borrow_model, load_tokenizer
 from llmft.prompting.encoding import EncodedQueries
 from llmft.prompting.label_words import LabelWords
 from llmft.trial.preparation import encode_prompts, prepare_trial
@@ -202,7 +203,7 @@ def test_a_prefix_begins_as_the_cache_of_words_and_so_scores_as_they_do(spec_of)
         queries = encode_prompts(spec, setting).sets["toy"]
         batch = make_batch(queries, range(6), setting.words, model)
         found = AdaptedModel(setting.method, model)(setting.method.scores, batch).labels
-        words = make_batch(queries, range(6), setting.words, model, opening=tuple(ids.tolist()))
+        words = make_batch(queries, range(6), setting.words, model, prefix_ids=tuple(ids.tolist()))
         torch.testing.assert_close(found, build_method("zero_shot", {}).scores(model, words).labels, atol=1e-5, rtol=0)
 
 
