@@ -1,5 +1,5 @@
 """One sweep's folder of results, and its locks."""
 
-from sweeps.store.store import TRIALS, Store, StoreUnwritable
+from sweeps.store.store import Store, StoreUnwritable
 
-__all__ = ["Store", "StoreUnwritable", "TRIALS"]
+__all__ = ["Store", "StoreUnwritable"]
