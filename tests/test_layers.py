@@ -21,7 +21,7 @@ GROUND = ("errors", "seeds", "hub", "runtime")
 ROOMS = {  # room -> the earlier rooms of its package that it may import
     "llmft": {
         **dict.fromkeys(GROUND, GROUND),
-        "config": ("errors",),
+        "config": ("errors", "seeds"),
         "records": ("config", "errors"),
         "data": ("config", *GROUND),
         "tasks": ("config", "data", *GROUND),

@@ -9,10 +9,10 @@ from typing import Any
 
 from llmft.config import TrainSpec, TrialSpec
 from llmft.methods import METHODS, method_class
+from llmft.seeds import SEED_FIELDS
 
-_SEEDS = ("data_seed", "order_seed", "init_seed", "dropout_seed")
 _TRAIN_OPTIONS = {"learning_rate": "--lr", "epochs": "--epochs"}
-_WRITTEN = {"model", "teacher", "mixture", "task", "definition", "data", "method", "settings", "n_shots", "train", *_SEEDS}
+_WRITTEN = {"model", "teacher", "mixture", "task", "definition", "data", "method", "settings", "n_shots", "train", *SEED_FIELDS}
 """Fields of a spec that the command gives in words of their own; `--set` has the others. `forgetting` is left out: it is measured beside
 the task and does not change the numbers of the cell."""
 
@@ -23,7 +23,7 @@ def trial_command(spec: TrialSpec) -> str | None:
     None where the command line has no words for it: a method that this version lacks, a trial of the search, three different seeds,
     or a custom task (also in a mixture).
     """
-    seeds = Counter(getattr(spec, name) for name in reversed(_SEEDS)).most_common()  # what varied comes last
+    seeds = Counter(getattr(spec, name) for name in reversed(SEED_FIELDS)).most_common()  # what varied comes last
     custom = spec.definition or any(other.definition for other in spec.mixture.values())
     if spec.method not in METHODS or spec.test_sets == () or custom or len(seeds) > 2:
         return None
@@ -35,7 +35,7 @@ def trial_command(spec: TrialSpec) -> str | None:
         parts += [text for name, option in _TRAIN_OPTIONS.items() for text in (option, str(getattr(spec.train, name)))]
     assignments = _assignments(spec)
     if len(seeds) > 1:
-        vary = [name.removesuffix("_seed") for name in _SEEDS if getattr(spec, name) == seeds[-1][0]]
+        vary = [name.removesuffix("_seed") for name in SEED_FIELDS if getattr(spec, name) == seeds[-1][0]]
         assignments["report"] = {"seeds": [seeds[0][0]], "vary": vary}
     for key, value in assignments.items():
         parts += ["--set", f"{key}={json.dumps(value)}"]

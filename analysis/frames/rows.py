@@ -9,12 +9,12 @@ from analysis.frames.columns import DOMAINS, HEADLINE_METRICS, SET_METRICS
 from analysis.frames.reproduce import trial_command
 from llmft.config import ORACLES
 from llmft.records import RecordError, SetMetrics, StoragePath, Teacher, TrialRecord, read_record
+from llmft.seeds import SEED_FIELDS
 
 LABEL = "label"
 """The grouping by gold label: the accuracy of a value is the recall of that label."""
 
 _SPEC = ("task", "method", "n_shots", "shots_unit", "pattern", "verbalizer", "precision", "n_dev")
-_SEEDS = ("data_seed", "order_seed", "init_seed", "dropout_seed")
 _TRAIN = ("learning_rate", "epochs", "batch_size")
 _COST = (
     *("wall_s", "train_s", "evaluate_s", "device", "n_workers", "peak_memory_bytes"),
@@ -46,7 +46,7 @@ def _trial(record: TrialRecord) -> dict[str, Any]:
         "cause": record.cause.value if record.cause else None,
         "message": record.message or None,
         "model": spec.model.name,
-        **{name: getattr(spec, name) for name in (*_SPEC, *_SEEDS)},
+        **{name: getattr(spec, name) for name in (*_SPEC, *SEED_FIELDS)},
         **{name: getattr(spec.train, name) for name in _TRAIN},
         "settings": json.dumps(spec.settings, sort_keys=True),
         "train": spec.train.model_dump_json(),

@@ -29,13 +29,13 @@ from analysis.stats.significance import (
     one_sample,
     welch,
 )
+from llmft.seeds import SEED_FIELDS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 MAJORITY = "majority_class"
-SEEDS = ("data_seed", "order_seed", "init_seed", "dropout_seed")
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def estimate_difference(a: Sample, b: Sample) -> Difference:
 
 def pairing_seed(trials: pd.DataFrame) -> str:
     """Return the column whose seeds pair the trials: the data seed where it varies, else the first seed that does."""
-    return next((name for name in SEEDS if trials[name].nunique() > 1), SEEDS[0])
+    return next((name for name in SEED_FIELDS if trials[name].nunique() > 1), SEED_FIELDS[0])
 
 
 def _samples(trials: pd.DataFrame, domain: str) -> Iterator[Sample]:

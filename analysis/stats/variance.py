@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from analysis.frames import CELL, group_by, select
-from analysis.stats.comparisons import SEEDS
 from analysis.stats.significance import variance_components
+from llmft.seeds import SEED_FIELDS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +36,7 @@ def seed_variance(frame: pd.DataFrame, rule: str = "best_dev", score: str = "out
     for cell, trials in group_by(done, CELL):
         if len(trials) < 2:
             continue
-        factors = {name.removesuffix("_seed"): trials[name].fillna(-1).to_numpy() for name in SEEDS}
+        factors = {name.removesuffix("_seed"): trials[name].fillna(-1).to_numpy() for name in SEED_FIELDS}
         components = variance_components(trials[score].to_numpy(), factors)
         total = sum(components.values())
         for name, variance in components.items():

@@ -14,6 +14,7 @@ from analysis.stats import FEWEST, Difference, holm, one_sample, shown_half_widt
 from analysis.tables.formatting import interval, metric_name, p_entry, p_text, percent, unit
 from analysis.tables.text_table import TextTable
 from llmft.errors import UserError
+from llmft.seeds import SEED_FIELDS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -191,7 +192,7 @@ def _status(row: dict[str, Any], mine: pd.DataFrame | None, other: pd.DataFrame 
 
 def _difference(mine: pd.DataFrame, other: pd.DataFrame, score: str) -> Difference:
     """Paired where both drew the same examples with the same seeds, by Welch's test otherwise."""
-    keys = ["data_seed", "order_seed", "init_seed", "dropout_seed", "shots_hash"]
+    keys = [*SEED_FIELDS, "shots_hash"]
     known = [frame.dropna(subset=["data_seed", "shots_hash"]).drop_duplicates(keys) for frame in (mine, other)]
     both = known[0][[*keys, score]].merge(known[1][[*keys, score]], on=keys)
     if len(both) > 1:

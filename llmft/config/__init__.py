@@ -5,7 +5,6 @@ from llmft.config.custom_task import EXAMPLE_METRICS, ROUGE, CustomTask, Table, 
 from llmft.config.patterns import FIELD, Pattern, render_prefix, with_literals
 from llmft.config.spec import (
     ORACLES,
-    STREAMS,
     DataRef,
     FileRef,
     ForgettingSpec,
@@ -20,6 +19,6 @@ from llmft.config.spec import (
 
 __all__ = [
     "CustomTask", "DataRef", "EXAMPLE_METRICS", "FIELD", "FileRef", "ForgettingSpec", "GenerationSpec", "ModelRef", "ORACLES",
-    "Pattern", "ROUGE", "STREAMS", "Selection", "StrictModel", "Table", "TaskEntry", "TaskRef", "TrainSpec", "TrialSpec",
-    "definition_keys", "label_text", "pattern_of", "render_prefix", "with_literals",
+    "Pattern", "ROUGE", "Selection", "StrictModel", "Table", "TaskEntry", "TaskRef", "TrainSpec", "TrialSpec", "definition_keys",
+    "label_text", "pattern_of", "render_prefix", "with_literals",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from llmft.config.base import StrictModel
 from llmft.config.custom_task import CustomTask
+from llmft.seeds import SEED_NAMES, SeedName
 
 DIGEST_VERSION = 1
 """Raised when the same spec would give another answer (a mended method, another draw). Old records then count as stale."""
@@ -139,10 +140,6 @@ Selection = Literal["none", "last", "best_dev", "best_in_domain", "best_out_of_d
 ORACLES: tuple[Selection, ...] = ("best_in_domain", "best_out_of_domain")
 
 
-STREAMS: tuple[str, ...] = ("data", "order", "init", "dropout")
-"""What has a seed of its own: which examples are drawn, their order, the weights that are added, dropout."""
-
-
 class TrialSpec(StrictModel):
     """One model adapted once to one task with one method, shots, seed and hyper-parameters.
 
@@ -227,6 +224,6 @@ class TrialSpec(StrictModel):
         """(model, task, method, n_shots, pattern): what a table row compares."""
         return self.model.name, self.task, self.method, self.n_shots, self.pattern
 
-    def with_seed(self, seed: int, streams: Iterable[str] = STREAMS) -> TrialSpec:
-        """The same trial with the seeds of `streams`, by default all four, set to `seed`."""
-        return self.model_copy(update={f"{name}_seed": seed for name in streams})
+    def with_seed(self, seed: int, names: Iterable[SeedName] = SEED_NAMES) -> TrialSpec:
+        """Copy the spec with the seeds called `names`, by default all four, set to `seed`."""
+        return self.model_copy(update={f"{name}_seed": seed for name in names})

@@ -9,10 +9,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from llmft.config import STREAMS, DataRef, ForgettingSpec, GenerationSpec, ModelRef, TaskRef, TrainSpec, TrialSpec
+from llmft.config import DataRef, ForgettingSpec, GenerationSpec, ModelRef, TaskRef, TrainSpec, TrialSpec
 from llmft.data import Task
 from llmft.errors import UserError, error_lines
 from llmft.methods import METHODS, Method, check_kinds, complete_settings, method_class
+from llmft.seeds import SEED_NAMES
 from sweeps.planning.cells import Cell, check_ranges
 from sweeps.planning.resolve import ResolvedTask, resolve_mixtures, resolve_named, resolve_tasks
 from sweeps.planning.schema import MethodEntry, ModelEntry, Plan
@@ -185,7 +186,7 @@ def _trial_spec(where: str, **fields: Any) -> TrialSpec:
 
 def _report_seeds(plan: Plan, method: type[Method], generation: GenerationSpec | None) -> tuple[int, ...]:
     """Choose the plan's seeds, or the first alone where nothing that they vary changes the method's predictions."""
-    changing = set(STREAMS) if method.trains else {"data", "order"} if method.uses_shots else set()
+    changing = set(SEED_NAMES) if method.trains else {"data", "order"} if method.uses_shots else set()
     if plan.demonstrations and not method.trains:
         changing -= {"data"}
     if generation and generation.temperature:

@@ -150,7 +150,7 @@ class ReportPlan(StrictModel):
     """
 
     seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4, 5), min_length=1)
-    vary: tuple[Literal["data", "order", "init", "dropout"], ...] = Field(("data", "order", "init", "dropout"), min_length=1)
+    vary: tuple[SeedName, ...] = Field(SEED_NAMES, min_length=1)
 
 
 class ForgettingPlan(StrictModel):
