@@ -2,7 +2,7 @@
 
 from llmft.config.base import StrictModel
 from llmft.config.custom_task import EXAMPLE_METRICS, ROUGE, CustomTask, Table, TaskEntry, definition_keys, label_text
-from llmft.config.patterns import FIELD, Pattern, render_prefix, with_literals
+from llmft.config.patterns import Pattern, render_prefix, with_literals
 from llmft.config.spec import (
     ORACLES,
     DataRef,
@@ -18,7 +18,7 @@ from llmft.config.spec import (
 )
 
 __all__ = [
-    "CustomTask", "DataRef", "EXAMPLE_METRICS", "FIELD", "FileRef", "ForgettingSpec", "GenerationSpec", "ModelRef", "ORACLES",
-    "Pattern", "ROUGE", "Selection", "StrictModel", "Table", "TaskEntry", "TaskRef", "TrainSpec", "TrialSpec", "definition_keys",
-    "label_text", "pattern_of", "render_prefix", "with_literals",
+    "CustomTask", "DataRef", "EXAMPLE_METRICS", "FileRef", "ForgettingSpec", "GenerationSpec", "ModelRef", "ORACLES", "Pattern",
+    "ROUGE", "Selection", "StrictModel", "Table", "TaskEntry", "TaskRef", "TrainSpec", "TrialSpec", "definition_keys", "label_text",
+    "pattern_of", "render_prefix", "with_literals",
 ]  # fmt: skip

@@ -1,22 +1,26 @@
-"""A task of the user's own, as plain data: which files, which columns, which labels or references, which patterns.
+"""A custom task as plain data: its files, columns, labels or references, and patterns.
 
-It stands in a plan under `tasks`, and travels in every trial's spec, so that a worker needs nothing but the files.
+It stands in a plan under `tasks` and is part of every trial's spec, so that a worker needs nothing but the files.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from llmft.config.base import StrictModel
-from llmft.config.patterns import FIELD
+from llmft.config.patterns import Pattern
 
 RESERVED = ("train", "dev", "shots")  # sets that every task has
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
+ExampleMetric = Literal["rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "token_f1"]
+"""The scores of a single text. Those of a set are their means; BLEU has none for a single text."""
+EXAMPLE_METRICS: tuple[ExampleMetric, ...] = get_args(ExampleMetric)
+ROUGE = EXAMPLE_METRICS[:4]
 
 ALPACA = {
     "kind": "generation",
@@ -35,11 +39,11 @@ ALPACA = {
 }
 """Taori et al. 2023, `train.py` of github.com/tatsu-lab/stanford_alpaca; there the response follows without a space."""
 FORMATS: dict[str, dict[str, Any]] = {"alpaca": ALPACA}
-"""What `format` may say in a plan."""
+"""Values of `format` in a plan, and the keys that each stands for."""
 
 
 class HubTable(StrictModel):
-    """A split of a data set on the hub, in parquet files."""
+    """A split of a data set on the hub, as parquet files."""
 
     repository: str
     configuration: str | None = Field(None, description="null: the only one that there is")
@@ -65,7 +69,7 @@ class Table(StrictModel):
         return self
 
     def __str__(self) -> str:
-        return self.file if self.file is not None else f"{self.hub.repository} {self.hub.split}"
+        return f"{self.hub.repository} {self.hub.split}" if self.hub else str(self.file)
 
 
 class ReportedTables(StrictModel):
@@ -80,57 +84,23 @@ class ReportedTables(StrictModel):
         return {"in_domain": value} if isinstance(value, str) else value
 
 
-class PatternEntry(StrictModel):
-    """A template, what stands between it and the label word or reference, and the verbalizer that goes with it."""
-
-    template: str
-    label_prefix: str = " "
-    verbalizer: str = Field("", description="empty: the task's first")
-    without: str = Field("", description="the template where a field that only the other names is empty")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_template(cls, value: Any) -> Any:
-        return {"template": value} if isinstance(value, str) else value
-
-    @field_validator("template")
-    @classmethod
-    def _names_a_field(cls, value: str) -> str:
-        if not FIELD.findall(value):
-            raise ValueError("a template must name a field, as in '{premise} {hypothesis} ?'")
-        return value
-
-    @model_validator(mode="after")
-    def _names_fewer(self) -> PatternEntry:
-        if self.without and not set(FIELD.findall(self.without)) < set(FIELD.findall(self.template)):
-            raise ValueError("without must name some of the template's fields, and not all of them")
-        return self
-
-    @property
-    def optional(self) -> set[str]:
-        """Fields that an example may leave empty."""
-        return set(FIELD.findall(self.template)) - set(FIELD.findall(self.without)) if self.without else set()
-
-
 class CustomTask(StrictModel):
-    """A task of the user's own.
+    """A task on the user's own tables. `llmft.data.custom.complete` fills in the fields that may be left out.
 
     Attributes:
         kind: an answer is a label (classification), or a text (generation).
-        train: the pool that shots come from, and dev unless `dev` holds it.
+        train: the pool of shots, and of dev examples unless `dev` holds them.
         columns: field of the patterns -> column of the files; left out: the fields are the columns.
-        label: the column of the gold labels.
-        labels: name of each label -> its value in the files, or a list of names that are the values; left out: what `train` holds.
-        rationale: a column that says why a row's label is right, for chain-of-thought demonstrations; empty: none.
-        groups: columns that results are also reported by.
-        verbalizers: name -> a label word for each label, in the order of `labels`; left out: the names of the labels. The first
+        label: column of the gold labels.
+        labels: name of each label -> its value in the files, or a list of names that are the values; left out: the values in `train`.
+        rationale: column of the reasons for the labels, for chain-of-thought demonstrations; empty: none.
+        groups: columns by which results are also reported.
+        verbalizers: name -> one label word per label, in the order of `labels`; left out: the names of the labels. The first
             goes with every pattern that names none.
-        references: for generation, the column of the texts that count as right: one text or a list, the first of which is trained on.
-        drop_empty: for generation, whether rows without a reference are left out; if not, they are a mistake.
-        metric: for generation, the score of a text that comparisons are about.
-        max_new_tokens: for generation, the most tokens of a text, unless the plan's `generation` says otherwise.
-
-    `llmft.data.custom.complete` fills in what was left out.
+        references: for generation, column of the reference texts: one text or a list, the first of which is trained on.
+        drop_empty: for generation, whether rows without a reference are left out; otherwise they are an error.
+        metric: for generation, the score that comparisons use.
+        max_new_tokens: for generation, most tokens of a text, unless the plan's `generation` says otherwise.
     """
 
     name: str = Field(pattern=NAME)
@@ -144,11 +114,11 @@ class CustomTask(StrictModel):
     labels: dict[str, str | int | float | bool] = Field(default_factory=dict)
     rationale: str = ""
     groups: tuple[str, ...] = ()
-    patterns: dict[str, PatternEntry] = Field(min_length=1)
+    patterns: dict[str, Pattern] = Field(min_length=1)
     verbalizers: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     references: str = ""
     drop_empty: bool = False
-    metric: Literal[EXAMPLE_METRICS] = "rougeL"
+    metric: ExampleMetric = "rougeL"
     max_new_tokens: int = Field(64, ge=1)
 
     @field_validator("labels", mode="before")
@@ -167,7 +137,7 @@ class CustomTask(StrictModel):
         return {name: tuple(words) if isinstance(words, list) else words for name, words in value.items()}
 
     @model_validator(mode="after")
-    def _consistent(self) -> CustomTask:
+    def _check_sets(self) -> CustomTask:
         sets = (self.name, *self.test.out_of_domain)
         for name in sets:
             if name in RESERVED or sets.count(name) > 1 or not re.match(NAME, name):
@@ -178,21 +148,29 @@ class CustomTask(StrictModel):
         if self.dev in (self.train, *reported):
             other = "the training pool; leave dev out, and it is drawn from there" if self.dev == self.train else "reported"
             raise ValueError(f"dev: {self.dev} selects checkpoints and hyper-parameters, and is also {other}")
-        for name, entry in self.patterns.items():
-            if self.columns and (unknown := [field for field in FIELD.findall(entry.template) if field not in self.columns]):
+        return self
+
+    @model_validator(mode="after")
+    def _check_patterns(self) -> CustomTask:
+        for name, pattern in self.patterns.items():
+            if self.columns and (unknown := [field for field in pattern.fields if field not in self.columns]):
                 raise ValueError(f"patterns.{name}: {{{unknown[0]}}} is no field of the task. Fields: {', '.join(self.columns)}")
-            if self.generates and (entry.verbalizer or self.labels or self.verbalizers or self.groups):
+            if self.generates and (pattern.verbalizer or self.labels or self.verbalizers or self.groups):
                 raise ValueError("labels, verbalizers and groups are for kind: classification; remove them")
-            if entry.verbalizer and self.verbalizers and entry.verbalizer not in self.verbalizers:
-                raise ValueError(f"patterns.{name}: unknown verbalizer {entry.verbalizer!r}. Verbalizers: {', '.join(self.verbalizers)}")
-        if self.generates != bool(self.references):
-            if self.generates:
-                raise ValueError("references: name the column that holds the texts which a model should give")
+            if pattern.verbalizer and self.verbalizers and pattern.verbalizer not in self.verbalizers:
+                known = ", ".join(self.verbalizers)
+                raise ValueError(f"patterns.{name}: unknown verbalizer {pattern.verbalizer!r}. Verbalizers: {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_answers(self) -> CustomTask:
+        if self.generates and not self.references:
+            raise ValueError("references: name the column that holds the texts which a model should give")
+        if self.references and not self.generates:
             raise ValueError("references is for kind: generation; set kind, or remove it")
         if len(self.labels) == 1:
             raise ValueError("labels: one label is nothing to tell apart; name at least two")
-        texts = [label_text(value) for value in self.labels.values()]
-        if len(set(texts)) < len(texts):
+        if len({label_text(value) for value in self.labels.values()}) < len(self.labels):
             raise ValueError("labels: two labels have the same value")
         for name, words in self.verbalizers.items():
             if self.labels and len(words) != len(self.labels):
@@ -210,32 +188,32 @@ class CustomTask(StrictModel):
 
     @property
     def optional(self) -> set[str]:
-        """Fields that an example may leave empty, and files without a column for them."""
-        needed = {field for entry in self.patterns.values() for field in FIELD.findall(entry.template) if field not in entry.optional}
-        return {field for entry in self.patterns.values() for field in entry.optional} - needed
+        """Fields that an example may leave empty, and for which the files may have no column."""
+        optional = {field for pattern in self.patterns.values() for field in pattern.optional}
+        return optional - {field for pattern in self.patterns.values() for field in pattern.fields if field not in pattern.optional}
 
     @property
     def tables(self) -> dict[str, Table]:
-        """Every table by the set that it makes, in a fixed order."""
+        """The table of each set, in a fixed order."""
         named = {"train": self.train, "dev": self.dev, self.name: self.test.in_domain, **self.test.out_of_domain}
         return {name: table for name, table in named.items() if table is not None}
 
     def content(self, pattern: str, verbalizer: str) -> dict[str, Any]:
-        """What of it changes the answer of a trial with that pattern and verbalizer: not where the files lie, nor what is not used."""
-        entry = self.patterns.get(pattern)
+        """Return what changes the result of a trial with this pattern and verbalizer: neither the files' paths nor unused parts."""
+        used = self.patterns.get(pattern)
         own = {"references", "drop_empty", "metric"} if self.generates else {"label", "rationale", "groups"}
         return self.model_dump(mode="json", include={"kind", "columns", *own}) | {
-            # in their order, which tells whose word is whose
+            # in their order, by which label words belong to labels
             "labels": [[name, label_text(value)] for name, value in self.labels.items()],
             "has_dev": self.dev is not None,
             "out_of_domain": list(self.test.out_of_domain),
-            "pattern": entry and [entry.template, entry.label_prefix, *filter(None, [entry.without])],
-            "words": self.verbalizers.get(entry.verbalizer if entry and verbalizer == "default" else verbalizer),
+            "pattern": used and [used.template, used.label_prefix, *filter(None, [used.without])],
+            "words": self.verbalizers.get(used.verbalizer if used and verbalizer == "default" else verbalizer),
         }
 
 
-def in_full(content: dict[str, Any]) -> dict[str, Any]:
-    """A definition with what its `format`, if it names one, stands for, in place of it; what it says itself goes before."""
+def expand_format(content: dict[str, Any]) -> dict[str, Any]:
+    """Replace `format`, if a definition names one, by the keys it stands for; keys of the definition itself take precedence."""
     if "format" not in content:
         return content
     own, name = {key: value for key, value in content.items() if key != "format"}, content["format"]
@@ -249,18 +227,18 @@ def in_full(content: dict[str, Any]) -> dict[str, Any]:
 
 def _name_or_definition(value: Any) -> Any:
     if isinstance(value, dict):  # validated here, so that an error names the definition's own keys alone
-        return CustomTask.model_validate_json(json.dumps(in_full(value)))
+        return CustomTask.model_validate_json(json.dumps(expand_format(value)))
     if not isinstance(value, str | CustomTask):
         raise ValueError("must be the name of a task, or a mapping that describes one")
     return value
 
 
 TaskEntry = Annotated[str | CustomTask, BeforeValidator(_name_or_definition)]
-"""A task in a plan: the name of one that comes with llmft, or one of the user's own."""
+"""A task in a plan: the name of one that comes with llmft, or a custom task."""
 
 
 def label_text(value: str | int | float | bool) -> str:
-    """The one text of a label's value: 1, 1.0, "1" and "1.0" are one label, true and "True" too, whatever file they come from."""
+    """Normalize a label's value to one text: 1, 1.0, "1" and "1.0" are the same label, and so are true and "True"."""
     text = str(value)
     if text.lower() in ("true", "false"):
         return text.lower()
@@ -272,23 +250,13 @@ def label_text(value: str | int | float | bool) -> str:
 
 
 def definition_keys(where: str, content: dict[str, Any]) -> dict[str, Any]:
-    """For error messages: the keys that are known in each section of a definition that stands at `where`."""
+    """List the keys known in each section of a definition that stands at `where`, for error messages."""
     known: dict[str, Any] = {where: [*CustomTask.model_fields, "format"], f"{where}.test": ReportedTables.model_fields}
     test, patterns = content.get("test"), content.get("patterns")
     out = test.get("out_of_domain") if isinstance(test, dict) else None
-    tables = [
-        "train",
-        "dev",
-        "test.in_domain",
-        *(f"test.out_of_domain.{name}" for name in (out if isinstance(out, dict) else ())),
-    ]
-    for table in tables:
+    out_of_domain = (f"test.out_of_domain.{name}" for name in (out if isinstance(out, dict) else ()))
+    for table in ("train", "dev", "test.in_domain", *out_of_domain):
         known |= {f"{where}.{table}": Table.model_fields, f"{where}.{table}.hub": HubTable.model_fields}
     for name in patterns if isinstance(patterns, dict) else ():
-        known[f"{where}.patterns.{name}"] = PatternEntry.model_fields
+        known[f"{where}.patterns.{name}"] = Pattern.model_fields
     return known
-
-
-ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-EXAMPLE_METRICS = (*ROUGE, "exact_match", "token_f1")
-"""The scores of a single text. Those of a set are their means; BLEU has none for a single text."""

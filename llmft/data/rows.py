@@ -1,4 +1,4 @@
-"""TODO."""
+"""Rows to examples: check the label, texts and references of a row, and number the rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llmft.errors import UserError
 
 
 def checked_label(row: dict[str, Any], n_labels: int, where: str) -> int:
-    """The row's label as an index.
+    """Read the row's label as an index.
 
     Raises:
         UserError: the row has none, or it is not one of the task's.
@@ -24,7 +24,7 @@ def checked_label(row: dict[str, Any], n_labels: int, where: str) -> int:
 
 
 def checked_fields(row: dict[str, Any], columns: dict[str, str], where: str) -> dict[str, str]:
-    """The texts of a row, renamed by `columns` (field -> column).
+    """Read the texts of a row, by field; `columns` maps fields to columns.
 
     Raises:
         UserError: a column is missing or holds no text.
@@ -36,10 +36,10 @@ def checked_fields(row: dict[str, Any], columns: dict[str, str], where: str) -> 
 
 
 def checked_references(texts: Any, where: str) -> tuple[str, ...]:
-    """The texts that count as right, without white space around them.
+    """Read the reference texts, without white space around them.
 
     Args:
-        texts: what the row holds: one text or several.
+        texts: the value in the row, one text or a list.
 
     Raises:
         UserError: there is none, or one is empty or no text.
@@ -51,16 +51,16 @@ def checked_references(texts: Any, where: str) -> tuple[str, ...]:
 
 
 def numbered(rows: Iterable[dict[str, Any]], name: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(id, place for an error message, row) of each row; ids count from 0, and places, for a person, from 1."""
+    """Yield (id, location for error messages, row) of each row; ids count from 0, and locations from 1."""
     for index, row in enumerate(rows):
         yield f"{name}/{index}", f"{name}, row {index + 1}", row
 
 
 def labelled_examples(rows: Iterable[dict[str, Any]], name: str, columns: dict[str, str], n_labels: int) -> tuple[Example, ...]:
-    """The examples of a table whose column `label` holds indices.
+    """Make the examples of a table whose column `label` holds indices.
 
     Args:
-        name: opens every id and error message.
+        name: of the table, the first part of every id and error message.
         columns: as for `checked_fields`.
 
     Raises:

@@ -23,14 +23,14 @@ class Source:
     """One table of a task.
 
     Attributes:
-        files: names under which a local folder may hold it; the first that is there is taken.
+        files: names that the file may have in a local folder; the first that exists is read.
         hub: (repository, configuration, split, revision) of parquet files on the hub; configuration None stands for the only one
             that there is. Every public data set has its rows as parquet files under the revision `refs/convert/parquet`.
             None: it is not on the hub, and a local folder must hold it.
         columns: the names of the columns where a text file has no header.
-        hub_columns: of the hub's files, those that are read, where others are large (whole books); a dot leads into a structure.
-        obtain: where a file that is not on the hub is to be had.
-        holds: the columns that the task reads, with the values of its labels, for a person.
+        hub_columns: the columns to read of the hub's files, where others are large (whole books); a dot leads into a structure.
+        obtain: where to get a file that is not on the hub.
+        holds: the columns that the task reads, and the values of its labels, for messages.
     """
 
     files: tuple[str, ...]
@@ -41,7 +41,7 @@ class Source:
     holds: str = ""
 
     def find(self, directory: str | None) -> Path:
-        """The local file.
+        """Find the local file.
 
         Raises:
             UserError: none of `files` is in the folder.
@@ -62,7 +62,7 @@ class Source:
         return path
 
     def look_in(self, folder: Path) -> Path | None:
-        """The local file, or None."""
+        """Find the local file; None if the folder holds none."""
         return next((folder / name for name in self.files if (folder / name).is_file()), None)
 
     def comes_from_hub(self, data: DataRef) -> bool:
@@ -70,35 +70,34 @@ class Source:
         return self.hub is not None and (data.directory is None or data.commit(*self.hub[::3]) is not None)
 
     def paths(self, data: DataRef) -> list[Path]:
-        """The files with the rows; those of the hub are fetched if they are not in its cache.
+        """Find the files with the rows, and fetch those of the hub that its cache lacks.
 
         Raises:
             UserError: none is there, or they cannot be fetched.
         """
-        return self._hub_files(data) if self.comes_from_hub(data) else [self.find(data.directory)]
-
-    def _hub_files(self, data: DataRef) -> list[Path]:
+        if self.hub is None or not self.comes_from_hub(data):
+            return [self.find(data.directory)]
         repository, configuration, split, revision = self.hub
         commit = data.commit(repository, revision) or hub.pin(repository, revision, "dataset")
         patterns = [f"{configuration or '*'}/{split}{rest}" for rest in ("-*.parquet", "/*.parquet")]  # pushed, converted
         folder = hub.fetch(repository, commit, patterns, "dataset")
         files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
         if len({path.relative_to(folder).parts[0] for path in files}) != 1:
-            found = "none" if not files else "several configurations"
+            held = "none" if not files else "several configurations"
             raise UserError(
-                f"data: {repository} at revision {revision} holds {found} of {' and '.join(patterns)}. Correct the task's Source."
+                f"data: {repository} at revision {revision} holds {held} of {' and '.join(patterns)}. Correct the task's Source."
             )
         return files
 
     def origin(self, data: DataRef) -> str:
-        """Which copy the rows are, for a person: the local file's name, or the commit on the hub."""
-        if not self.comes_from_hub(data):
+        """Say which copy of the rows it is: the local file's name, or the commit on the hub."""
+        if self.hub is None or not self.comes_from_hub(data):
             return self.find(data.directory).name
         repository, _, _, revision = self.hub
         return f"{repository}@{data.commit(repository, revision) or revision}"
 
     def rows(self, data: DataRef) -> list[dict[str, Any]]:
-        """Every row.
+        """Read every row.
 
         Raises:
             UserError: as `paths`, or a file is damaged.
@@ -108,7 +107,7 @@ class Source:
 
 
 def resolve_sources(sources: Sequence[Source], directory: str | None) -> DataRef:
-    """The data that `sources` are now: their contents as one fingerprint and, from the hub, the commits that hold them.
+    """Fingerprint the current contents of `sources` and, on the hub, resolve the commits that hold them.
 
     A folder goes before the hub. What it holds nothing of comes from the hub, by whole repositories: a folder with one split of a
     repository must hold the others that are needed.
@@ -126,7 +125,7 @@ def resolve_sources(sources: Sequence[Source], directory: str | None) -> DataRef
         local += [source for source in sources if source.hub and (source.hub[0] in held or not folder.is_dir())]
     for source in local:  # nothing is asked of the hub while a file is missing that it shall not give
         source.paths(DataRef(directory=directory))
-    wanted = sorted({source.hub[::3] for source in sources if source not in local})
+    wanted = sorted({(source.hub[0], source.hub[3]) for source in sources if source.hub and source not in local})
     try:
         data = DataRef(directory=directory, commits=_pinned(wanted))
         hashes = [content_hash(source.paths(data)) for source in sources]
@@ -139,7 +138,7 @@ def resolve_sources(sources: Sequence[Source], directory: str | None) -> DataRef
 
 
 def _pinned(wanted: Sequence[tuple[str, str]]) -> tuple[tuple[str, str, str], ...]:
-    """(repository, revision, commit) of each; if several cannot be had, the error names them all."""
+    """Resolve (repository, revision) to (repository, revision, commit); the error names all that cannot be resolved."""
     commits, failed = [], {}
     for name, revision in wanted:
         try:
@@ -153,7 +152,7 @@ def _pinned(wanted: Sequence[tuple[str, str]]) -> tuple[tuple[str, str, str], ..
 
 
 def content_hash(paths: Iterable[Path]) -> str:
-    """The hash of what the files hold, one after the other."""
+    """Hash the contents of the files, one after the other."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.read_bytes())

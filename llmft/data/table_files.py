@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llmft.errors import UserError
 
@@ -18,23 +18,23 @@ csv.field_size_limit(2**31 - 1)  # a cell may hold a whole document
 FORMATS = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet")
 
 
-RowLocation = tuple[str, dict[str, Any]]
-"""Where a row stands, for an error message: its (first) line of a text file, else its number from 1; and the row."""
+LocatedRow = tuple[str, dict[str, Any]]
+"""The location of a row, for error messages: its (first) line of a text file, or its number from 1; and the row."""
 
 
 def read_rows(path: Path, columns: Sequence[str] = (), parts: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Every row of a file, without its place; the arguments and errors are those of `placed_rows`."""
+    """Read every row of a file; the arguments and errors are those of `located_rows`."""
     return [row for _, row in located_rows(path, columns, parts)]
 
 
-def located_rows(path: Path, columns: Sequence[str] = (), parts: Sequence[str] = ()) -> list[RowLocation]:
-    """Every row of a file; what it is follows from its ending.
+def located_rows(path: Path, columns: Sequence[str] = (), parts: Sequence[str] = ()) -> list[LocatedRow]:
+    """Read every row of a file, with its location. The suffix says what kind of file it is.
 
     A `.csv` has commas, a `.tsv` tabs; both may quote with `"`. A `.txt` has tabs, and a quote is a character like any other.
 
     Args:
         columns: the names of the columns of a text file without a header.
-        parts: of a parquet file, the columns that are read; a dot leads into a structure. Empty: all.
+        parts: the columns to read of a parquet file; a dot leads into a structure. Empty: all.
 
     Raises:
         UserError: the file is not there, damaged, not in UTF-8, or of another kind; one line with the file and, where known, the line.
@@ -46,7 +46,7 @@ def located_rows(path: Path, columns: Sequence[str] = (), parts: Sequence[str] =
             case ".csv":
                 return list(_delimited_rows(path, ",", columns, csv.QUOTE_MINIMAL))
             case ".tsv" | ".txt":
-                quoting = csv.QUOTE_MINIMAL if path.suffix == ".tsv" and not columns else csv.QUOTE_NONE
+                quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if path.suffix == ".tsv" and not columns else csv.QUOTE_NONE
                 return list(_delimited_rows(path, "\t", columns, quoting))
             case ".jsonl":
                 return list(_json_lines(path))
@@ -57,7 +57,7 @@ def located_rows(path: Path, columns: Sequence[str] = (), parts: Sequence[str] =
     raise UserError(f"{path}: is no kind of file that holds rows. Kinds: {', '.join(FORMATS)}.")
 
 
-def _by_number(rows: Sequence[dict[str, Any]]) -> list[RowLocation]:
+def _by_number(rows: Sequence[dict[str, Any]]) -> list[LocatedRow]:
     return [(f"row {number}", row) for number, row in enumerate(rows, 1)]
 
 
@@ -79,7 +79,7 @@ def _parquet_rows(path: Path, parts: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _text(path: Path) -> str:
-    """The file's text, without the mark that some programs put in front of UTF-8."""
+    """Decode the file's text, without the byte order mark that some programs put in front of UTF-8."""
     content = path.read_bytes()
     try:
         return content.decode("utf-8-sig")
@@ -88,7 +88,7 @@ def _text(path: Path) -> str:
         raise UserError(f"{path}, line {line}: is not in UTF-8 (byte {content[error.start]:#04x}). Save the file as UTF-8.") from None
 
 
-def _delimited_rows(path: Path, delimiter: str, columns: Sequence[str], quoting: int) -> Iterator[RowLocation]:
+def _delimited_rows(path: Path, delimiter: str, columns: Sequence[str], quoting: Literal[0, 1, 2, 3]) -> Iterator[LocatedRow]:
     text, kind = io.StringIO(_text(path), newline=""), path.suffix[1:]  # newline "": line ends inside quotes stay as they are
     reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)
     try:
@@ -110,7 +110,7 @@ def _delimited_rows(path: Path, delimiter: str, columns: Sequence[str], quoting:
         raise _damaged(f"{path}, line {reader.line_num}", error, kind) from None
 
 
-def _json_lines(path: Path) -> Iterator[RowLocation]:
+def _json_lines(path: Path) -> Iterator[LocatedRow]:
     for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip():
             try:
@@ -120,7 +120,7 @@ def _json_lines(path: Path) -> Iterator[RowLocation]:
             yield f"line {number}", _checked_row(row, f"{path}, line {number}")
 
 
-def _json_rows(path: Path) -> list[RowLocation]:
+def _json_rows(path: Path) -> list[LocatedRow]:
     text = _text(path)
     try:
         rows = json.loads(text)

@@ -48,17 +48,20 @@ class TestSet:
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task's rows: the pool that shots and dev come from, and the reported sets. `revision` says which copy it is.
+    """A task's rows.
 
-    `dev_pool` is where dev comes from if the task keeps examples apart for it; empty: from `pool`. `places` says of the pool's
-    examples with a rare label in which line of the user's file each stands, by id.
+    Attributes:
+        pool: the training pool, from which shots are drawn, and dev examples unless there is a `dev_pool`.
+        tests: the reported sets.
+        revision: which copy of the data it is.
+        locations: id -> file and line, for the examples of the pool with a rare label.
     """
 
     pool: tuple[Example, ...]
     tests: tuple[TestSet, ...]
     revision: str = ""
     dev_pool: tuple[Example, ...] = ()
-    places: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    locations: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     @cached_property
     def pool_by_label(self) -> dict[int | None, list[Example]]:
@@ -92,7 +95,7 @@ class Task:
         sources: the tables that `load` reads.
     """
 
-    kind: ClassVar[Kind] = "classification"
+    kind: Kind = "classification"
     metric: str  # of a task that generates text; a user's own may be of either kind
     labels: tuple[str, ...]
     patterns: Mapping[str, Pattern]

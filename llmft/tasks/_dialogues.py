@@ -20,10 +20,10 @@ TEST = {
 }
 DIALOGUE_PATTERNS: Mapping[str, Pattern] = MappingProxyType(
     {
-        "minimal": Pattern("{dialogue}\nSummary:"),
-        "tl;dr": Pattern("{dialogue}\nTL;DR:"),  # Radford et al. 2019, section 3.6
+        "minimal": Pattern(template="{dialogue}\nSummary:"),
+        "tl;dr": Pattern(template="{dialogue}\nTL;DR:"),  # Radford et al. 2019, section 3.6
         "longbench": Pattern(  # Bai et al. 2023, the prompt for SAMSum
-            "Summarize the dialogue into a few short sentences.\nDialogue: {dialogue}\nSummary:"
+            template="Summarize the dialogue into a few short sentences.\nDialogue: {dialogue}\nSummary:"
         ),
     }
 )

@@ -30,9 +30,9 @@ class Cola(Task):
     labels = ("unacceptable", "acceptable")
     patterns = with_literals(
         {  # minimal as in the code of Mosbach et al. 2023, the others in the manner of their other tasks
-            "minimal": Pattern("{sentence} ?", verbalizer="no-yes"),
-            "gpt-3": Pattern("{sentence} question: Does this sentence make sense? Yes or No? answer:", verbalizer="no-yes"),
-            "eval-harness": Pattern("{sentence}\nQuestion: Does this sentence make sense?\nAnswer:", verbalizer="no-yes"),
+            "minimal": Pattern(template="{sentence} ?", verbalizer="no-yes"),
+            "gpt-3": Pattern(template="{sentence} question: Does this sentence make sense? Yes or No? answer:", verbalizer="no-yes"),
+            "eval-harness": Pattern(template="{sentence}\nQuestion: Does this sentence make sense?\nAnswer:", verbalizer="no-yes"),
         }
     )
     verbalizers = {"no-yes": ("No", "Yes"), "no-yes-lower": ("no", "yes")}  # the latter as in lm-evaluation-harness

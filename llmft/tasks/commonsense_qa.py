@@ -39,8 +39,8 @@ def _examples(source: Source, data: DataRef, name: str) -> tuple[Example, ...]:
 class CommonsenseQa(Task):
     labels = LETTERS
     patterns = {
-        "minimal": Pattern("{question}" + CHOICES + "\nAnswer:", verbalizer="letters"),
-        "eval-harness": Pattern("Question: {question}" + CHOICES + "\nAnswer:", verbalizer="letters"),
+        "minimal": Pattern(template="{question}" + CHOICES + "\nAnswer:", verbalizer="letters"),
+        "eval-harness": Pattern(template="Question: {question}" + CHOICES + "\nAnswer:", verbalizer="letters"),
     }
     verbalizers = {"letters": LETTERS}
     in_domain = "commonsense_qa"

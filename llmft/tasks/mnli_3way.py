@@ -12,9 +12,11 @@ class Mnli3Way(Mnli):
     labels = ("entailment", "neutral", "contradiction")
     patterns = with_literals(
         {
-            "minimal": Pattern("{premise} {hypothesis} ?", verbalizer="yes-maybe-no"),
-            "gpt-3": Pattern("{premise} question: {hypothesis} True, False, or Neither? answer:", verbalizer="true-neither-false"),
-            "eval-harness": Pattern("{premise}\nQuestion: {hypothesis} True, False or Neither?\nAnswer:", verbalizer="true-neither-false"),
+            "minimal": Pattern(template="{premise} {hypothesis} ?", verbalizer="yes-maybe-no"),
+            "gpt-3": Pattern(template="{premise} question: {hypothesis} True, False, or Neither? answer:", verbalizer="true-neither-false"),
+            "eval-harness": Pattern(
+                template="{premise}\nQuestion: {hypothesis} True, False or Neither?\nAnswer:", verbalizer="true-neither-false"
+            ),
         }
     )
     verbalizers = {"yes-maybe-no": ("Yes", "Maybe", "No"), "true-neither-false": ("True", "Neither", "False")}

@@ -39,9 +39,9 @@ def _examples(source: Source, data: DataRef, name: str) -> tuple[Example, ...]:
 
 class NarrativeQa(GenerationTask):
     patterns = {
-        "minimal": Pattern("{summary}\nQuestion: {question}\nAnswer:"),
+        "minimal": Pattern(template="{summary}\nQuestion: {question}\nAnswer:"),
         "longbench": Pattern(  # Bai et al. 2023, there with the whole story
-            f"You are given a story, which can be either a novel or a movie script, and a question. {ASKED}\n\nStory: {{summary}}"
+            template=f"You are given a story, which can be either a novel or a movie script, and a question. {ASKED}\n\nStory: {{summary}}"
             f"\n\nNow, answer the question based on the story.\n\nQuestion: {{question}}\n\nAnswer:"
         ),
     }

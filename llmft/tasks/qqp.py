@@ -53,10 +53,10 @@ class Qqp(Task):
     labels = ("not_duplicate", "duplicate")
     patterns = with_literals(
         {  # Mosbach et al. 2023, Table 5, has no gpt-3 for QQP; this is that of the other tasks
-            "minimal": Pattern("{question1} {question2} ?", verbalizer="no-yes"),
-            "gpt-3": Pattern("{question1} question: {question2} Yes or No? answer:", verbalizer="no-yes"),
+            "minimal": Pattern(template="{question1} {question2} ?", verbalizer="no-yes"),
+            "gpt-3": Pattern(template="{question1} question: {question2} Yes or No? answer:", verbalizer="no-yes"),
             "eval-harness": Pattern(
-                "Question 1: {question1}\nQuestion 2: {question2}\nQuestion: Do both questions ask the same thing?\nAnswer:",
+                template="Question 1: {question1}\nQuestion 2: {question2}\nQuestion: Do both questions ask the same thing?\nAnswer:",
                 verbalizer="no-yes",
             ),
         }

@@ -23,7 +23,7 @@ def _examples(pairs: Iterable[Pair], name: str) -> tuple[Example, ...]:
 
 
 class ToyText(GenerationTask):
-    patterns = {"minimal": Pattern("{sentence} ?")}
+    patterns = {"minimal": Pattern(template="{sentence} ?")}
     metric = "rougeL"
     generation_defaults = {"max_new_tokens": 8}
     in_domain = "toy_text"

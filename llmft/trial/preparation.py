@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from llmft.config import GenerationSpec, Pattern, TrialSpec
-from llmft.data import Draw, Example, Task, TaskData, TestSet, draw_examples, draw_unlabelled, subsample
+from llmft.data import Draw, DrawRequest, Example, Task, TaskData, TestSet, draw_examples, draw_unlabelled, subsample
 from llmft.errors import UserError, unknown_name
 from llmft.methods import Method, Rationales, Recipe, TrialContext, build_method, check_kinds
 from llmft.models import ModelInfo, read_model_info
@@ -142,7 +142,7 @@ def draw_for_trial(spec: TrialSpec, task: Task, data: TaskData, method: Method) 
         UserError: as `draw_examples`.
     """
     n_shots, fixed = (spec.n_shots, spec.demonstrations) if method.uses_shots else (0, ())
-    return draw_examples(data, len(task.labels), n_shots, spec.shots_unit, spec.n_dev, spec.data_seed, spec.draw, fixed, task.labels)
+    return draw_examples(data, task.labels, DrawRequest(n_shots, spec.shots_unit, spec.n_dev, spec.data_seed, spec.draw, fixed))
 
 
 def _check_lengths(spec: TrialSpec, info: ModelInfo) -> None:
@@ -159,7 +159,7 @@ def _label_words(spec: TrialSpec, task: Task, data: TaskData, info: ModelInfo, m
         return None
     pattern = task.patterns[spec.pattern]
     texts = task.verbalizers[pattern.verbalizer if spec.verbalizer == "default" else spec.verbalizer]
-    before = replace(pattern, template=pattern.template + marker)
+    before = pattern.model_copy(update={"template": pattern.template + marker})
     return resolve_label_words(info.tokenizer, before, texts, data.pool[0].fields, info.is_encoder_decoder)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from llmft.config import ORACLES, CustomTask, Selection, StrictModel, TaskEntry
+from llmft.seeds import SEED_NAMES, SeedName
 from llmft.tasks import TASKS
 
 

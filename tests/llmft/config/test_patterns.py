@@ -42,7 +42,7 @@ def test_braces_in_a_text_are_no_fields():
 
 
 def test_braces_in_a_template_that_name_nothing_stay():
-    assert Pattern("{} {a b} {x}").render({"x": "1"}) == "{} {a b} 1"
+    assert Pattern(template="{} {a b} {x}").render({"x": "1"}) == "{} {a b} 1"
 
 
 def test_newlines_are_real():

@@ -17,7 +17,7 @@ from support.teachers import logits_of, losses, prompts_of, teacher_logits, teac
 from transformers import AutoModelForCausalLM
 
 from llmft.config.spec import TrainSpec, TrialSpec
-from llmft.data.sampling import draw_examples, draw_unlabelled
+from llmft.data.sampling import DrawRequest, draw_examples, draw_unlabelled
 from llmft.data.task import NO_LABEL, Example, TaskData
 from llmft.errors import UserError
 from llmft.evaluation.evaluator import Evaluator
@@ -123,7 +123,7 @@ def test_unlabelled_inputs_have_no_label_anywhere(spec_of):
 def test_shuffled_labels_are_all_wrong_and_still_balanced(spec_of, n_labels):
     pool = tuple(Example(str(i), {}, i % n_labels) for i in range(100 * n_labels))
     data = TaskData(pool, ())
-    draw = draw_unlabelled(data, draw_examples(data, n_labels, 4, "per_class", 0, 0), 7, 0)
+    draw = draw_unlabelled(data, draw_examples(data, tuple(map(str, range(n_labels))), DrawRequest(4, "per_class", 0, 0)), 7, 0)
     method = build_method(DISTILLED, {"n_unlabelled": 7, "teacher_context": "shuffled_labels"})
     (lesson,) = method.teacher_prompts(TrialContext(spec_of(DISTILLED), draw))
     assert [example.id for example in lesson.demonstrations] == [example.id for example in draw.shots]

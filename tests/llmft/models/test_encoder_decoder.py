@@ -42,7 +42,7 @@ def borrowed(ref, precision: str = "fp32"):
 
 
 def resolved(ref, words) -> LabelWords:
-    return resolve_label_words(load_tokenizer(ref), Pattern("{text} ?"), words, {"text": "a"}, in_decoder=True)
+    return resolve_label_words(load_tokenizer(ref), Pattern(template="{text} ?"), words, {"text": "a"}, in_decoder=True)
 
 
 def batch_of(model, ref, words: LabelWords, indices=range(len(TEXTS))):

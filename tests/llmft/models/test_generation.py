@@ -13,8 +13,7 @@ from support.small_models import CPU, save_model
 from support.training import with_shots
 from transformers import GenerationConfig
 
-from llmft.config.spec import DataRef, GenerationSpec
-from llmft.data.sampling import draw_examples
+from llmft.config.spec import GenerationSpec
 from llmft.errors import TrialFailure, UserError
 from llmft.evaluation import evaluator
 from llmft.evaluation.evaluator import Evaluator
@@ -205,17 +204,6 @@ def test_what_does_not_go_together_is_refused(text_spec, changed, said):
 def test_settings_of_the_generation_that_contradict_each_other_are_refused(values, said):
     with pytest.raises(ValueError, match=said):
         GenerationSpec(**values)
-
-
-def test_draws_without_labels_are_nested_and_paired():
-    data = load_task("toy_text").load(DataRef())
-    draws = [draw_examples(data, 0, n, "total", 20, seed=3) for n in (0, 3, 17, 128)]
-    for few, many in zip(draws, draws[1:], strict=False):
-        assert many.shots[: len(few.shots)] == few.shots and many.dev == few.dev
-    assert len(draws[-1].shots) == 128 and not {e.id for e in draws[-1].shots} & {e.id for e in draws[-1].dev}
-    assert draw_examples(data, 0, 17, "total", 20, seed=4).shots != draws[2].shots
-    with pytest.raises(UserError, match="1190 shots and 20 dev examples are more than the 1200"):
-        draw_examples(data, 0, 1190, "total", 20, seed=0)
 
 
 def test_demonstrations_leave_room_for_what_is_generated(text_spec):

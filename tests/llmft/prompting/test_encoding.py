@@ -160,7 +160,7 @@ def test_label_words_are_what_follows_the_prompt(kind, pattern):
 def test_the_space_belongs_to_the_label_word():
     tokenizer = TOKENIZERS["byte-level"]
     spaced = words_of(tokenizer)
-    bare = resolve_label_words(tokenizer, Pattern("{premise} =>", label_prefix=""), YES_NO, FIELDS)
+    bare = resolve_label_words(tokenizer, Pattern(template="{premise} =>", label_prefix=""), YES_NO, FIELDS)
     assert spaced.single and not set(spaced.ids) & set(bare.ids)
 
 
@@ -175,7 +175,7 @@ def test_label_words_of_several_tokens(kind):
 @each_tokenizer
 def test_a_pattern_that_ends_in_a_space_is_refused(kind):
     with pytest.raises(UserError, match="does not end in a space") as raised:
-        resolve_label_words(TOKENIZERS[kind], Pattern("{premise} answer: ", label_prefix=""), YES_NO, FIELDS)
+        resolve_label_words(TOKENIZERS[kind], Pattern(template="{premise} answer: ", label_prefix=""), YES_NO, FIELDS)
     assert "'Yes'" in str(raised.value)
 
 
@@ -186,7 +186,7 @@ def test_a_word_that_the_tokenizer_does_not_know_is_refused():
 
 def test_an_empty_word_is_refused():
     with pytest.raises(UserError, match="unknown"):
-        resolve_label_words(TOKENIZERS["byte-level"], Pattern("{premise} ?", label_prefix=""), ("Yes", ""), FIELDS)
+        resolve_label_words(TOKENIZERS["byte-level"], Pattern(template="{premise} ?", label_prefix=""), ("Yes", ""), FIELDS)
 
 
 @pytest.mark.parametrize("words", [("Yes", "Yes"), ("是", "否")])
@@ -208,6 +208,6 @@ def test_a_closing_token_is_not_left_between_prompt_and_label_word():
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
     words = words_of(tokenizer)
-    encoded = PromptEncoder(tokenizer, Pattern("{premise} ?"), words, "\n", 99).encode([], {"t": [example(0, "doctors saw")]})
+    encoded = PromptEncoder(tokenizer, Pattern(template="{premise} ?"), words, "\n", 99).encode([], {"t": [example(0, "doctors saw")]})
     assert [*encoded.prefix, *encoded.sets["t"].suffixes[0]] == [0, *plain[1:]]
     assert words.ids == words_of(TOKENIZERS["byte-level"]).ids
