@@ -136,7 +136,7 @@ def test_every_method_that_serves_it_gives_texts(spec, name):
 
 @pytest.mark.parametrize("family", ["flan", "bart"])
 def test_it_learns_to_say_the_shots_and_to_stop(spec):
-    given = spec("pattern", n_shots=8, epochs=60, learning_rate=3e-3, eval_every_epochs=60, generation={"max_new_tokens": 8})
+    given = spec("pattern", n_shots=8, epochs=140, learning_rate=3e-3, eval_every_epochs=140, generation={"max_new_tokens": 8})
     setting = prepare_trial(given)
     encoded = encode_prompts(given, setting)
     assert all(ids[-1] == setting.decoding.tokenizer.eos_token_id for ids in encoded.sets["shots"].completions)
