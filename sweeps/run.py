@@ -110,7 +110,7 @@ def run_sweep(
         Progress(schedule, console=console) as progress,
         tracking(options.trackers, store.root, plan.name, progress.say) as trackers,
     ):
-        exporter = StudyExporter(store.root, options.studies, progress.say)
+        exporter = StudyExporter(str(store.root), options.studies, progress.say)
         state = SweepState(plan, schedule, store, policy, progress, exporter, trackers)
         exporter.update(schedule.states(state.records))
         _say_what_the_results_hold(state)
@@ -160,7 +160,9 @@ def _result(state: SweepState) -> SweepResult:
 def _run_serially(state: SweepState, run_trial: Callable[..., Any] | None) -> None:
     """Run one trial after the other in this process."""
     if run_trial is None:
-        from llmft.trial import run_trial
+        from llmft import trial as llmft_trial
+
+        run_trial = llmft_trial.run_trial
     from llmft.runtime import Runtime
 
     while trial := state.next_trial():

@@ -1,7 +1,7 @@
 """Log ended trials to experiment trackers: TensorBoard, MLflow, Weights & Biases. Off by default.
 
-A trial is logged after its record was stored, so a killed sweep leaves no half-written run. The file `<tracker>.logged` lists what a tracker
-has logged; what is missing there, since the tracker failed or was not asked for, is logged by the next run of the plan.
+A trial is logged after its record was stored, so a killed sweep leaves no half-written run. The file `<tracker>.logged` lists what a
+tracker has logged; what is missing there, since the tracker failed or was not asked for, is logged by the next run of the plan.
 """
 
 from __future__ import annotations

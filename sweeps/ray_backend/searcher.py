@@ -56,7 +56,7 @@ class ScheduleSearcher(Searcher):
         self._losses: dict[str, Counter[Loss]] = {}  # of a trial's digest
         self._n_lost_in_a_row = 0
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Searcher.FINISHED is a string
         if self.error or self.state.done:
             return Searcher.FINISHED
         fits = self.fits()
@@ -138,7 +138,7 @@ class Done(Exception):
 class SweepCallback(tune.Callback):
     """Tells the searcher of trials that lost their process, shows what is waited for, and ends the experiment where it must end."""
 
-    def __init__(self, searcher: ScheduleSearcher | None = None):
+    def __init__(self, searcher: ScheduleSearcher):
         self.searcher = searcher
         self._begun = False
         self._placed: set[str] = set()  # ids of trials that have their worker

@@ -62,7 +62,7 @@ def ray_session(address: str | None, verbose: bool = False, n_cpus: int = 1, gro
     if not verbose:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the sweep's own progress says what failed
     settings: dict[str, Any] = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
-    with nullcontext() if address else scratch_folder(None) as scratch:
+    with nullcontext(Path()) if address else scratch_folder(None) as scratch:
         if address:
             check_answers(address)
             packages = [str(Path(__file__).parents[2] / name) for name in ("llmft", "sweeps")]
