@@ -50,7 +50,8 @@ SHAPES = {
     "opt-125m": ("OPTConfig", {}),
     "opt-350m": (
         "OPTConfig",
-        {"hidden_size": 1024, "ffn_dim": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "word_embed_proj_dim": 512, "do_layer_norm_before": False},
+        {"hidden_size": 1024, "ffn_dim": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+         "word_embed_proj_dim": 512, "do_layer_norm_before": False},
     ),
     "gpt2": ("GPT2Config", {}),
     "pythia-160m": (
@@ -95,7 +96,8 @@ def make_model(name: str, folder: Path, data_dir: str) -> None:
     rows = parquet.read_table(Path(data_dir) / "rte_train.parquet").to_pylist()
     core.train_from_iterator(
         [f"{row['sentence1']} question: {row['sentence2']} Yes No" for row in rows],
-        trainers.BpeTrainer(vocab_size=30000, special_tokens=["<pad>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False),
+        trainers.BpeTrainer(vocab_size=30000, special_tokens=["<pad>", "</s>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False),
     )  # fmt: skip
     transformers.PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="</s>", bos_token="</s>").save_pretrained(
         folder

@@ -179,7 +179,8 @@ def main() -> None:
         "bare Ray Tune": bare_tune(n, workers),
         "a sweep on Ray": measure(n, workers=workers),
     }
-    table = Table("way", "trials done", "trials/s", "ms/trial", "driver CPU ms/trial", "driver MiB", title="what a sweep costs beside its trials")  # fmt: skip
+    columns = ("way", "trials done", "trials/s", "ms/trial", "driver CPU ms/trial", "driver MiB")
+    table = Table(*columns, title="what a sweep costs beside its trials")
     for name, points in ways.items():
         for n_done, rate, cpu, mib in points:
             table.add_row(name, f"{n_done:,}", f"{rate:.1f}", f"{1000 / rate:.1f}", f"{cpu:.1f}", f"{mib:,.0f}")
@@ -191,7 +192,8 @@ def main() -> None:
         for name in ("a sweep on Ray", "bare Ray Tune")
     )
     print(
-        f"a sweep on Ray / bare Ray Tune: {ours / bare:.2f} of its wall time, {our_cpu / bare_cpu:.2f} of its driver's CPU time (load {os.getloadavg()[0]:.1f})"
+        f"a sweep on Ray / bare Ray Tune: {ours / bare:.2f} of its wall time, {our_cpu / bare_cpu:.2f} of its "
+        f"driver's CPU time (load {os.getloadavg()[0]:.1f})"
     )
 
 

@@ -65,7 +65,8 @@ def main() -> None:
         on_rte = {"test_sets": ("rte", "hans"), "n_test": arguments.n_test}
         toy = {"model": resolve_model("toy"), "data": DataRef(), "task": "toy", "pattern": "minimal", "test_sets": None, "n_dev": 64}
         trials = {
-            "quickstart, lora": {**toy, "method": "lora", "settings": _settings("lora"), "n_shots": 16, "train": TrainSpec(learning_rate=1e-3, epochs=10)},
+            "quickstart, lora": {**toy, "method": "lora", "settings": _settings("lora"),
+                "n_shots": 16, "train": TrainSpec(learning_rate=1e-3, epochs=10)},
             "quickstart, in-context": {**toy, "method": "in_context", "n_shots": 16},
             "RTE and HANS, in-context": {**on_rte, "method": "in_context", "n_shots": 16},
             "RTE and HANS, pattern": {**on_rte, "method": "pattern", "n_shots": 16, "train": TrainSpec(epochs=2)},

@@ -74,7 +74,8 @@ def set_findings(metrics: SetMetrics, name: str, selection: str) -> list[Finding
         )
     low, high = accuracy_interval(metrics.accuracy, metrics.n)
     if low <= metrics.majority_share:
-        message = f"accuracy on {name} {metrics.accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}) does not exceed the majority class, {metrics.majority_share:.1%}"
+        message = f"accuracy on {name} {metrics.accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}) "
+        message += f"does not exceed the majority class, {metrics.majority_share:.1%}"
         found.append(finding("chance_level", "note", message, low))
     if metrics.non_label_share is not None and metrics.non_label_share > MOSTLY_OTHER:
         message = f"in {metrics.non_label_share:.1%} of the queries of {name} the best of all words is no label word"
@@ -140,7 +141,8 @@ def word_findings(words: LabelWords) -> list[Finding]:
                 message = f"the label word {words.texts[i]!r} is the beginning of {words.texts[j]!r}, which can never be more probable"
                 found.append(Finding(code="label_word_prefixes_another", severity="warning", message=message))
             elif i < j and first[0] == second[0]:
-                message = f"the label words {words.texts[i]!r} and {words.texts[j]!r} begin with the same token; they are told apart by the later ones"
+                message = f"the label words {words.texts[i]!r} and {words.texts[j]!r} begin with the same token; "
+                message += "they are told apart by the later ones"
                 found.append(Finding(code="label_words_share_first_token", severity="note", message=message))
     return found
 

@@ -16,5 +16,6 @@ else:
     AdaptedModel = Generator = LoadedModel = Parameter = PeftConfig = PreTrainedModel = QueryBatch = Scores = Tensor = VirtualToken = Any
 
 __all__ = [
-    "AdaptedModel", "Generator", "LoadedModel", "Parameter", "PeftConfig", "PreTrainedModel", "QueryBatch", "Scores", "Tensor", "VirtualToken",
+    "AdaptedModel", "Generator", "LoadedModel", "Parameter", "PeftConfig", "PreTrainedModel", "QueryBatch", "Scores", "Tensor",
+    "VirtualToken",
 ]  # fmt: skip

@@ -173,7 +173,7 @@ def _pad(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def scoring_budget(budget: int, prefix: Prefix | None) -> tuple[int, int]:
-    """The tokens of a forward pass over queries, and how many of them each row has besides its own: those of a prefix that is not shared."""
+    """Return the tokens of a forward pass over queries, and how many each row has besides its own: those of a prefix not shared."""
     if prefix is not None and not prefix.is_shared:
         return budget, prefix.length
     return query_budget(budget, prefix.length if prefix else 0), 0

@@ -101,7 +101,7 @@ def _logits_at(model: LoadedModel, batch: QueryBatch):
 
 
 def answer_logits(model: LoadedModel, batch: QueryBatch) -> torch.Tensor:
-    """The logits of all words wherever an answer may go on, [queries, places, vocabulary]; the places are `LabelWords.continuation_prefixes`."""
+    """Return the logits wherever a label word may go on, [queries, `LabelWords.continuation_prefixes`, vocabulary]."""
     logits_at, words = _logits_at(model, batch), batch.label_words
     rows, places = torch.arange(batch.n_rows, device=model.device).view(len(batch), -1), []
     for beginning in words.continuation_prefixes:

@@ -35,7 +35,8 @@ class PreparedTrial:
     """What a spec names; nothing of it depends on the weights.
 
     A task has either label words, `words`, or generates text by `decoding`. `recipe` is what the method asks of the trial;
-    `teacher_info` is of the model itself where no other is named; `mixture` what is trained on of other tasks; `reasoning` how rationales are generated, where the method has some.
+    `teacher_info` is of the model itself where no other is named; `mixture` what is trained on of other tasks;
+    `reasoning` how rationales are generated, where the method has some.
     """
 
     task: Task

@@ -46,7 +46,8 @@ def main(options: dict) -> None:
         threading.Thread(target=kill, daemon=True).start()
     fake = {"log": str(root) + ".log", "sleep_s": options.get("sleep_s", 0.0), "hangs_at": options.get("hangs_at", 1e9)}
     try:
-        outcome = run_sweep(plan, cells, root, SweepOptions(address=address, workers=options.get("workers")), run_trial=partial(fake_trial, **fake))  # fmt: skip
+        how = SweepOptions(address=address, workers=options.get("workers"))
+        outcome = run_sweep(plan, cells, root, how, run_trial=partial(fake_trial, **fake))
     except KeyboardInterrupt:
         sys.exit(130)
     print(json.dumps({"finished": outcome.n_finished, "failed": outcome.n_failed, "new": outcome.n_new}), flush=True)

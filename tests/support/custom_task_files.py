@@ -18,7 +18,9 @@ def own_task(
     folder: Path, name: str, pairs: Iterable[Pair], pattern: str = "{premise} {hypothesis} ?", words: Sequence[str] = ("No", "Yes"),
     tests: Iterable[Pair] = (), **content: Any,
 ) -> dict[str, TaskRef]:  # fmt: skip
-    """The task by its name; its files lie in `folder`, each row with its rationale in the column `why`. Tested on `tests`, or its first row."""
+    """The task by its name; its files lie in `folder`, each row with its rationale in the column `why`.
+
+    Tested on `tests`, or its first row."""
     pairs = list(pairs)
     for file, of in (("train", pairs), ("test", list(tests) or pairs[:1])):
         rows = [{"premise": p.premise, "hypothesis": p.hypothesis, "label": p.label, "why": shared_words(p)} for p in of]

@@ -153,7 +153,8 @@ def fill(store: Store) -> Store:
                 findings = [constant] if method == "bitfit" and seed < 3 else [truncated] if method == "in_context" else []
                 store.add(
                     seed, method, inside + bonus + noise[0], outside + bonus / 2 + noise[1], n_shots=n_shots, findings=findings,
-                    failed=Cause.DIVERGED if broken else None, message="loss became NaN at step 12" if broken else "", predictions=prediction_rows(),
+                    failed=Cause.DIVERGED if broken else None, message="loss became NaN at step 12" if broken else "",
+                    predictions=prediction_rows(),
                 )  # fmt: skip
     store.add(0, "zero_shot", 0.53, 0.5, n_shots=0)
     return store

@@ -18,11 +18,13 @@ def test_label_text():
 
 @pytest.mark.parametrize(
     ("changed", "said"),
-    [({"patterns": {"minimal": "{premise} {hypotesis} ?"}}, "patterns.minimal: {hypotesis} is no field of the task. Fields: premise, hypothesis"),
+    [({"patterns": {"minimal": "{premise} {hypotesis} ?"}},
+      "patterns.minimal: {hypotesis} is no field of the task. Fields: premise, hypothesis"),
      ({"patterns": {"minimal": "What?"}}, "patterns.minimal.template: a template must name a field"),
      ({"patterns": {}}, "patterns: "),
      ({"patterns": {"minimal": {"template": "{premise}", "verbalizer": "words"}}}, "unknown verbalizer 'words'. Verbalizers: yes-no"),
-     ({"patterns": {"minimal": {"template": "{premise}", "prefix": ""}}}, "unknown key 'patterns.minimal.prefix'. Did you mean 'label_prefix'?"),
+     ({"patterns": {"minimal": {"template": "{premise}", "prefix": ""}}},
+      "unknown key 'patterns.minimal.prefix'. Did you mean 'label_prefix'?"),
      ({"verbalizers": {"yes-no": ["Yes"]}}, "verbalizers.yes-no: 1 words for 2 labels"),
      ({"verbalizers": {"yes-no": ["Yes", "Yes"]}}, "every label needs a word of its own"),
      ({"verbalizers": {"yes-no": [True, False]}}, 'true and false are no words in YAML; write "True" and "False" in quotes'),

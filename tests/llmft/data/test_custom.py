@@ -84,7 +84,8 @@ def test_any_number_of_classes_in_a_sensible_order(folder):
 
 @pytest.mark.parametrize(
     ("file", "old", "new", "said"),
-    [("train.csv", "doctor 3,nurse 3,yes", "doctor 3,nurse 3,maybe", "train.csv, line 5: label 'maybe' in column 'gold' is not one of yes, no"),
+    [("train.csv", "doctor 3,nurse 3,yes", "doctor 3,nurse 3,maybe",
+      "train.csv, line 5: label 'maybe' in column 'gold' is not one of yes, no"),
      ("test.csv", "doctor 4,nurse 4 saw", "doctor 4,", "test.csv, line 6: column 's2' holds no text (got '')"),
      ("test.csv", "doctor 4,", "  ,", "test.csv, line 6: column 's1' holds no text (got '  ')"),
      ("test.csv", "doctor 4,nurse 4 saw,no", "doctor 4,nurse 4 saw,", "test.csv, line 6: column 'gold' holds no label (got '')"),
@@ -167,7 +168,8 @@ def test_the_digest_is_of_what_counts(own_spec, folder, tmp_path):
     assert {own_spec(changed=changed).digest for changed in same} == {base}
     other = [
         {"patterns": {"minimal": "{premise} {hypothesis}"}}, {"verbalizers": {"yes-no": ["No", "Yes"]}}, {"groups": None},
-        {"labels": {"entailment": "no", "not_entailment": "yes"}}, {"labels": {"not_entailment": "no", "entailment": "yes"}}, {"columns": {"premise": "s2", "hypothesis": "s1"}},
+        {"labels": {"entailment": "no", "not_entailment": "yes"}}, {"labels": {"not_entailment": "no", "entailment": "yes"}},
+        {"columns": {"premise": "s2", "hypothesis": "s1"}},
         {"dev": f"{folder}/dev.jsonl"}, {"test": {"in_domain": f"{folder}/test.csv"}},
     ]  # fmt: skip
     assert len({own_spec(changed=changed).digest for changed in other} | {base}) == len(other) + 1

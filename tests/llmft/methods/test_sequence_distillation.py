@@ -173,7 +173,8 @@ def test_small_passes_change_neither_responses_nor_training(spec):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [({"student": "vanilla"}, "a method that generates text"), ({"student": "in_context"}, "another method that trains"),
-     ({"student": "finetuned_in_context"}, "a student reads the query alone"), ({"student_settings": {"r": 2}}, "r"), ({"n_unlabelled": 0}, "n_unlabelled")],
+     ({"student": "finetuned_in_context"}, "a student reads the query alone"), ({"student_settings": {"r": 2}}, "r"),
+     ({"n_unlabelled": 0}, "n_unlabelled")],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_refused(settings, said):
     with pytest.raises(UserError, match=said):
@@ -192,7 +193,8 @@ def test_a_student_learns_from_a_tuned_teacher_what_it_could_not_do(spec_of, tmp
     tuned = run_trial(tuned_spec, replace(CPU, keep_weights=True))
     export_model(tuned_spec, tuned.weights, tmp_path / "tuned")
     given = spec_of(
-        DISTILLED, {"teacher_context": "none", "n_unlabelled": 96, "keep_unfinished": False}, teacher=resolve_model(str(tmp_path / "tuned")),
+        DISTILLED, {"teacher_context": "none", "n_unlabelled": 96, "keep_unfinished": False},
+        teacher=resolve_model(str(tmp_path / "tuned")),
         n_shots=2, epochs=16, batch_size=16, **usual,
     )  # fmt: skip
     record = run_trial(given, CPU).record

@@ -181,7 +181,8 @@ def test_the_toy_model_learns_to_say_why():
     settings = complete_settings("rationale_tuning", {"max_rationale_tokens": 12, "marker": " answer:"})
     record = run_trial(
         TrialSpec(
-            model=resolve_model("toy"), task="toy", data=load_task("toy").resolve_data(None), method="rationale_tuning", n_shots=512, n_dev=0,
+            model=resolve_model("toy"), task="toy", data=load_task("toy").resolve_data(None), method="rationale_tuning",
+            n_shots=512, n_dev=0,
             n_test=200, settings=settings, selections=("last",), test_sets=("toy",), train=TrainSpec(learning_rate=2e-3, epochs=10),
         ),
         CPU,

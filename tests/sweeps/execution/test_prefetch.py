@@ -45,7 +45,8 @@ def needs_no_hub(spec, runtime):
 plan, where = load_plan(plan_file)
 cells = build_cells(plan, where, pinned, fake_data)
 try:
-    run_sweep(plan, cells, results, SweepOptions(address=address, workers=2), run_trial=needs_no_hub, console=Console(stderr=True, width=500))
+    options = SweepOptions(address=address, workers=2)
+    run_sweep(plan, cells, results, options, run_trial=needs_no_hub, console=Console(stderr=True, width=500))
 except UserError as error:
     print("llmft:", error, file=sys.stderr)
 """
@@ -116,7 +117,8 @@ def test_a_model_that_has_moved_is_said(plan_file, tmp_path):
         model = ModelRef(name="owner/small", revision=commit, fingerprint=commit)
         cells = build_cells(plan, where, lambda name, revision: model, fake_data)
         page = io.StringIO()
-        run_sweep(plan, cells, tmp_path / "results", SweepOptions(serial=True), console=Console(file=page, width=500), run_trial=lambda spec, runtime: TrialResult(fake_record(spec)))  # fmt: skip
+        console, options = Console(file=page, width=500), SweepOptions(serial=True)
+        run_sweep(plan, cells, tmp_path / "results", options, console=console, run_trial=lambda spec, _: TrialResult(fake_record(spec)))
         return page.getvalue()
 
     with pytest.MonkeyPatch.context() as patch:

@@ -32,7 +32,8 @@ def sweep(tmp_path, small_cells):
     def run(*names, changes=(), run_trial=run_full, **options):
         plan, cells = small_cells(*changes)
         page = io.StringIO()
-        outcome = run_sweep(plan, cells, tmp_path / "results", SweepOptions(serial=True, trackers=names), console=Console(file=page, width=500), run_trial=run_trial, **options)  # fmt: skip
+        how, console = SweepOptions(serial=True, trackers=names), Console(file=page, width=500)
+        outcome = run_sweep(plan, cells, tmp_path / "results", how, console=console, run_trial=run_trial, **options)
         return outcome, page.getvalue()
 
     return run
@@ -312,7 +313,9 @@ def test_on_ray_a_lost_trial_is_logged_as_failed(tmp_path, small_cells, monkeypa
         ("r: {choices: [2, 4]}", "learning_rate: {choices: [1e-3, 1e-2]}"),
         ("{n_trials: 4, seeds: [100, 101]", "{n_trials: 2, seeds: [100]"),
     )  # fmt: skip
-    outcome = run_sweep(plan, cells, tmp_path / "results", SweepOptions(workers=2, trackers=("tensorboard",)), console=Console(quiet=True), policy=FailurePolicy(budget={Loss.PROCESS: 0}), run_trial=partial(fake_trial, log=str(tmp_path / "log"), dies_at=5e-3))  # fmt: skip
+    options, policy = SweepOptions(workers=2, trackers=("tensorboard",)), FailurePolicy(budget={Loss.PROCESS: 0})
+    trial = partial(fake_trial, log=str(tmp_path / "log"), dies_at=5e-3)
+    outcome = run_sweep(plan, cells, tmp_path / "results", options, console=Console(quiet=True), policy=policy, run_trial=trial)
     assert (outcome.n_finished, outcome.n_failed) == (4, 1)
     assert len(writer.names(failed=False)) == 4 and len(writer.names(failed=True)) == 1
     assert writer.calls[-1] == "close"

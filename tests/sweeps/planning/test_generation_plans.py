@@ -98,7 +98,8 @@ def test_a_workload_is_what_the_heaviest_draw_takes(tiny_model):
 )
 def test_an_estimate_is_within_30_percent_of_a_real_trial(request, method, model):
     plan = plan_of(
-        request.getfixturevalue(model), methods={method: {"settings": SETTINGS.get(method, {})}}, n_test=24, n_shots=[16], train={"epochs": 2, "batch_size": 16},
+        request.getfixturevalue(model), methods={method: {"settings": SETTINGS.get(method, {})}}, n_test=24, n_shots=[16],
+        train={"epochs": 2, "batch_size": 16},
         generation={"max_new_tokens": 30, "stop": []}, test_sets=["toy_text"], report={"seeds": [0]},
     )  # fmt: skip
     (cell,) = build_cells(plan, "test.yaml")

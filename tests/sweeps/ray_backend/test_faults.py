@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -65,7 +66,8 @@ def undisturbed(tmp_path, plan_file):
         path = plan_file(*changes)
         plan, where = load_plan(str(path))
         cells, log = build_cells(plan, where, fake_model, fake_data), str(tmp_path / "alone.log")
-        run_sweep(plan, cells, tmp_path / "alone", SweepOptions(serial=True), console=Console(quiet=True), run_trial=lambda spec, runtime: fake_trial(spec, runtime, log=log))  # fmt: skip
+        options, trial = SweepOptions(serial=True), partial(fake_trial, log=log)
+        run_sweep(plan, cells, tmp_path / "alone", options, console=Console(quiet=True), run_trial=trial)
         return str(path), results(tmp_path / "alone"), (tmp_path / "alone" / "sweep.json").read_bytes()
 
     return run_alone
@@ -106,7 +108,8 @@ def test_the_head_of_the_cluster_disappears(tmp_path, undisturbed):
 def test_a_trial_that_hangs_is_ended(tmp_path, plan_file):
     plan = plan_file(
         ("  zero_shot:\n  in_context: {n_shots: [2]}\n", ""), ("n_shots: [2, 4]", "n_shots: [2]"),
-        ("r: {choices: [2, 4]}", "learning_rate: {choices: [1e-3, 1e-2]}"), ("{n_trials: 4, seeds: [100, 101]", "{n_trials: 2, seeds: [100]"),
+        ("r: {choices: [2, 4]}", "learning_rate: {choices: [1e-3, 1e-2]}"),
+        ("{n_trials: 4, seeds: [100, 101]", "{n_trials: 2, seeds: [100]"),
         ("n_dev: 4", "n_dev: 4\ntrial_timeout_s: 1.0"),
     )  # fmt: skip
     code, outcome, said = run(plan=str(plan), root=str(tmp_path / "r"), hangs_at=5e-3)
