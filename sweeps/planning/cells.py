@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from llmft.config import TrainSpec, TrialSpec
 from llmft.errors import UserError, error_lines
 from llmft.methods import SearchRange, complete_settings, method_class
+from llmft.seeds import SeedName
 from sweeps.planning.schema import ModelEntry, SearchPlan
 from sweeps.planning.search_space import Params, Space, values_of
 
@@ -36,7 +37,7 @@ class Cell:
     ranges: Mapping[str, SearchRange]
     search: SearchPlan | None
     report_seeds: tuple[int, ...]
-    vary: tuple[str, ...]
+    vary: tuple[SeedName, ...]
     model_entry: ModelEntry
 
     @cached_property

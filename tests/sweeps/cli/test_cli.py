@@ -215,7 +215,7 @@ def test_a_finding_is_shown_once_with_its_checkpoints(tiny_model):
 
     from llmft.records.record import Finding
     from sweeps.cli.single_trial import TrialOptions, describe_trial, run_one
-    from sweeps.display.record_summary import record_summary
+    from sweeps.display.record_page import record_summary
 
     spec, _ = describe_trial(TrialOptions("toy", "zero_shot", str(tiny_model), assignments=["n_dev=4", "n_test=4"]))
     twice = [Finding(code="x", severity="note", message="same", set="toy", selection=name) for name in ("last", "best_dev")]
@@ -231,7 +231,7 @@ def test_a_teacher_is_shown_round_by_round(tiny_model):
     from rich.console import Console
 
     from sweeps.cli.single_trial import TrialOptions, describe_trial, run_one
-    from sweeps.display.record_summary import record_summary
+    from sweeps.display.record_page import record_summary
 
     def shown(*settings: str) -> str:
         assignments = ["n_dev=4", "n_test=4", "settings.n_unlabelled=6", *(f"settings.{setting}" for setting in settings)]

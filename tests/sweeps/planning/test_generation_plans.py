@@ -21,7 +21,7 @@ from llmft.config.spec import GenerationSpec
 from llmft.errors import UserError
 from llmft.trial.preparation import encode_prompts, prepare_trial
 from sweeps.cli.single_trial import TrialOptions, describe_trial, run_one
-from sweeps.display.record_summary import record_summary
+from sweeps.display.record_page import record_summary
 from sweeps.planning.expand import build_cells
 from sweeps.planning.loader import parse_plan
 from sweeps.resources.workload import largest_workload
