@@ -1,4 +1,4 @@
-"""TODO."""
+"""Predictions of one set: scores of label words, or generated texts."""
 
 from __future__ import annotations
 

@@ -7,15 +7,10 @@ pattern or a separator becomes a space; nothing but `max_length` bounds its prom
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from llmft.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
-
 
 DROPOUT = {  # the names of the hidden dropout, by architecture: OPT ignores `hidden_dropout_prob`
     "opt": ("dropout",),
@@ -146,7 +141,7 @@ def names_in(network, method: str) -> Names:
     if family not in FAMILIES:
         raise UserError(
             f"method '{method}': the layers of {family!r} models are not known. Known: {', '.join(sorted(FAMILIES))}. "
-            "Choose another model or method, or add a row to llmft/blocks.py."
+            "Choose another model or method, or add a row to llmft/models/architectures.py."
         )
     return FAMILIES[family]
 

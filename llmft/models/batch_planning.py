@@ -1,4 +1,4 @@
-"""TODO."""
+"""Decide which queries share a forward pass, and how many tokens it may hold."""
 
 from __future__ import annotations
 
