@@ -81,7 +81,8 @@ def test_the_weights_are_those_that_transformers_would_take(server, cache, offer
 
 LOAD = """
 import sys, torch
-from llmft.models.loading import borrow_model, checksum, load_tokenizer, resolve_model
+from llmft.models.info import resolve_model
+from llmft.models.loading import borrow_model, checksum, load_tokenizer
 print("ready", flush=True)
 sys.stdin.readline()
 ref = resolve_model(sys.argv[1])

@@ -149,7 +149,7 @@ def test_training_leaves_the_callers_randomness_alone(spec_of):
 
 def test_nothing_encoded_before_a_step_is_used_after_it(spec_of, monkeypatch):
     task = load_task("toy")
-    opening = Pattern(template="doctors saw lawyers and lawyers saw doctors and so on {premise} {hypothesis} ?")
+    opening = Pattern(template="doctors saw lawyers and lawyers saw doctors and so on {premise} {hypothesis} ?", verbalizer="yes-no")
     monkeypatch.setattr(type(task), "patterns", {**task.patterns, "minimal": opening})
     spec = spec_of("pattern", selections=("last",))
     setting = prepare_trial(spec)

@@ -117,7 +117,7 @@ def test_peft_loads_what_was_trained_beside_an_encoder(tmp_path, spec_of, t5, ad
     base = AutoModelForSeq2SeqLM.from_pretrained(t5.path)
     theirs = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "adapter").eval()
     assert theirs.peft_config["default"].task_type == "SEQ_2_SEQ_LM"
-    queries = EncodedQueries(tuple(map(tuple, IDS.tolist())), (0, 0), start=(0,))
+    queries = EncodedQueries(tuple(map(tuple, IDS.tolist())), (0, 0), decoder_prefix=(0,))
     inputs = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "decoder_input_ids": torch.zeros(2, 1, dtype=torch.long)}
     with restored(spec, tmp_path / "weights", torch.device("cpu")) as adapted, torch.no_grad():
         ours = adapted(adapted.method.scores, make_batch(queries, [0, 1], WORDS, adapted.model)).labels

@@ -184,33 +184,33 @@ def test_what_trials_wait_for_is_said(small_cells, monkeypatch):
     progress = Progress(Schedule(cells), 2, Console(file=page))
     trials = dict(zip("abcd", progress.schedule.ready({}), strict=False))
     stub = SimpleNamespace(
-        error=None, trials=trials, slot_of=lambda trial: ResourceRequest(gpus=1.0),
-        ledger=SimpleNamespace(progress=progress, records={}, running=trials, done=False),
+        error=None, trials=trials, request_of=lambda trial: ResourceRequest(gpus=1.0),
+        state=SimpleNamespace(progress=progress, records={}, running=trials, done=False),
     )  # fmt: skip
-    overseer = searcher.SweepCallback(stub)
+    callback = searcher.SweepCallback(stub)
     clock = [1000.0]
     monkeypatch.setattr(searcher.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(searcher.ray, "cluster_resources", lambda: cluster)
 
     def look(after_s):
         clock[0] += after_s
-        overseer.on_step_begin(0, [])
+        callback.on_step_begin(0, [])
         return progress._status
 
     assert look(0) == "starting workers ..."
     for trial_id in "ab":
-        overseer.on_trial_start(0, [], SimpleNamespace(trial_id=trial_id))
+        callback.on_trial_start(0, [], SimpleNamespace(trial_id=trial_id))
     assert look(2) == ""
     assert look(4) == "waiting for 2 more GPUs: the cluster is full, or still growing"
     cluster["GPU"] = 4.0
     assert look(2) == "starting workers ..."
     for trial_id in "cd":
-        overseer.on_trial_start(0, [], SimpleNamespace(trial_id=trial_id))
+        callback.on_trial_start(0, [], SimpleNamespace(trial_id=trial_id))
     assert look(2) == ""
     stub.on_loss = lambda *_, **__: None
-    overseer.on_trial_recover(0, [], SimpleNamespace(trial_id="a", pickled_error_file="nowhere"))
+    callback.on_trial_recover(0, [], SimpleNamespace(trial_id="a", pickled_error_file="nowhere"))
     assert look(2) == "" and look(6) == "starting workers ..."
-    stub.ledger.done = True
+    stub.state.done = True
     with pytest.raises(searcher.Done):  # before Tune writes down what it knows
         look(1)
 

@@ -13,7 +13,7 @@ from llmft.records.record import Cost
 from llmft.records.record_files import RECORD_FILE
 from llmft.trial.result import TrialResult
 from sweeps.ray_backend.losses import wants_fresh_process
-from sweeps.run import run_sweep
+from sweeps.run import SweepOptions, run_sweep
 from sweeps.search.retry_policy import FailurePolicy
 from sweeps.search.study_mirror import JOURNAL_FILE
 from sweeps.store.store import Store, StoreUnwritable
@@ -139,7 +139,8 @@ def test_a_sweep_whose_disk_fills_up_stops_and_goes_on_where_there_is_room(small
             _fill(folder)
         return TrialResult(fake_record(spec), b"p" * 1000)
 
-    run = partial(run_sweep, plan, cells, serial=True, console=Console(quiet=True))
+    serially = SweepOptions(serial=True)
+    run = partial(run_sweep, plan, cells, options=serially, console=Console(quiet=True))
     with pytest.raises(StoreUnwritable, match="No space left on device"):
         run(folder / "results", run_trial=partial(run_trial, fills=True))
     assert len(Store(folder / "results").load()) == 5
