@@ -53,7 +53,7 @@ def cluster():
 def test_nodes_come_when_trials_wait_and_go_when_they_have_run(cluster, plan_file, tmp_path):
     assert cluster.n_nodes() == 0
     log = tmp_path / "log"
-    out, error = cluster.drive(DRIVER, plan_file(), tmp_path / "results", log, 3, 1).communicate(timeout=150)
+    out, error = cluster.drive(DRIVER, plan_file(), tmp_path / "results", log, 3, 1).communicate(timeout=270)
     assert out and json.loads(out) == [26, 0, 26], error
     assert "starting workers ..." in error  # what is said of a cluster that grows slowly hangs on its pace: see test_progress
     records = Store(tmp_path / "results").load()
